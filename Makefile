@@ -1,0 +1,45 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(VENV)/.runtime ## make .venv with what the worker needs
+
+.PHONY: run
+run: $(VENV)/.runtime ## the main job: train an image generator on the digits that ship here
+	@$(BIN)/python rp_handler.py
+
+.PHONY: test
+test: $(VENV)/.dev ## set up everything and run the tests
+	$(BIN)/python -m pytest
+
+.PHONY: check
+check: $(VENV)/.dev ## what CI runs: ruff, strict mypy, the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+.PHONY: format
+format: $(VENV)/.dev ## let ruff rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: clean
+clean: ## remove .venv, caches and the embedded store in ./data
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache data
+
+# A stamp is written last, so that an interrupted install is done again.
+$(VENV)/.runtime: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,28 @@
+"""The kinds of job that `start` can run. To add one: write a module, add a line to `JOBS`.
+
+A module of a kind has `Params` (pydantic: every field described and limited) and
+`run(context, params) -> result` (a small JSON value). The worker's own process imports it for
+`Params`, so nothing heavy is imported at its top: torch only inside `run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, JsonValue
+
+from jobs import sleep, train_diffusion
+
+
+class Job(NamedTuple):
+    """The definition behind a kind."""
+
+    params: type[BaseModel]
+    run: Callable[[Any, Any], JsonValue]
+
+
+JOBS: dict[str, Job] = {
+    "sleep": Job(sleep.Params, sleep.run),
+    "train_diffusion": Job(train_diffusion.Params, train_diffusion.run),
+}

@@ -1,0 +1,110 @@
+"""What a running job may touch: its folders and its voice. Nothing else.
+
+A job is a plain function `run(context, params) -> result`. It never sees the store or a
+credential: it reads and writes folders, and the worker moves the bytes. To test a job, call it:
+
+    events = []
+    result = run(JobContext(tmp_path, emit=events.append), Params(...))
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class JobStopped(BaseException):
+    """Raised by a job that was told to stop, after it has saved what it wants to keep.
+
+    Also raised *into* a job by SIGTERM. A BaseException, so that a job's own
+    `except Exception` cannot swallow it.
+    """
+
+
+class JobFailed(Exception):
+    """A failure the job can name: a stable `code` for programs, a sentence for people."""
+
+    def __init__(self, code: str, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
+
+
+class JobContext:
+    """The folders of one attempt, and the ways to report from it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        emit: Emit = lambda event: None,
+        stop: threading.Event | None = None,
+        resume_from: Path | None = None,
+        attempt: int = 1,
+        device: str = "auto",
+    ) -> None:
+        self.inputs: Final = folder / "inputs"
+        #: Whatever lies here when the job ends becomes an artifact.
+        self.outputs: Final = folder / "outputs"
+        #: A place to write checkpoints, before `checkpoint` hands them over.
+        self.checkpoints: Final = folder / "checkpoints"
+        #: What an earlier attempt handed to `checkpoint` last (same name, same content), or None.
+        self.resume_from: Final = resume_from
+        self.attempt: Final = attempt
+        self._sealed = folder / "sealed"
+        self._folder = folder
+        self._emit = emit
+        self._stop = stop or threading.Event()
+        self._device = device
+        self._seals = 0
+        for path in (self.inputs, self.outputs, self.checkpoints, self._sealed):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def progress(
+        self, step: int, total: int | None = None, message: str = "", **metrics: float
+    ) -> None:
+        """Say how far the job is: `step` of `total` done, with current figures such as `loss=`.
+
+        Cheap enough to call at every step; the worker shows the newest one.
+        """
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._emit(
+            {"event": "progress", "step": step, "total": total, "message": message,
+             "metrics": finite}
+        )  # fmt: skip
+
+    def checkpoint(self, path: Path) -> None:
+        """Hand over a finished file or folder under `checkpoints` to resume from.
+
+        It is *moved*, so that nothing can change it while it travels; write the next one anew.
+        """
+        self._seals += 1
+        sealed = self._sealed / f"{self._seals:06d}"
+        sealed.mkdir()
+        os.replace(path, sealed / path.name)  # noqa: PTH105 - one atomic move
+        self._emit({"event": "checkpoint", "seq": self._seals, "path": self._relative(sealed)})
+
+    def artifact(self, path: Path) -> None:
+        """Offer a finished file under `outputs` for download at once, while the job goes on."""
+        self._emit({"event": "artifact", "path": path.relative_to(self.outputs).as_posix()})
+
+    def should_stop(self) -> bool:
+        """Whether somebody asked this attempt to end: save a checkpoint, then raise JobStopped."""
+        return self._stop.is_set()
+
+    def device(self) -> str:
+        """`cuda` where there is a usable GPU (and the operator did not say otherwise), else `cpu`."""
+        if self._device != "auto":
+            return self._device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self._folder).as_posix()

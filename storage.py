@@ -1,0 +1,305 @@
+"""Bytes by key, with compare-and-swap: one contract, an S3 bucket or a folder behind it.
+
+This module holds the contract and what a store may raise. `s3_store.S3Store` and
+`local_store.LocalStore` keep it; `store_probe` finds out what a given bucket really does.
+
+A key is relative to the store's prefix, `/`-separated, and safe by construction: `check_key`
+refuses anything that could escape, before any request is made.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from utils import WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from utils import Settings
+
+#: S3 keys are at most 1024 bytes of UTF-8; this leaves room for the operator's prefix.
+MAX_KEY_BYTES = 900
+#: S3 lists at most this many keys per request.
+MAX_PAGE = 1000
+
+
+class ObjectNotFound(WorkerError):
+    """No object has this key. Never raised because a store could not be reached."""
+
+    code = "object_not_found"
+
+
+class ObjectExists(WorkerError):
+    """`create` found the key taken, by bytes other than the ones it brought."""
+
+    code = "object_exists"
+
+
+class ObjectChanged(WorkerError):
+    """`replace` found another version than the expected one, or none."""
+
+    code = "object_changed"
+
+
+class StorageUnavailable(WorkerError):
+    """The store did not answer, or not usefully; whether a write took place is unknown."""
+
+    code = "storage_unavailable"
+    retryable = True
+
+
+class StorageMisconfigured(WorkerError):
+    """The store answered that this configuration can never work; the message says what to change."""
+
+    code = "storage_misconfigured"
+
+
+class InvalidKey(WorkerError):
+    """A key that is absolute, escapes, is over-long or holds characters no key may hold."""
+
+    code = "invalid_key"
+
+
+class ChecksumMismatch(WorkerError):
+    """A file's bytes are not those that were announced, after every retry."""
+
+    code = "checksum_mismatch"
+    retryable = True
+
+
+class PresignUnsupported(WorkerError):
+    """This store cannot make links; `download_file` reads its files in chunks instead."""
+
+    code = "presign_unsupported"
+
+
+class Stored(NamedTuple):
+    """An object as it was read."""
+
+    data: bytes
+    #: Opaque; what `replace` and a conditional `get` compare. Differs whenever `data` differs.
+    version: str
+    #: Seconds since the Unix epoch at which it was written, by the store's clock.
+    modified: float
+    #: Seconds between that writing and this reading, both by the store's clock (never by ours,
+    #: so that workers whose clocks disagree still agree on this). At least 0.
+    age_seconds: float
+
+
+class Listed(NamedTuple):
+    """A row of `list`."""
+
+    key: str
+    size: int
+    #: Seconds since the Unix epoch, by the store's clock.
+    modified: float
+
+
+class Page(NamedTuple):
+    """Up to `MAX_PAGE` rows in key order (by UTF-8 bytes)."""
+
+    objects: list[Listed]
+    #: What to pass as `start_after` for the next page; None when this was the last.
+    next: str | None
+
+
+class FileFacts(NamedTuple):
+    """What a transfer saw go by: computed in the same pass as the copy."""
+
+    size: int
+    #: Lower-case hex.
+    sha256: str
+
+
+class Capabilities(NamedTuple):
+    """What this store can be relied on for. `store_probe` fills it in for a bucket."""
+
+    #: create and replace are atomic. False: single-writer mode, checked by reading first.
+    conditional_writes: bool
+    #: presign works, and a link made by it can really be fetched.
+    presign: bool
+    #: Many keys can be deleted in one request.
+    multi_delete: bool
+    #: A sentence for each of the above that is False, and what follows from it.
+    degraded: tuple[str, ...] = ()
+
+
+class StoreHealth(NamedTuple):
+    """The outcome of `check`: a live round trip."""
+
+    ok: bool
+    #: For a person: what is wrong and what to change, or how the store was reached.
+    message: str
+    round_trip_ms: float | None
+    #: Our wall clock minus the store's, in seconds; None where there is no other clock.
+    clock_offset_seconds: float | None
+
+
+class Store(Protocol):
+    """What the rest of the worker knows of storage.
+
+    Every method may raise `StorageUnavailable`, `StorageMisconfigured` and `InvalidKey` beside
+    what it names itself. Nothing blocks the event loop. Reads and unconditional writes are
+    retried inside; a conditional write never is: its outcome is settled by reading back.
+    """
+
+    #: For logs and `health`, without credentials: `s3://bucket/prefix`, `file:///data`.
+    url: str
+
+    async def capabilities(self) -> Capabilities:
+        """What the store can do; probed at the first call, remembered after."""
+        ...
+
+    async def get(self, key: str, *, cached: Stored | None = None) -> Stored:
+        """The object. If it still has `cached.version`, `cached` itself with its age made new.
+
+        Raises:
+            ObjectNotFound: there is none.
+        """
+        ...
+
+    async def put(self, key: str, data: bytes, *, content_type: str | None = None) -> str:
+        """Write whatever was there before. Returns the new version."""
+        ...
+
+    async def create(self, key: str, data: bytes) -> str:
+        """Write where nothing was. Of many concurrent callers exactly one succeeds.
+
+        An unclear outcome (lost answer, 409, 412, 5xx) is settled by reading back: success if
+        the object holds exactly `data`, so callers make `data` their own with a nonce.
+
+        Raises:
+            ObjectExists: the key is taken.
+        """
+        ...
+
+    async def replace(self, key: str, data: bytes, version: str) -> str:
+        """Write over exactly `version`. Unclear outcomes are settled as in `create`.
+
+        Raises:
+            ObjectChanged: another version is there, or none.
+        """
+        ...
+
+    async def list(
+        self, prefix: str, *, start_after: str | None = None, limit: int = MAX_PAGE
+    ) -> Page:
+        """One page of what begins with `prefix`, which is empty or ends with `/`. One request."""
+        ...
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove these. One that is not there is no error. Many go in as few requests as can be."""
+        ...
+
+    async def upload(
+        self,
+        path: Path,
+        key: str,
+        *,
+        content_type: str | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> FileFacts:
+        """Copy a file into the store, whole or not at all, at constant memory.
+
+        `on_bytes(n)` is called on the event loop as n more bytes have gone.
+
+        Raises:
+            ChecksumMismatch: the file changed while it was read.
+            FileNotFoundError: there is no file at `path`.
+        """
+        ...
+
+    async def download(
+        self,
+        key: str,
+        path: Path,
+        *,
+        expected: FileFacts | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> FileFacts:
+        """Copy an object to `path`, which appears only when it is whole and verified.
+
+        Raises:
+            ObjectNotFound: there is none.
+            ChecksumMismatch: it is not `expected`.
+        """
+        ...
+
+    async def presign_get(
+        self, key: str, *, expires_in: int, filename: str | None = None
+    ) -> str:
+        """A link that anyone may GET for `expires_in` seconds; saved as `filename`.
+
+        Raises:
+            PresignUnsupported: this store has no links.
+        """
+        ...
+
+    async def presign_put(
+        self, key: str, *, expires_in: int, content_type: str | None = None, size: int | None = None
+    ) -> str:
+        """A link to which anyone may PUT; what is given here is signed and thereby enforced.
+
+        Raises:
+            PresignUnsupported: this store has no links, or none that can be written to.
+        """
+        ...
+
+    async def check(self) -> StoreHealth:
+        """Write, read and remove one small object. Never raises what a store can do to us."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and threads."""
+        ...
+
+
+def check_key(key: str) -> str:
+    """`key` itself, if it may be used.
+
+    Raises:
+        InvalidKey: it is empty, absolute, over-long, or has an empty, `.` or `..` part, a
+            backslash, or a character that is not printable or not NFC-normalised.
+    """
+    if not key or len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
+        raise InvalidKey(f"a key has 1 to {MAX_KEY_BYTES} bytes")
+    if not key.isprintable() or "\\" in key or unicodedata.normalize("NFC", key) != key:
+        raise InvalidKey("a key holds only printable, normalised characters and no backslash")
+    if any(part in ("", ".", "..") for part in key.split("/")):
+        raise InvalidKey("a key is relative, and no part of it is empty, '.' or '..'")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """`prefix` itself, if `list` may use it: empty, or a key with a `/` after it.
+
+    The slash is required because `foo` would also list `foobar`.
+
+    Raises:
+        InvalidKey: it is neither.
+    """
+    if prefix:
+        if not prefix.endswith("/"):
+            raise InvalidKey("a prefix ends with '/'")
+        check_key(prefix[:-1])
+    return prefix
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name: a bucket if one is set, else a folder.
+
+    Makes no request. boto3 is imported only when there is a bucket: it takes 0.3 s.
+
+    Raises:
+        StorageMisconfigured: the settings contradict each other.
+    """
+    if settings.bucket is None:
+        from local_store import LocalStore
+
+        return LocalStore(settings.local_store_root())
+    from s3_store import S3Store
+
+    return S3Store.from_settings(settings)
