@@ -1,0 +1,56 @@
+"""Fixtures that more than one module uses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import servers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from storage import Store
+    from tests.servers import Place, S3Server
+
+# ---- stores. A server starts when the first test asks for it, and serves all that follow.
+# `@pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)` chooses other stores.
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """A moto server: for functions, not for races or security."""
+    with servers.run_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[S3Server]:
+    """A Ceph RGW server: the real thing."""
+    with servers.run_ceph() as server:
+        yield server
+
+
+@pytest.fixture(params=servers.STORES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where an empty store is: each kind in turn."""
+    if request.param == "local":
+        return {"root": str(tmp_path / "store")}
+    if request.param == "url":
+        return servers.place_from_url(servers.TEST_S3_URL)
+    server: S3Server = request.getfixturevalue(request.param)
+    return server.place()
+
+
+@pytest.fixture
+async def store(place: Place) -> AsyncIterator[Store]:
+    """An empty store of each kind in turn."""
+    store = servers.open_place(place)
+    yield store
+    page = await store.list("")
+    while page.objects:
+        await store.delete([row.key for row in page.objects])
+        page = await store.list("")
+    await store.close()
