@@ -18,6 +18,11 @@ from typing import Any, Final
 
 Emit = Callable[[dict[str, Any]], None]
 
+#: A result is returned inline in replies, so it stays small: bytes of its JSON.
+RESULT_LIMIT: Final = 256 * 1024
+#: What one event may take on its way to the worker, in bytes.
+EVENT_LIMIT: Final = RESULT_LIMIT + 16 * 1024
+
 
 class JobStopped(BaseException):
     """Raised by a job that was told to stop, after it has saved what it wants to keep.
@@ -43,7 +48,7 @@ class JobContext:
         self,
         folder: Path,
         *,
-        emit: Emit = lambda event: None,
+        emit: Emit = lambda _event: None,
         stop: threading.Event | None = None,
         resume_from: Path | None = None,
         attempt: int = 1,
@@ -73,9 +78,9 @@ class JobContext:
 
         Cheap enough to call at every step; the worker shows the newest one.
         """
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self._emit(
-            {"event": "progress", "step": step, "total": total, "message": message,
+            {"event": "progress", "step": step, "total": total, "message": message[:500],
              "metrics": finite}
         )  # fmt: skip
 
@@ -91,15 +96,21 @@ class JobContext:
         self._emit({"event": "checkpoint", "seq": self._seals, "path": self._relative(sealed)})
 
     def artifact(self, path: Path) -> None:
-        """Offer a finished file under `outputs` for download at once, while the job goes on."""
-        self._emit({"event": "artifact", "path": path.relative_to(self.outputs).as_posix()})
+        """Offer a finished file under `outputs` for download at once, while the job goes on.
+
+        Raises ValueError when it lies elsewhere, FileNotFoundError when it is no regular file.
+        """
+        relative = path.relative_to(self.outputs).as_posix()
+        if path.is_symlink() or not path.is_file():
+            raise FileNotFoundError(f"outputs/{relative} is not a regular file")
+        self._emit({"event": "artifact", "path": relative})
 
     def should_stop(self) -> bool:
         """Whether somebody asked this attempt to end: save a checkpoint, then raise JobStopped."""
         return self._stop.is_set()
 
     def device(self) -> str:
-        """`cuda` where there is a usable GPU (and the operator did not say otherwise), else `cpu`."""
+        """What the operator chose; else `cuda` where there is a usable GPU, `cpu` elsewhere."""
         if self._device != "auto":
             return self._device
         import torch

@@ -1,0 +1,191 @@
+"""The child's side: one attempt, from the first order on the control pipe to the final event.
+
+    python -m jobs CONTROL EVENTS      (numbers of two pipes; the worker's runner starts it so)
+
+Each way carries one JSON object a line. Orders: first the attempt itself, later
+`{"order": "stop"}`. Events: `progress`, `checkpoint`, `artifact`, and at last one of `completed`,
+`failed`, `stopped`. Standard output and error belong to the job; they are its log.
+"""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs import JOBS
+from jobs.context import EVENT_LIMIT, RESULT_LIMIT, JobContext, JobFailed, JobStopped
+from jobs.guardian import guard
+
+Event = dict[str, Any]
+
+
+class Voice:
+    """The event pipe: whole lines only, from any thread, whatever SIGTERM interrupts."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._turn = threading.Lock()
+        self._main_thread_speaks = False
+        self._told_to_stop = False
+
+    def emit(self, event: Event) -> None:
+        """Send one event. Raises ValueError or TypeError for what JSON cannot say."""
+        line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        if len(line) > EVENT_LIMIT:
+            raise ValueError(f"an event of {len(line)} bytes; the limit is {EVENT_LIMIT}")
+        if threading.current_thread() is not threading.main_thread():
+            self._write(line)
+            return
+        self._main_thread_speaks = True
+        self._write(line)
+        self._main_thread_speaks = False
+        if self._told_to_stop:
+            self._told_to_stop = False
+            raise JobStopped
+
+    def on_sigterm(self, *_: object) -> None:
+        """Raise JobStopped in the main thread: once, and never in the middle of a line."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self._main_thread_speaks:
+            self._told_to_stop = True
+        else:
+            raise JobStopped
+
+    def _write(self, line: bytes) -> None:
+        with self._turn:
+            while line:
+                line = line[os.write(self._pipe, line) :]
+
+
+def main() -> None:
+    """Become the job of one attempt; its guardian stays behind in `guard`."""
+    control, events = (int(argument) for argument in sys.argv[1:3])
+    guard(control, events)
+    voice = Voice(events)
+    signal.signal(signal.SIGTERM, voice.on_sigterm)
+    for pipe in (control, events):
+        os.set_inheritable(pipe, False)  # to programs that the job starts
+    os.register_at_fork(after_in_child=lambda: _cut_off(voice, control, events))
+    faulthandler.enable()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that the log is up to date
+    final = _final_event(_lines(control), voice)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is decided
+    voice.emit(final)
+    sys.exit(1 if final["event"] == "failed" else 0)
+
+
+def _final_event(orders: Iterator[bytes], voice: Voice) -> Event:
+    """Run the attempt that is ordered, and say how it ended."""
+    try:
+        return {"event": "completed", "result": _checked(_run(orders, voice))}
+    except JobStopped:
+        return {"event": "stopped"}
+    except Exception as error:  # noqa: BLE001 - whatever a job raises has to be reported
+        traceback.print_exception(error)
+        return _failed(error)
+
+
+def _failed(error: Exception) -> Event:
+    if isinstance(error, JobFailed):
+        code, message, retryable = error.code, str(error), error.retryable
+    else:
+        code, message, retryable = _code_of(error), f"{type(error).__name__}: {error}", False
+    return {"event": "failed", "code": code, "message": message[:2000], "retryable": retryable}
+
+
+def _run(orders: Iterator[bytes], voice: Voice) -> object:
+    order = json.loads(next(orders))
+    stop = threading.Event()
+    threading.Thread(target=_obey, args=(orders, stop), daemon=True).start()
+    job = JOBS.get(order["kind"])
+    if job is None:
+        raise JobFailed("kind_unknown", f"There is no kind {order['kind']!r}.")
+    try:
+        params = job.params.model_validate(order["params"])
+    except ValidationError as error:
+        raise JobFailed("params_invalid", _without_values(error)) from None
+    os.chdir(order["folder"])  # what a job writes without saying where lands here
+    context = JobContext(
+        Path(order["folder"]),
+        emit=voice.emit,
+        stop=stop,
+        resume_from=Path(order["resume_from"]) if order["resume_from"] else None,
+        attempt=order["attempt"],
+        device=order["device"],
+    )
+    return job.run(context, params)
+
+
+def _obey(orders: Iterator[bytes], stop: threading.Event) -> None:
+    for line in orders:
+        if json.loads(line)["order"] == "stop":
+            stop.set()
+
+
+def _lines(pipe: int) -> Iterator[bytes]:
+    # Not a buffered file object: a thread that waits in one breaks the interpreter's exit.
+    pending = bytearray()
+    while chunk := os.read(pipe, 1 << 16):
+        pending += chunk
+        while (end := pending.find(b"\n")) >= 0:
+            yield bytes(pending[:end])
+            del pending[: end + 1]
+
+
+def _checked(result: object) -> object:
+    """`result`, if it can be part of a reply. Raises JobFailed."""
+    try:
+        size = len(json.dumps(result, ensure_ascii=False, allow_nan=False).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise JobFailed("result_invalid", f"The result is not JSON: {error}") from None
+    if size > RESULT_LIMIT:
+        sentence = f"The result takes {size} bytes; at most {RESULT_LIMIT} fit in a reply."
+        raise JobFailed("result_too_large", sentence)
+    return result
+
+
+def _without_values(error: ValidationError) -> str:
+    problems = error.errors(include_input=False, include_context=False, include_url=False)
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems
+    )
+
+
+def _code_of(error: Exception) -> str:
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
+        return "cuda_out_of_memory"
+    if (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or "DefaultCPUAllocator: can't allocate memory" in text
+    ):
+        return "host_out_of_memory"
+    return "job_error"
+
+
+def _cut_off(voice: Voice, *pipes: int) -> None:
+    """Keep a fork of the job, such as a data loader, from holding or garbling the protocol."""
+    if signal.getsignal(signal.SIGTERM) == voice.on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for pipe in pipes:  # replaced, not closed: the number must not come to mean something else
+        os.dup2(nowhere, pipe, inheritable=False)
+    os.close(nowhere)
+
+
+if __name__ == "__main__":
+    main()
