@@ -30,8 +30,8 @@ async def update_late(job, value):
 
 async def hold(job):
     """Until it is stopped; says so, and what stopped it."""
-    await update(job, "holding")
     try:
+        await update(job, "holding")  # a stop may strike here already, before the reply is read
         await asyncio.Event().wait()
     except asyncio.CancelledError:
         sys.stdout.write(f"CANCELLED {job['id']}\n")

@@ -44,22 +44,20 @@ def holds(plane: ControlPlane, job_id: str) -> bool:
 # -- the client's side -------------------------------------------------------------------------
 
 
-async def test_run_is_queued_executed_and_answered(plane: ControlPlane, worker: Worker) -> None:
+async def test_run_and_runsync_are_executed_and_answered(
+    plane: ControlPlane, worker: Worker
+) -> None:
     with plane.client() as endpoint:
         job = await asyncio.to_thread(endpoint.run, {"echo": "hello"})
         assert await asyncio.to_thread(job.output, timeout=20) == {"echo": "hello", "pad": ""}
         assert job.status() == "COMPLETED"
+        output = await asyncio.to_thread(endpoint.run_sync, {"echo": 1}, timeout=20)
+        assert output == {"echo": 1, "pad": ""}
     assert plane.jobs[job.job_id].view()["workerId"] == worker.id
     assert not plane.violations
 
 
-async def test_runsync_waits_for_the_output(plane: ControlPlane, worker: Worker) -> None:
-    with plane.client() as endpoint:
-        output = await asyncio.to_thread(endpoint.run_sync, {"echo": 1}, timeout=20)
-    assert output == {"echo": 1, "pad": ""}
-
-
-async def test_runsync_answers_the_id_when_its_wait_is_over(tmp_path: Path) -> None:
+async def test_runsync_answers_the_id_when_its_wait_is_over() -> None:
     async with ControlPlane(runsync_wait=0.1) as plane:
         with plane.client() as endpoint:
             reply = await asyncio.to_thread(
@@ -165,7 +163,9 @@ async def test_the_ttl_ends_a_job_that_nobody_took(plane: ControlPlane) -> None:
 # -- again under the same id -------------------------------------------------------------------
 
 
-async def test_retry_delivers_a_failed_job_again(plane: ControlPlane, worker: Worker) -> None:
+async def test_retry_delivers_a_failed_job_again_and_no_other(
+    plane: ControlPlane, worker: Worker
+) -> None:
     job = plane.submit({"fail_times": 1, "echo": "second"})
     await plane.finished(job.id)
     assert (job.status, job.error) == ("FAILED", "as ordered")
@@ -173,11 +173,6 @@ async def test_retry_delivers_a_failed_job_again(plane: ControlPlane, worker: Wo
     await plane.finished(job.id)
     assert (job.status, job.deliveries) == ("COMPLETED", 2)
     assert "error" not in job.view()
-
-
-async def test_retry_of_a_completed_job_is_refused(plane: ControlPlane, worker: Worker) -> None:
-    job = plane.submit({"echo": 1})
-    await plane.finished(job.id)
     with pytest.raises(Refused, match="COMPLETED"):
         plane.retry(job.id)
 
