@@ -52,7 +52,7 @@ class StorageUnavailable(WorkerError):
 
 
 class StorageMisconfigured(WorkerError):
-    """The store answered that this configuration can never work; the message says what to change."""
+    """The store answered that this can never work as configured; the message says why."""
 
     code = "storage_misconfigured"
 
@@ -228,9 +228,7 @@ class Store(Protocol):
         """
         ...
 
-    async def presign_get(
-        self, key: str, *, expires_in: int, filename: str | None = None
-    ) -> str:
+    async def presign_get(self, key: str, *, expires_in: int, filename: str | None = None) -> str:
         """A link that anyone may GET for `expires_in` seconds; saved as `filename`.
 
         Raises:

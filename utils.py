@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import secrets
+import sys
+import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, Field, JsonValue, SecretStr
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    Field,
+    JsonValue,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Clock = Callable[[], datetime]
+Role = Literal["all", "gpu", "control"]
 
 
 class WorkerError(Exception):
@@ -92,12 +108,128 @@ class Settings(BaseSettings):
                           "if one is mounted, else ./data."),
     ] = None  # fmt: skip
 
+    scratch_dir: Annotated[
+        Path,
+        Field(description="Local disk for what attempts work on and for copies of records."),
+    ] = Path(tempfile.gettempdir()) / "runpod-worker"
+    worker_id: Annotated[
+        str,
+        Field(
+            validation_alias=_names("WORKER_ID", "RUNPOD_POD_ID"),
+            description="This worker's name in records and logs.",
+        ),
+    ] = Field(default_factory=lambda: f"local-{secrets.token_hex(4)}")
+
+    # ---- what this worker takes on
+    role: Annotated[
+        Role,
+        Field(description="all; gpu (only starts, as many as slots); control (no starts)."),
+    ] = "all"
+    slots: Annotated[int, Field(ge=1, le=64, description="Processes that run at a time.")] = 1
+    max_attempts: Annotated[
+        int,
+        Field(ge=1, le=100, description="Attempts of one process before it fails for good."),
+    ] = 5
+    allow_detach: Annotated[
+        bool,
+        Field(description="Let `start` return at once. Only where the worker is not stopped when "
+                          "idle: a Pod, or an always-on worker."),
+    ] = False  # fmt: skip
+    child_env: Annotated[
+        str,
+        Field(description="Names of environment variables that jobs may see, comma-separated."),
+    ] = ""
+
+    # ---- the protocol's times, in seconds
+    heartbeat_seconds: Annotated[
+        float, Field(gt=0, le=60, description="The owner rewrites a record at least this often.")
+    ] = 10.0
+    lease_seconds: Annotated[
+        float,
+        Field(gt=0, le=600, description="A record not rewritten for this long has lost its owner."),
+    ] = 30.0
+    takeover_watch_seconds: Annotated[
+        float,
+        Field(ge=0, le=600, description="A lost record is watched this long before it is taken."),
+    ] = 10.0
+    progress_write_seconds: Annotated[
+        float, Field(gt=0, le=60, description="Progress reaches the store at most this often.")
+    ] = 6.0
+    cancel_poll_seconds: Annotated[
+        float, Field(gt=0, le=60, description="The owner looks for a cancel note this often.")
+    ] = 2.0
+    cancel_grace_seconds: Annotated[
+        float,
+        Field(gt=0, le=600, description="From asking a child to stop to killing its group; "
+                                        "SIGTERM comes half-way."),
+    ] = 10.0  # fmt: skip
+    grace_seconds: Annotated[
+        float, Field(gt=0, le=600, description="All of a drain on SIGTERM fits into this.")
+    ] = 8.0
+    store_patience_seconds: Annotated[
+        float,
+        Field(ge=0, description="A start waits this long for a store that does not answer."),
+    ] = 120.0
+    upload_patience_seconds: Annotated[
+        float,
+        Field(ge=0, description="An upload refused for this long fails the process."),
+    ] = 3600.0
+
+    @model_validator(mode="after")
+    def _lease_outlasts_heartbeat(self) -> Self:
+        if self.lease_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError(
+                "WORKER_LEASE_SECONDS must be at least twice WORKER_HEARTBEAT_SECONDS, or one "
+                "slow write loses a process"
+            )
+        return self
+
     def local_store_root(self) -> Path:
         """The folder to use when there is no bucket (DESIGN: a network volume is a real store)."""
         if self.data_dir is not None:
             return self.data_dir.absolute()
         volume = Path("/runpod-volume")
         return volume / "worker-data" if volume.is_mount() else Path("data").absolute()
+
+
+def load_settings() -> Settings:
+    """What the environment says; ends the program with one sentence a fault if it cannot be."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False)
+        sys.exit("\n".join(f"{_variable(fault['loc'])}: {fault['msg']}" for fault in faults))
+
+
+def _variable(where: tuple[int | str, ...]) -> str:
+    """The environment variable that a fault is about."""
+    name = str(where[0]) if where else "settings"
+    return f"WORKER_{name.upper()}" if name in Settings.model_fields else name
+
+
+def log_to_stderr(level: str) -> None:
+    """Readable lines in a terminal, JSON lines elsewhere."""
+    handler = logging.StreamHandler()
+    if sys.stderr.isatty():
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    else:
+        handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
 
 
 class Frozen(BaseModel, frozen=True, extra="forbid"):
@@ -107,6 +239,11 @@ class Frozen(BaseModel, frozen=True, extra="forbid"):
 def new_id() -> str:
     """A fresh process id: sortable by time, 26 characters of `[0-9a-z-]`."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(5)}"
+
+
+def new_nonce() -> str:
+    """What no one else will come up with: 16 hex digits."""
+    return secrets.token_hex(8)
 
 
 def utc_now() -> datetime:

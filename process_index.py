@@ -1,0 +1,106 @@
+"""The list of processes, newest first: zero-byte objects whose keys say it all.
+
+`index/{inverted created ms}~{id}~{kind}~{status}`: one LIST shows up to 1000 rows and no record is
+read. The record is the truth and is written first; a worker that dies in between leaves an old row
+or two rows for one process, which `read_rows` merges and the next `show` or `repair` removes.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import NamedTuple
+
+from process_record import Record, Status
+from storage import MAX_PAGE, Store
+
+PREFIX = "index/"
+#: Later than any creation (year 2286), so that newer processes have smaller keys.
+_END_OF_TIME_MS = 9_999_999_999_999
+#: Of two rows of one process the one further on is the newer, for a process that is not retried.
+_ORDER = [
+    Status.QUEUED, Status.RUNNING, Status.INTERRUPTED, Status.FAILED, Status.CANCELLED,
+    Status.COMPLETED,
+]  # fmt: skip
+
+
+class Row(NamedTuple):
+    """What a list shows of a process. `status` is the one last stored."""
+
+    process_id: str
+    kind: str
+    status: Status
+    created_at: datetime
+    key: str
+
+
+def index_key(record: Record, status: Status | None = None) -> str:
+    inverted = _END_OF_TIME_MS - int(record.created_at.timestamp() * 1000)
+    name = f"{inverted:013d}~{record.process_id}~{record.kind}~{status or record.status}"
+    return PREFIX + name
+
+
+class IndexEntry:
+    """The row of one process, as far as this worker has shown it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._shown: str | None = None
+
+    async def show(self, record: Record) -> None:
+        """Make the row say what the record says. No request if it does already."""
+        key = index_key(record)
+        if key == self._shown:
+            return
+        await self._store.put(key, b"")
+        # At first sight nothing is known of the rows that earlier attempts left.
+        old = [self._shown] if self._shown else _others(record) if record.attempt > 1 else []
+        self._shown = key
+        if old:
+            await self._store.delete(old)
+
+
+async def repair(store: Store, record: Record) -> None:
+    """Leave exactly the right row, whatever is there."""
+    await store.put(index_key(record), b"")
+    await store.delete(_others(record))
+
+
+async def read_rows(
+    store: Store, *, limit: int, cursor: str | None, status: Status | None, kind: str | None
+) -> tuple[list[Row], str | None]:
+    """Up to `limit` rows after `cursor`, newest first, and the cursor for more (None: no more).
+
+    One LIST. With a filter a page may be short, or even empty, and still have a cursor.
+    """
+    page = await store.list(PREFIX, start_after=PREFIX + cursor if cursor else None, limit=MAX_PAGE)
+    keys = [listed.key for listed in page.objects]
+    groups = [list(rows) for _, rows in groupby(filter(None, map(_parse, keys)), _identity)]
+    if page.next is not None and len(groups) > 1:
+        groups.pop()  # its other rows may be on the next page
+    chosen: list[Row] = []
+    for taken, rows in enumerate(groups, 1):
+        row = max(rows, key=lambda row: _ORDER.index(row.status))
+        if (status in (None, row.status)) and (kind in (None, row.kind)):
+            chosen.append(row)
+        more = taken < len(groups) or page.next is not None
+        if len(chosen) == limit or taken == len(groups):
+            return chosen, rows[-1].key.removeprefix(PREFIX) if more else None
+    return chosen, None
+
+
+def _others(record: Record) -> list[str]:
+    return [index_key(record, status) for status in _ORDER if status is not record.status]
+
+
+def _identity(row: Row) -> tuple[str, datetime]:
+    return row.process_id, row.created_at
+
+
+def _parse(key: str) -> Row | None:
+    """The row that a key is; None for what somebody else put there."""
+    parts = key.removeprefix(PREFIX).split("~")
+    if len(parts) != 4 or not parts[0].isdecimal() or parts[3] not in _ORDER:
+        return None
+    created = datetime.fromtimestamp((_END_OF_TIME_MS - int(parts[0])) / 1000, UTC)
+    return Row(parts[1], parts[2], Status(parts[3]), created, key)

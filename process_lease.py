@@ -1,0 +1,266 @@
+"""The right to write one record, and the only code that writes one.
+
+A worker holds a process by rewriting its record, each time on top of exactly the version it wrote
+last. Whoever finds another version there has lost the process and writes nothing more. What is to
+be written is kept as one wish, the newest record: changes made while the store is away are merged,
+in order, and arrive with the next write that gets through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from process_record import Record, record_key
+from record_cache import Copy, RecordCache
+from storage import (
+    ObjectChanged,
+    ObjectNotFound,
+    StorageMisconfigured,
+    StorageUnavailable,
+    Store,
+)
+from utils import Clock, Settings, WorkerError, utc_now
+
+log = logging.getLogger(__name__)
+
+Change = Callable[[Record], Record]
+
+#: A store that says "misconfigured" in mid-run (a key that was rotated, say) may be mended while
+#: the job goes on: no reason to end it.
+AWAY = (StorageUnavailable, StorageMisconfigured)
+
+
+class LeaseLost(WorkerError):
+    """Another worker has taken the process over. Nothing more may be written about it from here."""
+
+    code = "lease_lost"
+
+
+class Lease:
+    """A record that this worker may write, as stored and as wished.
+
+    `keep` is the one writer. Everything else only changes the wish and, if it must know, waits.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        cache: RecordCache,
+        settings: Settings,
+        stored: Record,
+        version: str,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._settings = settings
+        self._clock = clock
+        self._stored = stored
+        self._version = version
+        self._wish = stored
+        self._submitted = self._sent = 0
+        self._progress_is_new = False
+        self._failures = 0
+        self._written_at = time.monotonic()
+        self._wake = asyncio.Event()
+        self._news = asyncio.Condition()
+        #: Set once the process belongs to somebody else.
+        self.lost = asyncio.Event()
+
+    @classmethod
+    async def create(
+        cls, store: Store, cache: RecordCache, settings: Settings, record: Record, clock: Clock
+    ) -> Lease:
+        """Begin a process that does not exist.
+
+        Raises:
+            ObjectExists: it does.
+        """
+        version = await store.create(record_key(record.process_id), record.encode())
+        return cls(store, cache, settings, record, version, clock)
+
+    @classmethod
+    async def claim(
+        cls, store: Store, cache: RecordCache, settings: Settings, record: Record, version: str,
+        clock: Clock,
+    ) -> Lease:  # fmt: skip
+        """Take a process over by writing `record` on top of exactly `version`.
+
+        Raises:
+            ObjectChanged: somebody wrote it since it was read.
+        """
+        record = record.written(clock())
+        version = await store.replace(record_key(record.process_id), record.encode(), version)
+        return cls(store, cache, settings, record, version, clock)
+
+    @property
+    def record(self) -> Record:
+        """What callers may be told: what is stored, with the newest progress."""
+        return self._stored.with_progress(self._wish.progress).with_artifacts(self._wish.artifacts)
+
+    @property
+    def wish(self) -> Record:
+        """The newest record, stored or not."""
+        return self._wish
+
+    @property
+    def age_seconds(self) -> float:
+        """Since the last write that the store took."""
+        return time.monotonic() - self._written_at
+
+    def report(self, change: Change) -> None:
+        """Progress and counts: seen at once by whoever asks here, stored when a write is due."""
+        self._wish = change(self._wish)
+        self._progress_is_new = True
+        self._wake.set()
+
+    def submit(self, change: Change) -> None:
+        """Wish for a change; it is written at once, or merged into what waits for the store."""
+        self._wish = change(self._wish)
+        self._submitted += 1
+        self._wake.set()
+
+    async def change(self, change: Change) -> Record:
+        """Make a change and return when the store holds it, however long the store is away.
+
+        Raises:
+            LeaseLost: it never will.
+        """
+        self.submit(change)
+        mine = self._submitted
+        async with self._news:
+            await self._news.wait_for(lambda: self.lost.is_set() or self._sent >= mine)
+        if self._sent < mine:
+            raise LeaseLost(f"process {self._stored.process_id} belongs to another worker now")
+        return self.record
+
+    async def revision_above(self, revision: int) -> None:
+        """Return once the stored record is newer than `revision`, or nothing newer will come."""
+        async with self._news:
+            await self._news.wait_for(
+                lambda: self._stored.revision > revision or self._over() or self.lost.is_set()
+            )
+
+    async def keep(self) -> None:
+        """Write what is due, at least every heartbeat, until the process is over or lost."""
+        try:
+            while not self._over() and not self.lost.is_set():
+                await self._due()
+                await self._write_or_journal()
+                await self._tell()
+        finally:
+            if not self._over():  # whatever ends the one writer ends the lease
+                self.lost.set()
+            await self._tell()
+
+    def _over(self) -> bool:
+        return self._stored.released and self._sent == self._submitted
+
+    async def _due(self) -> None:
+        while True:
+            limit = self._settings.heartbeat_seconds
+            if self._progress_is_new:
+                limit = min(limit, self._settings.progress_write_seconds)
+            wait = 0 if self._sent < self._submitted else limit - self.age_seconds
+            if wait <= 0:
+                return
+            self._wake.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait)
+
+    async def _write_or_journal(self) -> None:
+        try:
+            await self._write()
+            self._failures = 0
+        except AWAY as error:
+            self._failures += 1
+            if self._failures == 1:
+                log.warning("the store is away, changes wait here: %s", error)
+            await self._journal()
+            jitter = random.uniform(0.5, 1)  # noqa: S311 - no secret
+            await asyncio.sleep(min(2.0, 0.1 * 2**self._failures) * jitter)
+
+    async def _write(self) -> None:
+        """Write the wish on top of what this worker wrote last.
+
+        Raises:
+            StorageUnavailable, StorageMisconfigured: whether it arrived is unknown.
+        """
+        sending, self._progress_is_new = self._submitted, False
+        record = self._next()
+        try:
+            version = await self._store.replace(
+                record_key(record.process_id), record.encode(), self._version
+            )
+        except ObjectChanged:
+            await self._look_again(sending)
+            return
+        self._sent = sending
+        await self._took(record, version)
+
+    async def _look_again(self, sending: int) -> None:
+        """Another version is there: mine, from a write whose answer was lost, or a new owner's."""
+        try:
+            found = await self._store.get(record_key(self._stored.process_id))
+        except ObjectNotFound:
+            self.lost.set()
+            return
+        record = Record.model_validate_json(found.data)
+        if record.writer != self._stored.writer:
+            log.warning("lost to worker %s", record.writer.worker_id)
+            self.lost.set()
+            return
+        if record == self._wish.written(record.updated_at, revision=record.revision):
+            self._sent = sending
+        await self._took(record, found.version)
+
+    async def _took(self, record: Record, version: str) -> None:
+        self._stored, self._version = record, version
+        self._written_at = time.monotonic()
+        await self._cache.keep(Copy(record=record, version=version, seen_at=time.time()))
+
+    async def _journal(self) -> None:
+        await self._cache.keep(
+            Copy(record=self._next(), version=self._version, seen_at=time.time(), unsent=True)
+        )
+
+    def _next(self) -> Record:
+        return self._wish.written(self._clock(), revision=self._stored.revision + 1)
+
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+
+class LeaseWatch:
+    """Tells when an owner is gone, from outside.
+
+    Two things must hold. The record has not been written for a lease, by the store's own clock.
+    And it stayed that way while we watched it for `takeover_watch_seconds`, with the store
+    answering us all along: after an outage every record looks old, and the owners who sat it out
+    need a moment to write again.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._version: str | None = None
+        self._since = 0.0
+
+    def saw(self, version: str, age_seconds: float) -> bool:
+        """Take in a fresh read; True if the owner is gone."""
+        if version != self._version:
+            self._version, self._since = version, time.monotonic()
+        watched = time.monotonic() - self._since
+        return (
+            age_seconds > self._settings.lease_seconds
+            and watched >= self._settings.takeover_watch_seconds
+        )
+
+    def saw_nothing(self) -> None:
+        """The store did not answer: begin again."""
+        self._version = None

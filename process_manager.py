@@ -1,0 +1,493 @@
+"""The life of processes, as one worker takes part in it: start, find, list, cancel, drain, recover.
+
+The record in the store is the truth about a process, and it has one writer: the worker that holds
+its lease (`process_lease`), for as long as a `ProcessRun` lives here. About every other process
+this worker only reads, and leaves a note beside the record when somebody wants it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from pydantic import JsonValue, ValidationError
+
+from process_index import Row, read_rows, repair
+from process_lease import AWAY, Lease, LeaseWatch
+from process_notes import leave_note, read_note
+from process_record import (
+    Answer,
+    Claim,
+    Follow,
+    GiveUp,
+    ProcessExists,
+    Record,
+    Snapshot,
+    Status,
+    Writer,
+    decide_delivery,
+    hash_request,
+    new_record,
+    record_key,
+)
+from process_run import ProcessRun, StopReason
+from process_slots import Slots
+from record_cache import Copy, RecordCache
+from storage import ObjectChanged, ObjectExists, ObjectNotFound, StorageUnavailable, Store
+from utils import Clock, Settings, WorkerError, new_nonce, utc_now
+
+log = logging.getLogger(__name__)
+
+#: How often a process that another worker runs is looked at while somebody waits for it.
+FOLLOW_SECONDS = 1.0
+#: At start-up, so many recent records that have not ended are read ahead.
+RECOVERED_RECORDS = 50
+
+
+class UnknownProcess(WorkerError):
+    """The store has no record with this id. Never raised because the store could not be asked."""
+
+    code = "unknown_process"
+
+
+class WorkerBusy(WorkerError):
+    """No slot is free and the caller did not want to wait."""
+
+    code = "worker_busy"
+    retryable = True
+
+
+class RecordUnreadable(WorkerError):
+    """What lies under the record's key is not a record."""
+
+    code = "record_unreadable"
+
+
+class Start(NamedTuple):
+    """What one delivery of `start` asks for. `params` are as the caller gave them, valid."""
+
+    process_id: str
+    kind: str
+    params: dict[str, JsonValue]
+    #: `params` as they may be stored: defaults filled in, secrets masked.
+    shown_params: dict[str, JsonValue]
+    labels: dict[str, str]
+    timeout_seconds: float | None = None
+    reject_when_busy: bool = False
+    runpod_job_id: str | None = None
+
+    @property
+    def request_hash(self) -> str:
+        return hash_request(self.process_id, {"kind": self.kind, "params": self.params})
+
+
+class _Delivery:
+    """One delivery on its way: what it asks, whose name it writes, whether RunPod called it off."""
+
+    def __init__(self, start: Start, worker_id: str) -> None:
+        self.start = start
+        self.writer = Writer(worker_id=worker_id, nonce=new_nonce())
+        self.called_off = asyncio.Event()
+        #: What this delivery tried to create; kept, so that a second try is the same bytes.
+        self.first: Record | None = None
+
+    def owns(self, record: Record) -> bool:
+        """Whether `record` belongs to the RunPod job that this delivery is of."""
+        return record.runpod_job_id == self.start.runpod_job_id
+
+    def renew(self) -> None:
+        """Another claim needs another name."""
+        self.writer = Writer(worker_id=self.writer.worker_id, nonce=new_nonce())
+
+
+class ProcessManager:
+    """Starts processes, answers for them, stops them."""
+
+    def __init__(self, store: Store, settings: Settings, *, clock: Clock = utc_now) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._slots = Slots(settings.slots)
+        self._runs: dict[str, ProcessRun] = {}
+        # Workers on one machine may share a disk, but copies of two stores must not meet.
+        store_name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
+        self._cache = RecordCache(settings.scratch_dir / "records" / store_name)
+        self.draining = False
+
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    def run_of(self, process_id: str) -> ProcessRun | None:
+        """The attempt at this process on this worker, if there is one."""
+        return self._runs.get(process_id)
+
+    # ---- start
+
+    async def deliver(self, start: Start) -> Snapshot:
+        """See a process to its end: begin it, join it, follow it or take it over.
+
+        Cancelling this is how RunPod stops a job: the child is killed, the record says so, and
+        only then does the CancelledError go on.
+
+        Raises:
+            ProcessExists: the id was started with another request.
+            WorkerBusy: no slot is free and the caller did not want to wait.
+            StorageUnavailable: the store stayed away; nothing was begun here.
+        """
+        delivery = _Delivery(start, self._settings.worker_id)
+        task = asyncio.create_task(self._deliver(delivery))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            delivery.called_off.set()
+            while not task.done():  # RunPod may cancel more than once
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
+            if not task.cancelled() and task.exception():
+                log.warning("a cancelled delivery of %s: %s", start.process_id, task.exception())
+            raise
+
+    async def begin(self, start: Start) -> Snapshot:
+        """Begin or join a process and return at once. Only for workers that are not stopped idle.
+
+        Raises: as `deliver`.
+        """
+        delivery = _Delivery(start, self._settings.worker_id)
+        await self._take_patiently(delivery, LeaseWatch(self._settings))
+        return await self.get(start.process_id)
+
+    async def _deliver(self, delivery: _Delivery) -> Snapshot:
+        process_id, watch = delivery.start.process_id, LeaseWatch(self._settings)
+        while True:
+            taken = await self._take_patiently(delivery, watch)
+            if isinstance(taken, Snapshot):
+                if taken.record.released:
+                    return taken
+                await _first(delivery.called_off.wait(), asyncio.sleep(FOLLOW_SECONDS))
+                if delivery.called_off.is_set():
+                    return await self._call_off_elsewhere(taken, delivery)
+                continue
+            await _first(delivery.called_off.wait(), asyncio.wait([taken.task]))
+            if delivery.called_off.is_set():
+                if not delivery.owns(taken.lease.record):
+                    return await self.get(process_id)
+                taken.stop(StopReason.PLATFORM)
+            await asyncio.wait([taken.task])
+            if not taken.lease.lost.is_set():
+                return await self.get(process_id)
+            delivery.renew()
+
+    async def _call_off_elsewhere(self, seen: Snapshot, delivery: _Delivery) -> Snapshot:
+        """RunPod told us to stop a job that still runs on a worker it holds for lost."""
+        if delivery.owns(seen.record):
+            await leave_note(
+                self._store, seen.record.process_id, by="platform", nonce=delivery.writer.nonce
+            )
+        return seen
+
+    async def _take_patiently(
+        self, delivery: _Delivery, watch: LeaseWatch
+    ) -> ProcessRun | Snapshot:
+        """`_take`, waiting for a store that is away: a redelivered job must not fail over that."""
+        began = time.monotonic()
+        while True:
+            try:
+                return await self._take(delivery, watch)
+            except StorageUnavailable:
+                watch.saw_nothing()
+                waited = time.monotonic() - began
+                if waited > self._settings.store_patience_seconds or delivery.called_off.is_set():
+                    raise
+                await _first(delivery.called_off.wait(), asyncio.sleep(1))
+
+    async def _take(self, delivery: _Delivery, watch: LeaseWatch) -> ProcessRun | Snapshot:
+        """One try at a delivery: an attempt that runs here, or how things stand elsewhere."""
+        start = delivery.start
+        if run := self._runs.get(start.process_id):
+            if run.lease.record.request_hash != start.request_hash:
+                raise ProcessExists(f"process {start.process_id} was started with another request")
+            return run
+        if start.reject_when_busy and self._slots.all_taken:
+            raise WorkerBusy("every slot of this worker is taken; try again, or leave out on_busy")
+        if delivery.first is None:
+            delivery.first = _first_record(delivery, self._clock())
+            with suppress(ObjectExists):
+                return self._hold(
+                    await Lease.create(
+                        self._store, self._cache, self._settings, delivery.first, self._clock
+                    ),
+                    delivery,
+                )
+        return await self._take_existing(delivery, watch)
+
+    async def _take_existing(self, delivery: _Delivery, watch: LeaseWatch) -> ProcessRun | Snapshot:
+        start = delivery.start
+        try:
+            stored = await self._store.get(record_key(start.process_id))
+        except ObjectNotFound:
+            delivery.first = None  # it was deleted just now: begin anew
+            return await self._take(delivery, watch)
+        record = _decode(start.process_id, stored.data)
+        if record.writer == delivery.writer and not record.released:
+            # Our own write, whose answer was lost.
+            return self._hold(self._lease(record, stored.version), delivery)
+        decision = decide_delivery(
+            record,
+            request_hash=start.request_hash,
+            lease_expired=watch.saw(stored.version, stored.age_seconds),
+            max_attempts=self._settings.max_attempts,
+        )
+        seen = Snapshot(record, "storage", stored.age_seconds)
+        match decision:
+            case Answer():
+                await self._mend_index(record)
+                return seen
+            case Follow():
+                return seen
+            case Claim(reason):
+                return await self._claim(record, stored.version, reason, delivery) or seen
+            case GiveUp(failure):
+                ended = record.failed(self._clock(), failure)
+                return await self._settle_abandoned(ended, stored.version) or seen
+
+    async def _claim(
+        self, record: Record, version: str, reason: str, delivery: _Delivery
+    ) -> ProcessRun | None:
+        """Take a process over; None if somebody else was faster."""
+        note = await read_note(self._store, record.process_id) if record.terminal else None
+        claimed = record.claimed(
+            delivery.writer, self._clock(), reason=reason,
+            settled_note=note.version if note else None,
+            runpod_job_id=delivery.start.runpod_job_id,
+        )  # fmt: skip
+        try:
+            lease = await Lease.claim(
+                self._store, self._cache, self._settings, claimed, version, self._clock
+            )
+        except ObjectChanged:
+            return None
+        log.info("process %s: attempt %d begins: %s", record.process_id, claimed.attempt, reason)
+        return self._hold(lease, delivery)
+
+    def _hold(self, lease: Lease, delivery: _Delivery) -> ProcessRun:
+        run = ProcessRun(
+            lease, self._store, self._settings, self._slots, params=delivery.start.params,
+            clock=self._clock,
+        )  # fmt: skip
+        self._runs[run.process_id] = run
+        run.task.add_done_callback(lambda _: self._runs.pop(run.process_id, None))
+        if self.draining:
+            run.stop(StopReason.DRAIN)
+        return run
+
+    def _lease(self, record: Record, version: str) -> Lease:
+        return Lease(self._store, self._cache, self._settings, record, version, self._clock)
+
+    # ---- look
+
+    async def get(self, process_id: str) -> Snapshot:
+        """A process as well as it can be known from here: RAM, then the store, then a copy.
+
+        Raises:
+            UnknownProcess: the store says there is none.
+            StorageUnavailable, StorageMisconfigured: it cannot be asked, and there is no copy.
+        """
+        if run := self._runs.get(process_id):
+            position = self._slots.position(process_id)
+            return Snapshot(run.lease.record, "memory", run.lease.age_seconds, False, position)
+        copy = await self._cache.find(process_id)
+        if copy and copy.record.terminal and not copy.record.resumable and not copy.unsent:
+            return Snapshot(copy.record, "cache", copy.age_now())
+        try:
+            return await self._read(process_id, None if copy is None or copy.unsent else copy)
+        except AWAY:
+            if copy is None:
+                raise
+            return Snapshot(copy.record, "cache", copy.age_now(), stale=True)
+
+    async def _read(self, process_id: str, copy: Copy | None) -> Snapshot:
+        try:
+            stored = await self._store.get(
+                record_key(process_id), cached=copy.as_stored() if copy else None
+            )
+        except ObjectNotFound:
+            await self._cache.drop(process_id)
+            raise UnknownProcess(f"there is no process {process_id}") from None
+        unchanged = copy is not None and copy.version == stored.version
+        record = copy.record if copy and unchanged else _decode(process_id, stored.data)
+        await self._cache.keep(
+            Copy(
+                record=record,
+                version=stored.version,
+                modified=stored.modified,
+                age_seconds=stored.age_seconds,
+                seen_at=time.time(),
+            )
+        )
+        return Snapshot(record, "storage", stored.age_seconds)
+
+    async def wait_for_news(
+        self, process_id: str, *, since_revision: int, wait_seconds: float
+    ) -> Snapshot:
+        """The process as soon as its revision is above `since_revision`, or the time is over.
+
+        Raises: as `get`.
+        """
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            snapshot = await self.get(process_id)
+            left = deadline - time.monotonic()
+            if snapshot.record.revision > since_revision or snapshot.record.released or left <= 0:
+                return snapshot
+            if run := self._runs.get(process_id):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(run.lease.revision_above(since_revision), left)
+            else:
+                await asyncio.sleep(min(left, FOLLOW_SECONDS))
+
+    async def list(
+        self, *, limit: int, cursor: str | None, status: Status | None, kind: str | None
+    ) -> tuple[list[Row], str | None]:
+        """Rows newest first, and the cursor for the next page. One request."""
+        return await read_rows(self._store, limit=limit, cursor=cursor, status=status, kind=kind)
+
+    # ---- cancel
+
+    async def cancel(self, process_id: str, *, wait_seconds: float) -> Snapshot:
+        """Have a process stopped, wherever it runs; returns when it ended or the wait is over.
+
+        A process that has ended stays as it ended. One whose owner is gone is settled here.
+
+        Raises: as `get`; the store must be there, unless this worker runs the process.
+        """
+        snapshot = await self.get(process_id)
+        if snapshot.record.terminal:
+            return snapshot
+        # The note first: should this worker die now, whoever continues the process will see it.
+        try:
+            await leave_note(self._store, process_id, by="caller", nonce=new_nonce())
+        except AWAY:
+            if process_id not in self._runs:
+                raise
+        if run := self._runs.get(process_id):
+            run.stop(StopReason.CANCEL)
+        return await self._await_end(process_id, wait_seconds)
+
+    async def _await_end(self, process_id: str, wait_seconds: float) -> Snapshot:
+        deadline, watch = time.monotonic() + wait_seconds, LeaseWatch(self._settings)
+        while True:
+            snapshot = await self._end_if_abandoned(process_id, watch)
+            left = deadline - time.monotonic()
+            if snapshot.record.terminal or left <= 0:
+                return snapshot
+            if run := self._runs.get(process_id):
+                await asyncio.wait([run.task], timeout=left)
+            else:
+                await asyncio.sleep(min(left, FOLLOW_SECONDS / 2))
+
+    async def _end_if_abandoned(self, process_id: str, watch: LeaseWatch) -> Snapshot:
+        """How things stand; a process that nobody holds is cancelled on the spot."""
+        if process_id in self._runs:
+            return await self.get(process_id)
+        try:
+            stored = await self._store.get(record_key(process_id))
+        except AWAY:
+            watch.saw_nothing()
+            return await self.get(process_id)
+        record = _decode(process_id, stored.data)
+        gone = watch.saw(stored.version, stored.age_seconds) or record.status is Status.INTERRUPTED
+        if gone and not record.terminal:
+            ended = record.cancelled(self._clock(), reason="cancelled; no worker was running it")
+            if settled := await self._settle_abandoned(ended, stored.version):
+                return settled
+        return await self.get(process_id)
+
+    async def _settle_abandoned(self, ended: Record, version: str) -> Snapshot | None:
+        """Write the end of a process that no worker holds; None if one does after all."""
+        try:
+            lease = await Lease.claim(
+                self._store, self._cache, self._settings, ended, version, self._clock
+            )
+        except ObjectChanged:
+            return None
+        await self._mend_index(lease.record)
+        return Snapshot(lease.record, "storage", 0.0)
+
+    async def _mend_index(self, record: Record) -> None:
+        """A worker that died may have left the row of a process behind its record."""
+        with suppress(*AWAY):
+            await repair(self._store, record)
+
+    # ---- come and go
+
+    async def drain(self) -> None:
+        """Stop every process here so that another worker can resume it. Bounded in time."""
+        self.draining = True
+        runs = list(self._runs.values())
+        for run in runs:
+            run.stop(StopReason.DRAIN)
+        if runs:
+            await asyncio.wait([r.task for r in runs], timeout=self._settings.grace_seconds)
+
+    async def recover(self) -> None:
+        """What a worker owes and should know when it starts. Never delays a request.
+
+        Ends of processes that could not be written before this machine's last worker died are
+        written now, unless the process has moved on since. Recent records are read ahead.
+        """
+        with suppress(*AWAY):
+            for copy in await self._cache.unsent():
+                await self._send_owed(copy)
+            rows, _ = await self.list(limit=RECOVERED_RECORDS, cursor=None, status=None, kind=None)
+            for row in rows:
+                with suppress(UnknownProcess, RecordUnreadable):
+                    await self.get(row.process_id)
+
+    async def _send_owed(self, copy: Copy) -> None:
+        record = copy.record
+        if record.process_id in self._runs:
+            return
+        if record.released:
+            with suppress(ObjectChanged):
+                await self._store.replace(
+                    record_key(record.process_id), record.encode(), copy.version
+                )
+                await self._mend_index(record)
+        await self._cache.drop(record.process_id)
+
+
+def _first_record(delivery: _Delivery, now: Any) -> Record:
+    start = delivery.start
+    return new_record(
+        process_id=start.process_id, kind=start.kind, params=start.shown_params,
+        request_hash=start.request_hash, writer=delivery.writer, now=now,
+        runpod_job_id=start.runpod_job_id, labels=start.labels,
+        timeout_seconds=start.timeout_seconds,
+    )  # fmt: skip
+
+
+def _decode(process_id: str, data: bytes) -> Record:
+    try:
+        return Record.model_validate_json(data)
+    except ValidationError as error:
+        raise RecordUnreadable(
+            f"the record of {process_id} is not one that this worker can read "
+            f"({error.error_count()} fields)"
+        ) from None
+
+
+async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Return when the first of these is done; the others are cancelled."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

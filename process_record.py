@@ -1,0 +1,400 @@
+"""The record of a process: what it holds, how it may change, what callers see of it.
+
+Everything here is pure: the time is passed in, nothing is read or written. The record in the
+store is the truth about a process; `process_lease` is the only code that writes one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, JsonValue
+
+from jobs.runner import Failure, Progress
+from utils import WorkerError
+
+
+class ProcessExists(WorkerError):
+    """The id belongs to a process that was started with another kind, params or inputs."""
+
+    code = "process_exists"
+
+
+class Status(StrEnum):
+    """Where a process is. The first three change; a terminal one is left only by a new attempt."""
+
+    QUEUED = "queued"  #: recorded and owned by a worker; no child yet
+    RUNNING = "running"  #: a child is at work under a live lease
+    INTERRUPTED = "interrupted"  #: nobody works on it; a new delivery resumes it
+    COMPLETED = "completed"  #: terminal: every artifact and the manifest are stored
+    FAILED = "failed"  #: terminal: `failure` says why
+    CANCELLED = "cancelled"  #: terminal: stopped because somebody asked
+
+
+TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+#: Failure codes that the protocol itself acts on.
+STOPPED_BY_PLATFORM = "stopped_by_platform"
+TOO_MANY_ATTEMPTS = "too_many_attempts"
+
+
+class RecordPart(BaseModel, frozen=True, extra="ignore"):
+    """Part of a record. Unknown fields are ignored: workers of two versions share a store."""
+
+
+class Writer(RecordPart):
+    """Who may write the record: a worker, and a nonce that is new with every claim."""
+
+    worker_id: str
+    nonce: str
+
+
+class HistoryEntry(RecordPart):
+    """One status change."""
+
+    status: Status
+    at: datetime
+    worker_id: str
+    attempt: int
+    reason: str
+
+
+class StoredFile(RecordPart):
+    """A file in the store. `path` is relative to where its kind of file lives."""
+
+    path: str
+    size: int
+    sha256: str
+    content_type: str = "application/octet-stream"
+
+
+class Checkpoint(RecordPart):
+    """What the next attempt can resume from; all of its files are in the store."""
+
+    attempt: int
+    seq: int
+    files: tuple[StoredFile, ...]
+
+
+class ProgressSeen(RecordPart):
+    """The newest progress, with what the worker worked out from it."""
+
+    step: int
+    total: int | None = None
+    percent: float | None = None
+    message: str = ""
+    metrics: dict[str, float] = {}
+    eta_seconds: float | None = None
+
+    @classmethod
+    def of(cls, progress: Progress, *, first_step: int, seconds: float) -> ProgressSeen:
+        """`progress` as seen `seconds` after the attempt's first one, which stood at `first_step`.
+
+        The ETA is the mean pace of this attempt carried on: (total - step) * seconds per step.
+        """
+        done, total = progress.step - first_step, progress.total
+        eta = (total - progress.step) * seconds / done if total and done > 0 else None
+        return cls(
+            step=progress.step,
+            total=total,
+            percent=round(100 * progress.step / total, 2) if total else None,
+            message=progress.message,
+            metrics=progress.metrics,
+            eta_seconds=round(max(eta, 0.0), 1) if eta is not None else None,
+        )
+
+
+class ArtifactsSummary(RecordPart):
+    """How much the current attempt has stored so far."""
+
+    count: int = 0
+    total_bytes: int = 0
+
+
+class Record(RecordPart):
+    """One process as the store holds it. Changing one means making the next one."""
+
+    process_id: str
+    kind: str
+    #: As validated; values of secret fields are masked before they get here.
+    params: dict[str, JsonValue]
+    #: Of kind, params and inputs as the caller gave them: is this the same request again?
+    request_hash: str
+    status: Status
+    #: +1 with every write, so that no two versions of a record are the same bytes.
+    revision: int = 0
+    #: Counts claims, from 1. Also the fencing token: what attempt n stores lies under n.
+    attempt: int = 1
+    writer: Writer
+    runpod_job_id: str | None = None
+    labels: dict[str, str] = {}
+    timeout_seconds: float | None = None
+    created_at: datetime
+    #: When the current attempt's child began; None while queued.
+    started_at: datetime | None = None
+    updated_at: datetime
+    finished_at: datetime | None = None
+    progress: ProgressSeen | None = None
+    cancel_requested: bool = False
+    #: A cancel note that was there before this attempt began and does not count against it.
+    settled_note: str | None = None
+    failure: Failure | None = None
+    result: JsonValue = None
+    artifacts: ArtifactsSummary = ArtifactsSummary()
+    #: Oldest first; at most two.
+    checkpoints: tuple[Checkpoint, ...] = ()
+    #: Seconds each attempt spent `queued`, `startup`, `running`, `upload`; keyed by attempt.
+    timings: dict[int, dict[str, float]] = {}
+    history: tuple[HistoryEntry, ...] = ()
+
+    @property
+    def terminal(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def released(self) -> bool:
+        """Whether nobody holds this record any more."""
+        return self.terminal or self.status is Status.INTERRUPTED
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a new delivery of the same start would begin another attempt from here."""
+        if self.status is Status.FAILED:
+            return self.failure is None or self.failure.code != TOO_MANY_ATTEMPTS
+        if self.status is Status.CANCELLED:
+            return self.failure is not None and self.failure.code == STOPPED_BY_PLATFORM
+        return self.status is Status.INTERRUPTED
+
+    @property
+    def runs(self) -> int:
+        """How many attempts got as far as a child."""
+        return sum(entry.status is Status.RUNNING for entry in self.history)
+
+    def encode(self) -> bytes:
+        return self.model_dump_json().encode()
+
+    # ---- transitions
+
+    def claimed(
+        self,
+        writer: Writer,
+        now: datetime,
+        *,
+        reason: str,
+        settled_note: str | None = None,
+        runpod_job_id: str | None = None,
+    ) -> Record:
+        """The next attempt begins, by `writer`; what the last one left behind is cleared.
+
+        `settled_note` names the cancel note that was meant for an attempt that has ended since.
+        """
+        fresh = {"started_at": None, "finished_at": None, "progress": None, "failure": None,
+                 "cancel_requested": False,
+                 "settled_note": settled_note or self.settled_note,
+                 "runpod_job_id": runpod_job_id, "artifacts": ArtifactsSummary()}  # fmt: skip
+        claim = self._with(attempt=self.attempt + 1, writer=writer, **fresh)
+        return claim._entered(Status.QUEUED, now, reason)
+
+    def running(self, now: datetime) -> Record:
+        reason = f"resumed from checkpoint {self.checkpoints[-1].seq}" if self.checkpoints else ""
+        return self._with(started_at=now)._entered(Status.RUNNING, now, reason or "child started")
+
+    def completed(self, now: datetime, result: JsonValue) -> Record:
+        return self._with(result=result)._finished(Status.COMPLETED, now, "child finished")
+
+    def failed(self, now: datetime, failure: Failure) -> Record:
+        return self._with(failure=failure)._finished(Status.FAILED, now, failure.code)
+
+    def cancelled(self, now: datetime, *, reason: str) -> Record:
+        return self._with(cancel_requested=True)._finished(Status.CANCELLED, now, reason)
+
+    def stopped_by_platform(self, now: datetime) -> Record:
+        failure = Failure(
+            code=STOPPED_BY_PLATFORM,
+            message="RunPod cancelled, expired or timed out the job; send the same start again "
+            "(or /retry) to resume it",
+            retryable=True,
+        )
+        return self._with(failure=failure)._finished(Status.CANCELLED, now, STOPPED_BY_PLATFORM)
+
+    def interrupted(self, now: datetime, *, reason: str) -> Record:
+        return self._entered(Status.INTERRUPTED, now, reason)
+
+    def with_checkpoint(self, checkpoint: Checkpoint) -> Record:
+        return self.with_checkpoints((*self.checkpoints, checkpoint)[-2:])
+
+    def with_checkpoints(self, checkpoints: tuple[Checkpoint, ...]) -> Record:
+        return self._with(checkpoints=checkpoints)
+
+    def with_artifacts(self, artifacts: ArtifactsSummary) -> Record:
+        return self._with(artifacts=artifacts)
+
+    def with_cancel_requested(self) -> Record:
+        return self._with(cancel_requested=True)
+
+    def with_timing(self, phase: str, seconds: float) -> Record:
+        mine = {**self.timings.get(self.attempt, {}), phase: round(seconds, 3)}
+        return self._with(timings={**self.timings, self.attempt: mine})
+
+    def with_progress(self, progress: ProgressSeen | None) -> Record:
+        return self._with(progress=progress)
+
+    def written(self, now: datetime, *, revision: int | None = None) -> Record:
+        """As it goes into the store: one revision on."""
+        return self._with(revision=revision or self.revision + 1, updated_at=now)
+
+    def _finished(self, status: Status, now: datetime, reason: str) -> Record:
+        return self._with(finished_at=now)._entered(status, now, reason)
+
+    def _entered(self, status: Status, now: datetime, reason: str) -> Record:
+        if self.terminal and status is not Status.QUEUED:
+            raise AssertionError(f"{self.status} was to become {status}")
+        entry = HistoryEntry(
+            status=status, at=now, worker_id=self.writer.worker_id, attempt=self.attempt,
+            reason=reason,
+        )  # fmt: skip
+        return self._with(status=status, history=(*self.history, entry))
+
+    def _with(self, **changes: Any) -> Record:
+        return self.model_copy(update=changes)
+
+
+def new_record(
+    *,
+    process_id: str,
+    kind: str,
+    params: dict[str, JsonValue],
+    request_hash: str,
+    writer: Writer,
+    now: datetime,
+    runpod_job_id: str | None = None,
+    labels: dict[str, str] | None = None,
+    timeout_seconds: float | None = None,
+) -> Record:
+    """The first version of a record: queued, attempt 1, revision 1."""
+    record = Record(
+        process_id=process_id, kind=kind, params=params, request_hash=request_hash,
+        status=Status.QUEUED, writer=writer, runpod_job_id=runpod_job_id, labels=labels or {},
+        timeout_seconds=timeout_seconds, created_at=now, updated_at=now,
+    )  # fmt: skip
+    return record._entered(Status.QUEUED, now, "started").written(now)
+
+
+def hash_request(process_id: str, request: dict[str, JsonValue]) -> str:
+    """Whether two starts of one id ask for the same. Salted with the id, as params hold secrets."""
+    canonical = json.dumps(request, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{process_id}\n{canonical}".encode()).hexdigest()
+
+
+# ---- what a delivery of `start` does about a process that exists
+
+
+class Answer(NamedTuple):
+    """It has ended for good; the record is the answer."""
+
+
+class Follow(NamedTuple):
+    """Somebody is at work on it; see it to its end, or its lease."""
+
+
+class Claim(NamedTuple):
+    """Begin another attempt."""
+
+    reason: str
+
+
+class GiveUp(NamedTuple):
+    """It has begun often enough; settle it as failed."""
+
+    failure: Failure
+
+
+Decision = Answer | Follow | Claim | GiveUp
+
+
+def decide_delivery(
+    record: Record, *, request_hash: str, lease_expired: bool, max_attempts: int
+) -> Decision:
+    """What a delivery of `start` does about `record`.
+
+    Raises:
+        ProcessExists: it was started with another request.
+    """
+    if record.request_hash != request_hash:
+        raise ProcessExists(
+            f"process {record.process_id} was started with another kind, params or inputs; "
+            "choose another process_id"
+        )
+    if record.terminal and not record.resumable:
+        return Answer()
+    if not record.released and not lease_expired:
+        return Follow()
+    if record.runs >= max_attempts:
+        return Answer() if record.terminal else GiveUp(_too_many(record.runs))
+    if record.released:
+        return Claim(f"delivered again after {record.history[-1].reason or record.status}")
+    return Claim(f"worker {record.writer.worker_id} was lost")
+
+
+def _too_many(runs: int) -> Failure:
+    return Failure(
+        code=TOO_MANY_ATTEMPTS,
+        message=f"{runs} attempts began and none came to an end; see history and logs",
+    )
+
+
+# ---- what callers see
+
+
+class Snapshot(NamedTuple):
+    """A record with how it came to be known."""
+
+    record: Record
+    source: Literal["memory", "storage", "cache"]
+    #: Seconds since its last write: by the store's clock, or this worker's if it is the writer.
+    age_seconds: float
+    #: Whether the store could not be asked, so that this may have been overtaken.
+    stale: bool = False
+    queue_position: int | None = None
+
+
+def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
+    """A process as every reply shows it. JSON-ready."""
+    record = snapshot.record
+    fields = record.model_dump(
+        mode="json",
+        include={
+            "process_id", "kind", "status", "revision", "attempt", "created_at", "started_at",
+            "updated_at", "finished_at", "progress", "cancel_requested", "failure", "result",
+            "artifacts", "labels", "history",
+        },
+    )  # fmt: skip
+    lost = not record.released and not snapshot.stale and snapshot.age_seconds > lease_seconds
+    return {
+        **fields,
+        "status": Status.INTERRUPTED if lost else record.status,
+        "worker_id": record.writer.worker_id,
+        "queue_position": snapshot.queue_position,
+        "resumable": lost or record.resumable,
+        "heartbeat_age_seconds": None if record.released else round(snapshot.age_seconds, 1),
+        "source": snapshot.source,
+        "stale": snapshot.stale,
+    }
+
+
+# ---- keys
+
+
+def record_key(process_id: str) -> str:
+    return f"processes/{process_id}/record.json"
+
+
+def cancel_key(process_id: str) -> str:
+    return f"processes/{process_id}/cancel"
+
+
+def attempt_prefix(process_id: str, attempt: int) -> str:
+    return f"processes/{process_id}/attempts/{attempt}/"

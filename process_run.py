@@ -1,0 +1,363 @@
+"""A process while this worker holds it: wait for a slot, run the child, store, settle.
+
+The one place where a child's end, a wish to stop and the loss of the lease meet. The rule: the
+first reason to stop counts, a child that finished its work before it heard of it has finished, and
+whoever lost the lease writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import JsonValue
+
+from jobs.runner import (
+    ArtifactReady,
+    Attempt,
+    CheckpointSealed,
+    Child,
+    Completed,
+    Event,
+    Failed,
+    Failure,
+    Progress,
+    Stopped,
+    Verdict,
+)
+from process_index import IndexEntry
+from process_lease import AWAY, Change, Lease, LeaseLost
+from process_notes import read_note
+from process_record import ProgressSeen, Record
+from process_slots import Slots
+from process_uploads import UploadFailed, Uploads, log_tail_key, restore
+from storage import Store
+from utils import Clock, Settings, WorkerError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: The log's last lines reach the store this often while it grows.
+LOG_SECONDS = 10.0
+LOG_TAIL_LINES = 200
+
+
+class StopReason(StrEnum):
+    """Why an attempt is made to end before its job does."""
+
+    CANCEL = "cancelled by a caller"
+    PLATFORM = "stopped by the platform"
+    DRAIN = "the worker is shutting down"
+    TIMEOUT = "timeout_seconds exceeded"
+    LOST = "another worker took the process over"
+
+
+class _StopAsked(Exception):
+    """A wish to stop came before something was done."""
+
+
+class ProcessRun:
+    """One attempt at a process on this worker, from claim to settled record."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        store: Store,
+        settings: Settings,
+        slots: Slots,
+        *,
+        params: dict[str, JsonValue],
+        clock: Clock,
+    ) -> None:
+        self.lease = lease
+        self._store = store
+        self._settings = settings
+        self._slots = slots
+        self._params = params
+        self._clock = clock
+        record = lease.record
+        self.process_id = record.process_id
+        self._folder = settings.scratch_dir / "work" / f"{self.process_id}.{record.writer.nonce}"
+        self._uploads = Uploads(
+            store, lease, self._folder, patience_seconds=settings.upload_patience_seconds
+        )
+        self._stopping = asyncio.Event()
+        self._reason: StopReason | None = None
+        self._child: Child | None = None
+        self._first_progress: tuple[int, float] | None = None
+        self._index = IndexEntry(store)
+        self._log_shipped: list[str] = []
+        self._phase = ("queued", time.monotonic())
+        #: Done when the record is settled or lost, and nothing of this attempt is left.
+        self.task = asyncio.create_task(self._live(), name=f"run {self.process_id}")
+
+    @property
+    def uploads(self) -> Uploads:
+        return self._uploads
+
+    def stop(self, reason: StopReason) -> None:
+        """Make it end, soon. The first reason counts; losing the lease overrides it."""
+        if self._reason is None or reason is StopReason.LOST:
+            self._reason = reason
+        if reason is StopReason.CANCEL and not self.lease.wish.released:
+            self.lease.submit(Record.with_cancel_requested)
+        self._stopping.set()
+
+    # ---- the attempt, top to bottom
+
+    async def _live(self) -> None:
+        aides = [asyncio.create_task(aide) for aide in self._aides()]
+        try:
+            await self._attempt()
+        except LeaseLost:
+            log.warning("process %s: %s", self.process_id, StopReason.LOST)
+        except Exception as error:  # noqa: BLE001 - nothing may leave a process without an end
+            with suppress(LeaseLost):
+                await self._end_by_fault(error)
+        finally:
+            for aide in aides:
+                aide.cancel()
+            await asyncio.gather(*aides, return_exceptions=True)
+            await self._uploads.close()
+            with suppress(*AWAY):
+                await self._index.show(self.lease.record)
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    def _aides(self) -> list[Coroutine[Any, Any, None]]:
+        return [
+            self.lease.keep(), self._watch_note(), self._watch_lease(), self._ship_log(),
+            self._keep_index(),
+        ]  # fmt: skip
+
+    async def _attempt(self) -> None:
+        verdict: Verdict = Stopped()
+        async with self._slots.taken_by(self.process_id, unless=self._stopping) as got_slot:
+            if got_slot:
+                with suppress(_StopAsked):
+                    resume_from = await self._unless_stopping(self._restore())
+                    verdict = await self._run_child(resume_from)
+        # The slot is free again: the next child may use the GPU while this one's files travel.
+        await self._settle(verdict)
+
+    async def _restore(self) -> Path | None:
+        """The checkpoint to go on from, if there is one."""
+        self._enter("startup")
+        wanted = self.lease.record.checkpoints
+        path, found = await restore(self._store, self.process_id, wanted, self._folder)
+        if found != (wanted[-1] if wanted else None):
+            self.lease.submit(lambda r: r.with_checkpoints((found,) if found else ()))
+        return path
+
+    async def _run_child(self, resume_from: Path | None) -> Verdict:
+        record = self.lease.record
+        attempt = Attempt(
+            process_id=self.process_id, kind=record.kind, params=self._params,
+            number=record.attempt, folder=self._folder, resume_from=resume_from,
+            environment=_passed_through(self._settings.child_env),
+        )  # fmt: skip
+        self._child = child = await Child.spawn(attempt)
+        self.lease.submit(lambda r: r.running(self._clock()))
+        self._enter("running")
+        stopper = asyncio.create_task(self._stop_child(child))
+        timer = self._start_timer(record.timeout_seconds)
+        try:
+            return await child.run(self._heard)
+        finally:
+            timer.cancel()
+            stopper.cancel()
+            await asyncio.gather(stopper, return_exceptions=True)
+            await child.kill()  # it is gone by now, unless this task is being torn down
+
+    async def _settle(self, verdict: Verdict) -> None:
+        """Turn the child's end and our reason to stop, if any, into the record's last change."""
+        self._enter("upload")
+        match verdict:
+            case Completed(result):
+                await self._complete(result)
+            case Failed(failure) if self._reason is None:
+                with suppress(_StopAsked, UploadFailed):
+                    await self._unless_stopping(self._uploads.finish())
+                await self._end(lambda r: r.failed(self._clock(), failure))
+            case _:
+                await self._end_stopped()
+
+    async def _complete(self, result: JsonValue) -> None:
+        """Everything is stored, then the manifest, then `completed`. A cancel may still win."""
+        try:
+            await self._unless_stopping(self._uploads.finish())
+        except _StopAsked:
+            await self._end_stopped()
+        except UploadFailed as error:
+            failure = _failure(error)
+            await self._end(lambda r: r.failed(self._clock(), failure))
+        else:
+            await self._end(lambda r: r.completed(self._clock(), result), complete=True)
+
+    async def _end_stopped(self) -> None:
+        match self._reason:
+            case StopReason.CANCEL:
+                await self._end(lambda r: r.cancelled(self._clock(), reason=StopReason.CANCEL))
+            case StopReason.PLATFORM:
+                await self._store_last_checkpoint()
+                await self._end(lambda r: r.stopped_by_platform(self._clock()))
+            case StopReason.DRAIN:
+                await self._store_last_checkpoint()
+                await self._end(lambda r: r.interrupted(self._clock(), reason=StopReason.DRAIN))
+            case StopReason.TIMEOUT:
+                await self._store_last_checkpoint()
+                with suppress(UploadFailed):
+                    await self._uploads.finish()
+                await self._end(lambda r: r.failed(self._clock(), _timed_out(r)))
+            case _:
+                raise LeaseLost(StopReason.LOST)
+
+    async def _end_by_fault(self, error: Exception) -> None:
+        """Our own fault or this machine's; the process must not hang on it."""
+        log.error("process %s ended by %r", self.process_id, error, exc_info=error)
+        await self.lease.change(
+            lambda r: r if r.released else r.failed(self._clock(), _failure(error))
+        )
+
+    async def _end(self, change: Change, *, complete: bool = False) -> None:
+        """The last writes of this attempt: log, manifest, record."""
+        await self._put_log()
+        if complete or self._uploads.files():
+            await self._uploads.write_manifest(complete=complete)
+        self._enter("ended")
+        await self.lease.change(lambda r: change(r.with_artifacts(self._uploads.summary())))
+
+    async def _store_last_checkpoint(self) -> None:
+        """Bounded: without it an interval of work is lost, over the deadline the whole drain is."""
+        try:
+            async with asyncio.timeout(self._settings.grace_seconds / 2):
+                await self._uploads.checkpoints_stored()
+        except TimeoutError:
+            log.warning("process %s: the last checkpoint was not stored", self.process_id)
+
+    # ---- what goes on beside it
+
+    async def _watch_note(self) -> None:
+        """See a cancel note within one poll, also while the process is queued."""
+        while not self._stopping.is_set():
+            with suppress(*AWAY):
+                note = await read_note(self._store, self.process_id)
+                if note is not None and note.version != self.lease.record.settled_note:
+                    self.stop(StopReason.PLATFORM if note.by_platform else StopReason.CANCEL)
+                    return
+            await asyncio.sleep(self._settings.cancel_poll_seconds)
+
+    async def _watch_lease(self) -> None:
+        await self.lease.lost.wait()
+        self.stop(StopReason.LOST)
+        if self._child:
+            await self._child.kill()
+
+    async def _keep_index(self) -> None:
+        """The index follows the record: what is listed was stored before."""
+        while True:
+            record = self.lease.record
+            with suppress(*AWAY):
+                await self._index.show(record)
+            await self.lease.revision_above(record.revision)
+
+    async def _stop_child(self, child: Child) -> None:
+        await self._stopping.wait()
+        grace = self._settings.cancel_grace_seconds
+        if self._reason is StopReason.DRAIN:
+            grace = min(grace, self._settings.grace_seconds / 2)
+        await child.stop(grace_seconds=grace)
+
+    async def _ship_log(self) -> None:
+        while True:
+            await asyncio.sleep(LOG_SECONDS)
+            await self._put_log()
+
+    async def _put_log(self) -> None:
+        """The log's end, where anyone with the link can read it; kept with the attempt."""
+        lines = self._child.log_tail(LOG_TAIL_LINES) if self._child else []
+        if lines == self._log_shipped:
+            return
+        key = log_tail_key(self.process_id, self.lease.record.attempt)
+        text = "".join(f"{line}\n" for line in lines).encode()
+        try:
+            await self._store.put(key, text, content_type="text/plain; charset=utf-8")
+        except AWAY as error:
+            log.warning("process %s: its log was not stored: %s", self.process_id, error)
+        else:
+            self._log_shipped = lines
+
+    # ---- small things
+
+    def _heard(self, event: Event) -> None:
+        match event:
+            case Progress():
+                now = time.monotonic()
+                first_step, since = self._first_progress = self._first_progress or (event.step, now)
+                seen = ProgressSeen.of(event, first_step=first_step, seconds=now - since)
+                self.lease.report(lambda r: r.with_progress(seen))
+            case ArtifactReady(path):
+                self._uploads.offer(path)
+            case CheckpointSealed():
+                self._uploads.seal(event)
+
+    async def _unless_stopping(self, work: Coroutine[Any, Any, T]) -> T:
+        """The outcome of `work`.
+
+        Raises:
+            _StopAsked: a wish to stop came first; `work` is cancelled.
+        """
+        task, stop = asyncio.create_task(work), asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise _StopAsked
+            return task.result()
+        finally:
+            task.cancel()
+            stop.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
+
+    def _start_timer(self, seconds: float | None) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        if seconds is None:
+            return loop.call_later(0, lambda: None)
+        return loop.call_later(seconds, self.stop, StopReason.TIMEOUT)
+
+    def _enter(self, phase: str) -> None:
+        """Close the book on the phase that ends here: `timings` of the record, in seconds."""
+        last, since = self._phase
+        now = time.monotonic()
+        self._phase = (phase, now)
+        self.lease.report(lambda r: r.with_timing(last, now - since))
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, WorkerError):
+        return Failure(code=error.code, message=str(error), retryable=error.retryable)
+    if isinstance(error, OSError):
+        message = f"this worker's disk or system refused: {error.strerror}"
+        return Failure(code="worker_disk", message=message, retryable=True)
+    return Failure(code="internal_error", message=f"a fault of the worker: {type(error).__name__}")
+
+
+def _timed_out(record: Record) -> Failure:
+    return Failure(
+        code="timed_out",
+        message=f"the attempt ran longer than timeout_seconds ({record.timeout_seconds:g}); start "
+        "it again with the same process_id to resume it, or with a new id and a higher limit",
+        retryable=True,
+    )
+
+
+def _passed_through(names: str) -> dict[str, str]:
+    wanted = {name.strip() for name in names.split(",")}
+    return {name: value for name, value in os.environ.items() if name in wanted}

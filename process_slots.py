@@ -1,0 +1,46 @@
+"""How many processes a worker runs at a time, and who waits for how long a queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Slots:
+    """A fixed number of places, given out in the order in which they were asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._semaphore = asyncio.Semaphore(count)
+        self._waiting: dict[str, None] = {}  # a dict keeps the order of arrival
+
+    @property
+    def all_taken(self) -> bool:
+        return self._semaphore.locked()
+
+    def position(self, process_id: str) -> int | None:
+        """1 for the next in line, None for one that does not wait."""
+        if process_id not in self._waiting:
+            return None
+        return list(self._waiting).index(process_id) + 1
+
+    @asynccontextmanager
+    async def taken_by(self, process_id: str, *, unless: asyncio.Event) -> AsyncIterator[bool]:
+        """Hold a place; or go on without one (False) as soon as `unless` is set."""
+        self._waiting[process_id] = None
+        place = asyncio.create_task(self._semaphore.acquire())
+        call_off = asyncio.create_task(unless.wait())
+        try:
+            await asyncio.wait([place, call_off], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._waiting[process_id]
+            call_off.cancel()
+            if not place.done():
+                place.cancel()
+            await asyncio.gather(place, call_off, return_exceptions=True)
+        got_place = not place.cancelled()
+        try:
+            yield got_place
+        finally:
+            if got_place:
+                self._semaphore.release()

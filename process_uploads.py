@@ -1,0 +1,306 @@
+"""One attempt's files on their way into the store, while the job that makes them goes on.
+
+Artifacts go up as they are offered and once more, whatever is new or changed, at the end. Of
+checkpoints only the newest matters: one that is overtaken before its turn is dropped. All of it
+lies under the attempt's own number, so an attempt that lost its process can touch nobody's files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mimetypes
+import os
+import shutil
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from pydantic import BaseModel
+
+from jobs.runner import CheckpointSealed
+from process_lease import AWAY, Lease, LeaseLost
+from process_record import ArtifactsSummary, Checkpoint, StoredFile, attempt_prefix
+from storage import ChecksumMismatch, InvalidKey, ObjectNotFound, Store
+from utils import WorkerError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+#: Files of one attempt that travel at the same time; a big one is sent in parts by the store.
+CONCURRENT_FILES = 8
+
+
+class UploadFailed(WorkerError):
+    """An artifact could not be stored; what was stored before it stays reachable."""
+
+    code = "upload_failed"
+    retryable = True
+
+
+class Manifest(BaseModel, frozen=True, extra="ignore"):
+    """The list of an attempt's artifacts, written after all of them."""
+
+    process_id: str
+    attempt: int
+    #: Whether this is all that a completed process made; False after a failure or a stop.
+    complete: bool
+    files: tuple[StoredFile, ...]
+    #: Links that point out of the output folder, and names that no key may have: left behind.
+    refused: tuple[str, ...] = ()
+
+
+def artifact_key(process_id: str, attempt: int, path: str) -> str:
+    return f"{attempt_prefix(process_id, attempt)}artifacts/{path}"
+
+
+def manifest_key(process_id: str, attempt: int) -> str:
+    return f"{attempt_prefix(process_id, attempt)}manifest.json"
+
+
+def checkpoint_key(process_id: str, checkpoint: Checkpoint, path: str) -> str:
+    prefix = attempt_prefix(process_id, checkpoint.attempt)
+    return f"{prefix}checkpoints/{checkpoint.seq:06d}/{path}"
+
+
+def log_tail_key(process_id: str, attempt: int) -> str:
+    return f"{attempt_prefix(process_id, attempt)}logs/tail.txt"
+
+
+class _Seen(NamedTuple):
+    """How a file looked when it went up; different means changed."""
+
+    size: int
+    modified_ns: int
+
+
+class Uploads:
+    """Everything one attempt stores beside its record."""
+
+    def __init__(self, store: Store, lease: Lease, folder: Path, *, patience_seconds: float):
+        self._store = store
+        self._lease = lease
+        self._outputs = folder / "outputs"
+        self._patience_seconds = patience_seconds
+        self._process_id = lease.record.process_id
+        self._attempt = lease.record.attempt
+        self._stored: dict[str, tuple[_Seen, StoredFile]] = {}
+        self._refused: list[str] = []
+        self._slots = asyncio.Semaphore(CONCURRENT_FILES)
+        self._offers: dict[str, asyncio.Task[None]] = {}
+        self._newest: CheckpointSealed | None = None
+        self._sending: asyncio.Task[None] | None = None
+
+    def offer(self, path: str) -> None:
+        """Send an artifact now. If that fails, `finish` tries again and tells."""
+        if path not in self._offers:
+            task = asyncio.create_task(self._send_offered(path))
+            self._offers[path] = task
+            task.add_done_callback(lambda _: self._offers.pop(path, None))
+
+    def seal(self, sealed: CheckpointSealed) -> None:
+        """Send a checkpoint, after the one that is on its way; an older one waiting is dropped."""
+        if self._newest is not None:
+            shutil.rmtree(self._newest.path, ignore_errors=True)
+        self._newest = sealed
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send_checkpoints())
+
+    async def checkpoints_stored(self) -> None:
+        """Return once no checkpoint is waiting or on its way."""
+        while self._sending is not None and not self._sending.done():
+            await asyncio.wait([self._sending])
+
+    async def finish(self) -> None:
+        """Send whatever lies in the output folder and is not stored as it is now.
+
+        Raises:
+            UploadFailed: something could not be stored.
+        """
+        while self._offers:
+            await asyncio.wait(list(self._offers.values()))
+        paths, self._refused = await asyncio.to_thread(_walk, self._outputs)
+        try:
+            async with asyncio.TaskGroup() as sends:
+                for path in paths:
+                    sends.create_task(self._send(path))
+        except* WorkerError as group:
+            raise _first(group) from group
+        for gone in set(self._stored) - set(paths):
+            del self._stored[gone]
+
+    async def write_manifest(self, *, complete: bool) -> None:
+        """Say in the store what is there; for `complete`, the commit point of the process."""
+        manifest = Manifest(
+            process_id=self._process_id, attempt=self._attempt, complete=complete,
+            files=tuple(sorted((file for _, file in self._stored.values()), key=lambda f: f.path)),
+            refused=tuple(self._refused),
+        )  # fmt: skip
+        key = manifest_key(self._process_id, self._attempt)
+        data = manifest.model_dump_json().encode()
+        await self._patiently(lambda: self._store.put(key, data, content_type="application/json"))
+
+    def summary(self) -> ArtifactsSummary:
+        files = [file for _, file in self._stored.values()]
+        return ArtifactsSummary(count=len(files), total_bytes=sum(file.size for file in files))
+
+    def files(self) -> list[StoredFile]:
+        """What is stored so far, by path."""
+        return sorted((file for _, file in self._stored.values()), key=lambda file: file.path)
+
+    async def close(self) -> None:
+        """Stop whatever is still on its way."""
+        tasks = [*self._offers.values(), *([self._sending] if self._sending else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send_offered(self, path: str) -> None:
+        try:
+            await self._send(path)
+        except (WorkerError, OSError) as error:
+            log.warning("artifact %s did not go up yet: %s", path, error)
+
+    async def _send(self, path: str) -> None:
+        source = self._outputs / path
+        async with self._slots:
+            seen = _look(source)
+            if path in self._stored and self._stored[path][0] == seen:
+                return
+            file = await self._store_file(source, path)
+        self._stored[path] = (seen, file)
+        self._lease.report(lambda record: record.with_artifacts(self.summary()))
+
+    async def _store_file(self, source: Path, path: str) -> StoredFile:
+        key = artifact_key(self._process_id, self._attempt, path)
+        content_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        try:
+            facts = await self._patiently(
+                lambda: self._store.upload(source, key, content_type=content_type)
+            )
+        except (ChecksumMismatch, InvalidKey, FileNotFoundError) as error:
+            raise UploadFailed(f"artifact {path!r} could not be stored: {error}") from error
+        return StoredFile(
+            path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
+        )
+
+    async def _send_checkpoints(self) -> None:
+        while self._newest is not None:
+            sealed, self._newest = self._newest, None
+            try:
+                await self._send_checkpoint(sealed)
+            except (WorkerError, OSError) as error:
+                # The job goes on: its next checkpoint may fare better, and the last one still is.
+                log.warning("checkpoint %d was not stored: %s", sealed.seq, error)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, sealed.path, ignore_errors=True)
+
+    async def _send_checkpoint(self, sealed: CheckpointSealed) -> None:
+        paths, _ = await asyncio.to_thread(_walk, sealed.path)
+        if not paths:
+            log.warning("checkpoint %d holds no file and is not kept", sealed.seq)
+            return
+        checkpoint = Checkpoint(attempt=self._attempt, seq=sealed.seq, files=())
+        files = []
+        for path in paths:
+            key = checkpoint_key(self._process_id, checkpoint, path)
+            facts = await self._patiently(
+                lambda path=path, key=key: self._store.upload(sealed.path / path, key)  # type: ignore[misc]
+            )
+            files.append(StoredFile(path=path, size=facts.size, sha256=facts.sha256))
+        checkpoint = checkpoint.model_copy(update={"files": tuple(files)})
+        before = self._lease.wish.checkpoints
+        after = (await self._lease.change(lambda r: r.with_checkpoint(checkpoint))).checkpoints
+        await self._forget([old for old in before if old not in after])
+
+    async def _forget(self, checkpoints: list[Checkpoint]) -> None:
+        """Remove files that no record mentions any more; what stays is retention's."""
+        keys = [
+            checkpoint_key(self._process_id, checkpoint, file.path)
+            for checkpoint in checkpoints
+            for file in checkpoint.files
+        ]
+        try:
+            await self._store.delete(keys)
+        except AWAY as error:
+            log.warning("an old checkpoint was not removed: %s", error)
+
+    async def _patiently(self, send: Callable[[], Awaitable[T]]) -> T:
+        """`send` until the store takes it: nobody loses a job to an outage that ends."""
+        began = time.monotonic()
+        while True:
+            if self._lease.lost.is_set():
+                raise LeaseLost("nothing more is stored by an attempt that lost its process")
+            try:
+                return await send()
+            except AWAY as error:
+                if time.monotonic() - began >= self._patience_seconds:
+                    raise UploadFailed(f"the store refused it all along: {error}") from error
+                log.warning("the store is away, an upload waits: %s", error)
+                await asyncio.sleep(1)
+
+
+async def restore(
+    store: Store, process_id: str, checkpoints: tuple[Checkpoint, ...], folder: Path
+) -> tuple[Path | None, Checkpoint | None]:
+    """Fetch the newest checkpoint that is whole.
+
+    Returns what the job had handed over (a file or a folder) and the checkpoint it came from;
+    both None if there is none. Waits for a store that is away.
+    """
+    for checkpoint in reversed(checkpoints):
+        target = folder / f"resume-{checkpoint.attempt}-{checkpoint.seq}"
+        try:
+            for file in checkpoint.files:
+                await _fetch(store, checkpoint_key(process_id, checkpoint, file.path), file, target)
+        except (ObjectNotFound, ChecksumMismatch) as error:
+            log.warning("checkpoint %d is not whole, trying the one before: %s", checkpoint.seq,
+                        error)  # fmt: skip
+            continue
+        return next(iter(sorted(target.iterdir()))), checkpoint
+    return None, None
+
+
+async def _fetch(store: Store, key: str, file: StoredFile, target: Path) -> None:
+    path = target / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            facts = await store.download(key, path)
+        except AWAY as error:
+            log.warning("the store is away, a checkpoint waits: %s", error)
+            await asyncio.sleep(1)
+            continue
+        if (facts.size, facts.sha256) != (file.size, file.sha256):
+            raise ChecksumMismatch(f"{file.path} is not what was stored")
+        return
+
+
+def _look(path: Path) -> _Seen:
+    status = path.stat()
+    return _Seen(status.st_size, status.st_mtime_ns)
+
+
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """Regular files under `root`, by relative path, and what is refused: links that point out,
+    and whatever is neither file nor folder."""
+    found: list[str] = []
+    refused: list[str] = []
+    inside = root.resolve()
+    for folder, folders, names in os.walk(root):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for name in [*names, *links]:
+            path = Path(folder) / name
+            relative = path.relative_to(root).as_posix()
+            real = path.resolve()
+            ok = real.is_relative_to(inside) and real.exists() and stat.S_ISREG(real.stat().st_mode)
+            (found if ok else refused).append(relative)
+    return sorted(found), sorted(refused)
+
+
+def _first(group: BaseExceptionGroup[WorkerError]) -> WorkerError:
+    for error in group.exceptions:
+        return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    raise AssertionError("an empty group")

@@ -1,0 +1,412 @@
+"""RunPod's way in: a job arrives, one action runs, one reply leaves.
+
+The composition root: reads the settings, opens the store, makes the manager, gives the SDK its
+handler. The only module that imports runpod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from pydantic import JsonValue
+
+import console
+from actions import (
+    CancelAction,
+    DownloadAction,
+    KindsAction,
+    ProcessesAction,
+    ProcessStatusAction,
+    StartAction,
+    parse_action,
+    parse_params,
+)
+from jobs import JOBS
+from process_files import MAX_ROWS, Artifact, choose, linked, read_artifacts
+from process_manager import ProcessManager, Start, UnknownProcess
+from process_record import Snapshot, Status, view
+from storage import PresignUnsupported, open_store
+from utils import Settings, WorkerError, load_settings, log_to_stderr, new_id, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+log = logging.getLogger(__name__)
+
+#: No reply is larger: RunPod takes 10 MB, and refuses the whole result above it.
+MAX_REPLY_BYTES = 8_000_000
+#: RunPod's own /status shows progress at most this often.
+UPDATE_SECONDS = 2.0
+#: The SDK gives this id to every job of `--test_input`.
+LOCAL_JOB_ID = "local_test"
+#: Requests at a time, by role. A `gpu` worker takes as many as it has slots, so that it never
+#: swallows a start that an idle worker could run.
+CONCURRENCY = {"all": 8, "control": 32}
+
+Reply = dict[str, JsonValue]
+#: How requests come in: from RunPod's queue, to the SDK's local server, or by hand.
+WayIn = Literal["serverless", "api", "terminal"]
+
+
+class Refused(WorkerError):
+    """This worker does not do that, by its settings."""
+
+    code = "refused"
+
+
+class ReplyTooLarge(WorkerError):
+    """The reply would exceed what RunPod carries."""
+
+    code = "reply_too_large"
+
+
+class Handler:
+    """Runs one action per job. Nothing but a cancellation ever escapes from a call."""
+
+    def __init__(
+        self, manager: ProcessManager, settings: Settings, *, way_in: WayIn = "serverless"
+    ) -> None:
+        self._manager = manager
+        self._settings = settings
+        self._way_in = way_in
+        #: Jobs under way here, and those of them that will get no answer (see `_start`).
+        self._jobs = self._unanswered = 0
+        self._set_up = False
+
+    async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        """`job` is what RunPod hands out: `{"id", "input"}`. The reply is flat JSON.
+
+        If the request failed, the reply's `error` is a JSON string
+        `{"code", "message", "retryable"}`; so it is for a process that failed.
+        """
+        self.set_up()
+        self._jobs += 1
+        try:
+            return _bounded(await self._answer(job))
+        except WorkerError as error:
+            return {"error": json.dumps(error.payload())}
+        except Exception:
+            log.exception("a fault of the worker")
+            return {
+                "error": json.dumps(WorkerError("a fault of the worker; see its log").payload())
+            }
+        finally:
+            self._jobs -= 1
+
+    def set_up(self) -> None:
+        """Once, inside the event loop: take over the signals, recover in the background."""
+        if self._set_up:
+            return
+        self._set_up = True
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before = signal.getsignal(number)
+            loop.add_signal_handler(number, self._begin_shutdown, number, before)
+        self._recovery = loop.create_task(self._manager.recover())
+
+    def concurrency(self, _current: int) -> int:
+        """For the SDK: how many jobs to take at a time. Constant, or it stops taking any.
+
+        The SDK calls this inside its loop before it takes the first job: the moment to set up.
+        """
+        self.set_up()
+        return CONCURRENCY.get(self._settings.role, self._settings.slots)
+
+    # ---- actions
+
+    async def _answer(self, job: dict[str, Any]) -> Reply:
+        action = parse_action(job.get("input"))
+        match action:
+            case StartAction():
+                return await self._start(action, job)
+            case ProcessStatusAction():
+                return await self._process_status(action)
+            case ProcessesAction():
+                return await self._processes(action)
+            case CancelAction():
+                return await self._cancel(action)
+            case DownloadAction():
+                return await self._download(action)
+            case KindsAction():
+                return {
+                    "kinds": {name: job.params.model_json_schema() for name, job in JOBS.items()}
+                }
+
+    async def _start(self, action: StartAction, job: dict[str, Any]) -> Reply:
+        if self._settings.role == "control":
+            raise Refused("this worker has the role `control` and runs no jobs; send `start` to "
+                          "the GPU endpoint")  # fmt: skip
+        start = _start_of(action, job)
+        if action.detach:
+            if not self._settings.allow_detach:
+                raise Refused(
+                    "`detach` is refused: RunPod stops an idle worker and the job with it; on a "
+                    "Pod or an always-on worker, set WORKER_ALLOW_DETACH=1"
+                )
+            return self._view(await self._manager.begin(start))
+        async with self._progress_shown(job, start.process_id):
+            snapshot = await self._manager.deliver(start)
+        if snapshot.record.status is Status.INTERRUPTED and self._way_in == "serverless":
+            # Drained: without an answer RunPod delivers the job again, to another worker.
+            self._unanswered += 1
+            await asyncio.Event().wait()
+        return await self._ended(snapshot)
+
+    async def _ended(self, snapshot: Snapshot) -> Reply:
+        """The reply of a start: the view, its files, and `error` if the process failed."""
+        record = snapshot.record
+        artifacts = await read_artifacts(self._manager.store, record)
+        reply, rows = self._view(snapshot), []
+        with suppress(PresignUnsupported):
+            rows = await self._rows(snapshot, artifacts[:MAX_ROWS])
+        reply["files"] = [*rows]
+        if self._way_in == "terminal":
+            console.print_end(snapshot, [str(row["url"]) for row in rows])
+        if record.failure is not None and record.status is Status.FAILED:
+            failure = record.failure
+            reply["error"] = json.dumps(
+                {"code": failure.code, "message": failure.message, "retryable": failure.retryable}
+            )
+        return reply
+
+    async def _process_status(self, action: ProcessStatusAction) -> Reply:
+        try:
+            return self._view(
+                await self._manager.wait_for_news(
+                    action.process_id,
+                    since_revision=action.since_revision,
+                    wait_seconds=action.wait_seconds,
+                )
+            )
+        except UnknownProcess:
+            return {"process_id": action.process_id, "status": "not_found"}
+
+    async def _processes(self, action: ProcessesAction) -> Reply:
+        rows, cursor = await self._manager.list(
+            limit=action.limit, cursor=action.cursor, status=action.status, kind=action.kind
+        )
+        return {
+            "processes": [
+                {"process_id": row.process_id, "kind": row.kind, "status": row.status,
+                 "created_at": row.created_at.isoformat()}
+                for row in rows
+            ],
+            "next_cursor": cursor,
+        }  # fmt: skip
+
+    async def _cancel(self, action: CancelAction) -> Reply:
+        snapshot = await self._manager.cancel(action.process_id, wait_seconds=action.wait_seconds)
+        return self._view(snapshot)
+
+    async def _download(self, action: DownloadAction) -> Reply:
+        snapshot = await self._manager.get(action.process_id)
+        artifacts = choose(
+            await self._artifacts(snapshot), path=action.path, pattern=action.pattern
+        )
+        left = [a for a in artifacts if action.cursor is None or a.path > action.cursor]
+        page = left[:MAX_ROWS]
+        return {
+            "process_id": action.process_id,
+            "status": snapshot.record.status,
+            "attempt": snapshot.record.attempt,
+            "files": [*await self._rows(snapshot, page, expires_in=action.expires_in)],
+            "next_cursor": page[-1].path if len(left) > len(page) else None,
+        }
+
+    async def _artifacts(self, snapshot: Snapshot) -> list[Artifact]:
+        if run := self._manager.run_of(snapshot.record.process_id):
+            return [Artifact.of(file) for file in run.uploads.files()]
+        return await read_artifacts(self._manager.store, snapshot.record)
+
+    async def _rows(
+        self, snapshot: Snapshot, artifacts: list[Artifact], *, expires_in: int = 3600
+    ) -> list[Reply]:
+        expires_at = (utc_now() + timedelta(seconds=expires_in)).isoformat(timespec="seconds")
+        return await linked(
+            self._manager.store, snapshot.record, artifacts,
+            expires_in=expires_in, expires_at=expires_at,
+        )  # fmt: skip
+
+    def _view(self, snapshot: Snapshot) -> Reply:
+        return view(snapshot, lease_seconds=self._settings.lease_seconds)
+
+    # ---- while a start is held
+
+    @asynccontextmanager
+    async def _progress_shown(self, job: dict[str, Any], process_id: str) -> AsyncIterator[None]:
+        """Show progress to whoever looks: RunPod's /status, or the person at this terminal."""
+
+        async def look() -> Snapshot:
+            return await self._manager.get(process_id)
+
+        done = asyncio.Event()
+        match self._way_in:
+            case "terminal":
+                showing = console.show_progress(look, done)
+            case "serverless":
+                showing = self._send_updates(job, process_id, done)
+            case "api":
+                showing = _nothing()
+        shown = asyncio.create_task(showing)
+        try:
+            yield
+        finally:
+            done.set()  # an update on its way arrives before the reply, and none follows
+            await asyncio.wait([shown], timeout=5)
+            shown.cancel()
+
+    async def _send_updates(
+        self, job: dict[str, Any], process_id: str, done: asyncio.Event
+    ) -> None:
+        """Progress for RunPod's /status: in order, one at a time, at most one per UPDATE_SECONDS.
+
+        Sent here and not by the SDK's `progress_update`, which starts a thread for each: those
+        overtake one another, and arrive after the final reply.
+        """
+        from runpod.http_client import AsyncClientSession
+        from runpod.serverless.modules.rp_http import send_result
+
+        last: Reply = {}
+        async with AsyncClientSession() as session:
+            while not await _set_within(done, UPDATE_SECONDS):
+                with suppress(WorkerError):
+                    seen = self._view(await self._manager.get(process_id))
+                    news = {k: seen[k] for k in ("status", "progress", "attempt", "artifacts")}
+                    if news != last and not done.is_set():
+                        await send_result(session, {"status": "IN_PROGRESS", "output": seen}, job)
+                        last = news
+
+    # ---- the end of the worker
+
+    def _begin_shutdown(self, number: int, before: Any) -> None:
+        if self._manager.draining:
+            _exit(128 + number)  # asked twice; the children die with us
+        if self._way_in == "serverless" and callable(before):
+            before(number, None)  # the SDK's own: it takes no more jobs
+        self._shutdown = asyncio.create_task(self._shut_down(number))
+
+    async def _shut_down(self, number: int) -> None:
+        """Drain and leave. Jobs of drained processes stay unanswered and are delivered again."""
+        log.info("%s: draining", signal.Signals(number).name)
+        await self._manager.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                while self._jobs_in_progress() > self._unanswered:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        _exit(0 if self._way_in == "serverless" else 128 + number)
+
+    def _jobs_in_progress(self) -> int:
+        """Jobs whose reply has not left: the SDK sends it after the handler has returned."""
+        if self._way_in != "serverless":
+            return self._jobs
+        from runpod.serverless.modules.worker_state import JobsProgress
+
+        return int(JobsProgress().get_job_count())
+
+
+def _start_of(action: StartAction, job: dict[str, Any]) -> Start:
+    shown = parse_params(action.kind, action.params)
+    job_id = None if job.get("id") in (None, LOCAL_JOB_ID) else str(job["id"])
+    return Start(
+        process_id=action.process_id or job_id or new_id(),
+        kind=action.kind,
+        params=action.params,
+        shown_params=shown,
+        labels=action.labels,
+        timeout_seconds=action.timeout_seconds,
+        reject_when_busy=action.on_busy == "reject",
+        runpod_job_id=job_id,
+    )
+
+
+def _bounded(reply: Reply) -> Reply:
+    """`reply`, if RunPod can carry it."""
+    size = len(json.dumps(reply))
+    if size > MAX_REPLY_BYTES:
+        raise ReplyTooLarge(f"the reply would be {size} bytes; ask for less at a time")
+    return reply
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()
+
+
+async def _nothing() -> None:
+    """The local API server has no way to show progress."""
+
+
+def _exit(code: int) -> NoReturn:
+    """Leave at once. The SDK waits for its handlers for ever, and the drained ones never answer."""
+    for helper in multiprocessing.active_children():
+        helper.kill()  # the SDK's ping would go on and vouch for a worker that is gone
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+HELP = """\
+A RunPod serverless worker for long GPU jobs.
+
+  python rp_handler.py                          run ./test_input.json, showing its progress
+  python rp_handler.py --test_input '{"input": {"action": "kinds"}}'
+                                                run one request
+  python rp_handler.py --rp_serve_api           serve POST /runsync on http://localhost:8000
+
+On RunPod it needs no arguments. Everything is set by environment variables (README). More options,
+of the RunPod SDK: --rp_log_level, --rp_debugger, --rp_api_host, --rp_api_port.
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Start the worker as the arguments and the environment say."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP, end="")  # noqa: T201
+        return
+    _check_test_input(arguments)
+    settings = load_settings()
+    way_in = _way_in(arguments)
+    at_terminal = way_in == "terminal" and sys.stderr.isatty()
+    log_to_stderr("WARNING" if at_terminal else "INFO")
+    # At its default, DEBUG, the SDK logs whole replies, links and all.
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN" if at_terminal else "INFO")
+    import runpod
+
+    manager = ProcessManager(open_store(settings), settings)
+    handler = Handler(manager, settings, way_in=way_in)
+    runpod.serverless.start({"handler": handler, "concurrency_modifier": handler.concurrency})
+
+
+def _way_in(arguments: list[str]) -> WayIn:
+    if "--rp_serve_api" in arguments or os.environ.get("RUNPOD_REALTIME_PORT"):
+        return "api"
+    by_hand = "--test_input" in arguments or "RUNPOD_WEBHOOK_GET_JOB" not in os.environ
+    return "terminal" if by_hand else "serverless"
+
+
+def _check_test_input(arguments: list[str]) -> None:
+    """Say what is wrong with `--test_input` before the SDK meets it with a traceback."""
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        text = value if flag == "--test_input" else flag.partition("--test_input=")[2]
+        if not flag.startswith("--test_input"):
+            continue
+        try:
+            job = json.loads(text)
+        except ValueError:
+            job = None
+        if not isinstance(job, dict) or "input" not in job:
+            sys.exit('--test_input takes JSON such as \'{"input": {"action": "kinds"}}\'')
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
