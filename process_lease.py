@@ -16,15 +16,15 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from process_record import Record, record_key
-from record_cache import Copy, RecordCache
+from process_worker import Worker
+from record_cache import Copy
 from storage import (
     ObjectChanged,
     ObjectNotFound,
     StorageMisconfigured,
     StorageUnavailable,
-    Store,
 )
-from utils import Clock, Settings, WorkerError, utc_now
+from utils import Settings, WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +47,10 @@ class Lease:
     `keep` is the one writer. Everything else only changes the wish and, if it must know, waits.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        cache: RecordCache,
-        settings: Settings,
-        stored: Record,
-        version: str,
-        clock: Clock = utc_now,
-    ) -> None:
-        self._store = store
-        self._cache = cache
-        self._settings = settings
-        self._clock = clock
+    def __init__(self, worker: Worker, stored: Record, version: str) -> None:
+        self._worker = worker
+        self._store = worker.store
+        self._settings = worker.settings
         self._stored = stored
         self._version = version
         self._wish = stored
@@ -73,30 +64,26 @@ class Lease:
         self.lost = asyncio.Event()
 
     @classmethod
-    async def create(
-        cls, store: Store, cache: RecordCache, settings: Settings, record: Record, clock: Clock
-    ) -> Lease:
+    async def create(cls, worker: Worker, record: Record) -> Lease:
         """Begin a process that does not exist.
 
         Raises:
             ObjectExists: it does.
         """
-        version = await store.create(record_key(record.process_id), record.encode())
-        return cls(store, cache, settings, record, version, clock)
+        version = await worker.store.create(record_key(record.process_id), record.encode())
+        return cls(worker, record, version)
 
     @classmethod
-    async def claim(
-        cls, store: Store, cache: RecordCache, settings: Settings, record: Record, version: str,
-        clock: Clock,
-    ) -> Lease:  # fmt: skip
+    async def claim(cls, worker: Worker, record: Record, version: str) -> Lease:
         """Take a process over by writing `record` on top of exactly `version`.
 
         Raises:
             ObjectChanged: somebody wrote it since it was read.
         """
-        record = record.written(clock())
-        version = await store.replace(record_key(record.process_id), record.encode(), version)
-        return cls(store, cache, settings, record, version, clock)
+        record = record.written(worker.clock())
+        key = record_key(record.process_id)
+        version = await worker.store.replace(key, record.encode(), version)
+        return cls(worker, record, version)
 
     @property
     def record(self) -> Record:
@@ -222,15 +209,15 @@ class Lease:
     async def _took(self, record: Record, version: str) -> None:
         self._stored, self._version = record, version
         self._written_at = time.monotonic()
-        await self._cache.keep(Copy(record=record, version=version, seen_at=time.time()))
+        await self._worker.cache.keep(Copy(record=record, version=version, seen_at=time.time()))
 
     async def _journal(self) -> None:
-        await self._cache.keep(
+        await self._worker.cache.keep(
             Copy(record=self._next(), version=self._version, seen_at=time.time(), unsent=True)
         )
 
     def _next(self) -> Record:
-        return self._wish.written(self._clock(), revision=self._stored.revision + 1)
+        return self._wish.written(self._worker.clock(), revision=self._stored.revision + 1)
 
     async def _tell(self) -> None:
         async with self._news:

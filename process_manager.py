@@ -15,10 +15,17 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
-from process_index import Row, read_rows, repair
+from process_index import repair
 from process_lease import AWAY, Lease, LeaseWatch
+from process_lookup import (
+    FOLLOW_SECONDS,
+    ProcessLookup,
+    RecordUnreadable,
+    UnknownProcess,
+    decode_record,
+)
 from process_notes import leave_note, read_note
 from process_record import (
     Answer,
@@ -37,22 +44,15 @@ from process_record import (
 )
 from process_run import ProcessRun, StopReason
 from process_slots import Slots
+from process_worker import Worker
 from record_cache import Copy, RecordCache
 from storage import ObjectChanged, ObjectExists, ObjectNotFound, StorageUnavailable, Store
 from utils import Clock, Settings, WorkerError, new_nonce, utc_now
 
 log = logging.getLogger(__name__)
 
-#: How often a process that another worker runs is looked at while somebody waits for it.
-FOLLOW_SECONDS = 1.0
 #: At start-up, so many recent records that have not ended are read ahead.
 RECOVERED_RECORDS = 50
-
-
-class UnknownProcess(WorkerError):
-    """The store has no record with this id. Never raised because the store could not be asked."""
-
-    code = "unknown_process"
 
 
 class WorkerBusy(WorkerError):
@@ -60,12 +60,6 @@ class WorkerBusy(WorkerError):
 
     code = "worker_busy"
     retryable = True
-
-
-class RecordUnreadable(WorkerError):
-    """What lies under the record's key is not a record."""
-
-    code = "record_unreadable"
 
 
 class Start(NamedTuple):
@@ -112,16 +106,13 @@ class ProcessManager:
         self._store = store
         self._settings = settings
         self._clock = clock
-        self._slots = Slots(settings.slots)
-        self._runs: dict[str, ProcessRun] = {}
         # Workers on one machine may share a disk, but copies of two stores must not meet.
         store_name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
         self._cache = RecordCache(settings.scratch_dir / "records" / store_name)
+        self._worker = Worker(store, self._cache, settings, Slots(settings.slots), clock)
+        self._runs: dict[str, ProcessRun] = {}
+        self.lookup = ProcessLookup(self._worker, self._runs)
         self.draining = False
-
-    @property
-    def store(self) -> Store:
-        return self._store
 
     def run_of(self, process_id: str) -> ProcessRun | None:
         """The attempt at this process on this worker, if there is one."""
@@ -160,7 +151,7 @@ class ProcessManager:
         """
         delivery = _Delivery(start, self._settings.worker_id)
         await self._take_patiently(delivery, LeaseWatch(self._settings))
-        return await self.get(start.process_id)
+        return await self.lookup.get(start.process_id)
 
     async def _deliver(self, delivery: _Delivery) -> Snapshot:
         process_id, watch = delivery.start.process_id, LeaseWatch(self._settings)
@@ -176,11 +167,11 @@ class ProcessManager:
             await _first(delivery.called_off.wait(), asyncio.wait([taken.task]))
             if delivery.called_off.is_set():
                 if not delivery.owns(taken.lease.record):
-                    return await self.get(process_id)
+                    return await self.lookup.get(process_id)
                 taken.stop(StopReason.PLATFORM)
             await asyncio.wait([taken.task])
             if not taken.lease.lost.is_set():
-                return await self.get(process_id)
+                return await self.lookup.get(process_id)
             delivery.renew()
 
     async def _call_off_elsewhere(self, seen: Snapshot, delivery: _Delivery) -> Snapshot:
@@ -213,17 +204,12 @@ class ProcessManager:
             if run.lease.record.request_hash != start.request_hash:
                 raise ProcessExists(f"process {start.process_id} was started with another request")
             return run
-        if start.reject_when_busy and self._slots.all_taken:
+        if start.reject_when_busy and self._worker.slots.all_taken:
             raise WorkerBusy("every slot of this worker is taken; try again, or leave out on_busy")
         if delivery.first is None:
             delivery.first = _first_record(delivery, self._clock())
             with suppress(ObjectExists):
-                return self._hold(
-                    await Lease.create(
-                        self._store, self._cache, self._settings, delivery.first, self._clock
-                    ),
-                    delivery,
-                )
+                return self._hold(await Lease.create(self._worker, delivery.first), delivery)
         return await self._take_existing(delivery, watch)
 
     async def _take_existing(self, delivery: _Delivery, watch: LeaseWatch) -> ProcessRun | Snapshot:
@@ -233,10 +219,10 @@ class ProcessManager:
         except ObjectNotFound:
             delivery.first = None  # it was deleted just now: begin anew
             return await self._take(delivery, watch)
-        record = _decode(start.process_id, stored.data)
+        record = decode_record(start.process_id, stored.data)
         if record.writer == delivery.writer and not record.released:
             # Our own write, whose answer was lost.
-            return self._hold(self._lease(record, stored.version), delivery)
+            return self._hold(Lease(self._worker, record, stored.version), delivery)
         decision = decide_delivery(
             record,
             request_hash=start.request_hash,
@@ -267,95 +253,19 @@ class ProcessManager:
             runpod_job_id=delivery.start.runpod_job_id,
         )  # fmt: skip
         try:
-            lease = await Lease.claim(
-                self._store, self._cache, self._settings, claimed, version, self._clock
-            )
+            lease = await Lease.claim(self._worker, claimed, version)
         except ObjectChanged:
             return None
         log.info("process %s: attempt %d begins: %s", record.process_id, claimed.attempt, reason)
         return self._hold(lease, delivery)
 
     def _hold(self, lease: Lease, delivery: _Delivery) -> ProcessRun:
-        run = ProcessRun(
-            lease, self._store, self._settings, self._slots, params=delivery.start.params,
-            clock=self._clock,
-        )  # fmt: skip
+        run = ProcessRun(self._worker, lease, delivery.start.params)
         self._runs[run.process_id] = run
         run.task.add_done_callback(lambda _: self._runs.pop(run.process_id, None))
         if self.draining:
             run.stop(StopReason.DRAIN)
         return run
-
-    def _lease(self, record: Record, version: str) -> Lease:
-        return Lease(self._store, self._cache, self._settings, record, version, self._clock)
-
-    # ---- look
-
-    async def get(self, process_id: str) -> Snapshot:
-        """A process as well as it can be known from here: RAM, then the store, then a copy.
-
-        Raises:
-            UnknownProcess: the store says there is none.
-            StorageUnavailable, StorageMisconfigured: it cannot be asked, and there is no copy.
-        """
-        if run := self._runs.get(process_id):
-            position = self._slots.position(process_id)
-            return Snapshot(run.lease.record, "memory", run.lease.age_seconds, False, position)
-        copy = await self._cache.find(process_id)
-        if copy and copy.record.terminal and not copy.record.resumable and not copy.unsent:
-            return Snapshot(copy.record, "cache", copy.age_now())
-        try:
-            return await self._read(process_id, None if copy is None or copy.unsent else copy)
-        except AWAY:
-            if copy is None:
-                raise
-            return Snapshot(copy.record, "cache", copy.age_now(), stale=True)
-
-    async def _read(self, process_id: str, copy: Copy | None) -> Snapshot:
-        try:
-            stored = await self._store.get(
-                record_key(process_id), cached=copy.as_stored() if copy else None
-            )
-        except ObjectNotFound:
-            await self._cache.drop(process_id)
-            raise UnknownProcess(f"there is no process {process_id}") from None
-        unchanged = copy is not None and copy.version == stored.version
-        record = copy.record if copy and unchanged else _decode(process_id, stored.data)
-        await self._cache.keep(
-            Copy(
-                record=record,
-                version=stored.version,
-                modified=stored.modified,
-                age_seconds=stored.age_seconds,
-                seen_at=time.time(),
-            )
-        )
-        return Snapshot(record, "storage", stored.age_seconds)
-
-    async def wait_for_news(
-        self, process_id: str, *, since_revision: int, wait_seconds: float
-    ) -> Snapshot:
-        """The process as soon as its revision is above `since_revision`, or the time is over.
-
-        Raises: as `get`.
-        """
-        deadline = time.monotonic() + wait_seconds
-        while True:
-            snapshot = await self.get(process_id)
-            left = deadline - time.monotonic()
-            if snapshot.record.revision > since_revision or snapshot.record.released or left <= 0:
-                return snapshot
-            if run := self._runs.get(process_id):
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(run.lease.revision_above(since_revision), left)
-            else:
-                await asyncio.sleep(min(left, FOLLOW_SECONDS))
-
-    async def list(
-        self, *, limit: int, cursor: str | None, status: Status | None, kind: str | None
-    ) -> tuple[list[Row], str | None]:
-        """Rows newest first, and the cursor for the next page. One request."""
-        return await read_rows(self._store, limit=limit, cursor=cursor, status=status, kind=kind)
 
     # ---- cancel
 
@@ -366,7 +276,7 @@ class ProcessManager:
 
         Raises: as `get`; the store must be there, unless this worker runs the process.
         """
-        snapshot = await self.get(process_id)
+        snapshot = await self.lookup.get(process_id)
         if snapshot.record.terminal:
             return snapshot
         # The note first: should this worker die now, whoever continues the process will see it.
@@ -394,26 +304,24 @@ class ProcessManager:
     async def _end_if_abandoned(self, process_id: str, watch: LeaseWatch) -> Snapshot:
         """How things stand; a process that nobody holds is cancelled on the spot."""
         if process_id in self._runs:
-            return await self.get(process_id)
+            return await self.lookup.get(process_id)
         try:
             stored = await self._store.get(record_key(process_id))
         except AWAY:
             watch.saw_nothing()
-            return await self.get(process_id)
-        record = _decode(process_id, stored.data)
+            return await self.lookup.get(process_id)
+        record = decode_record(process_id, stored.data)
         gone = watch.saw(stored.version, stored.age_seconds) or record.status is Status.INTERRUPTED
         if gone and not record.terminal:
             ended = record.cancelled(self._clock(), reason="cancelled; no worker was running it")
             if settled := await self._settle_abandoned(ended, stored.version):
                 return settled
-        return await self.get(process_id)
+        return await self.lookup.get(process_id)
 
     async def _settle_abandoned(self, ended: Record, version: str) -> Snapshot | None:
         """Write the end of a process that no worker holds; None if one does after all."""
         try:
-            lease = await Lease.claim(
-                self._store, self._cache, self._settings, ended, version, self._clock
-            )
+            lease = await Lease.claim(self._worker, ended, version)
         except ObjectChanged:
             return None
         await self._mend_index(lease.record)
@@ -444,10 +352,12 @@ class ProcessManager:
         with suppress(*AWAY):
             for copy in await self._cache.unsent():
                 await self._send_owed(copy)
-            rows, _ = await self.list(limit=RECOVERED_RECORDS, cursor=None, status=None, kind=None)
+            rows, _ = await self.lookup.list(
+                limit=RECOVERED_RECORDS, cursor=None, status=None, kind=None
+            )
             for row in rows:
                 with suppress(UnknownProcess, RecordUnreadable):
-                    await self.get(row.process_id)
+                    await self.lookup.get(row.process_id)
 
     async def _send_owed(self, copy: Copy) -> None:
         record = copy.record
@@ -470,16 +380,6 @@ def _first_record(delivery: _Delivery, now: Any) -> Record:
         runpod_job_id=start.runpod_job_id, labels=start.labels,
         timeout_seconds=start.timeout_seconds,
     )  # fmt: skip
-
-
-def _decode(process_id: str, data: bytes) -> Record:
-    try:
-        return Record.model_validate_json(data)
-    except ValidationError as error:
-        raise RecordUnreadable(
-            f"the record of {process_id} is not one that this worker can read "
-            f"({error.error_count()} fields)"
-        ) from None
 
 
 async def _first(*waits: Coroutine[Any, Any, Any]) -> None:

@@ -375,7 +375,7 @@ def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
     lost = not record.released and not snapshot.stale and snapshot.age_seconds > lease_seconds
     return {
         **fields,
-        "status": Status.INTERRUPTED if lost else record.status,
+        "status": (Status.INTERRUPTED if lost else record.status).value,
         "worker_id": record.writer.worker_id,
         "queue_position": snapshot.queue_position,
         "resumable": lost or record.resumable,

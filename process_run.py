@@ -37,10 +37,9 @@ from process_index import IndexEntry
 from process_lease import AWAY, Change, Lease, LeaseLost
 from process_notes import read_note
 from process_record import ProgressSeen, Record
-from process_slots import Slots
 from process_uploads import UploadFailed, Uploads, log_tail_key, restore
-from storage import Store
-from utils import Clock, Settings, WorkerError
+from process_worker import Worker
+from utils import WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -68,33 +67,24 @@ class _StopAsked(Exception):
 class ProcessRun:
     """One attempt at a process on this worker, from claim to settled record."""
 
-    def __init__(
-        self,
-        lease: Lease,
-        store: Store,
-        settings: Settings,
-        slots: Slots,
-        *,
-        params: dict[str, JsonValue],
-        clock: Clock,
-    ) -> None:
+    def __init__(self, worker: Worker, lease: Lease, params: dict[str, JsonValue]) -> None:
+        """Begins at once. `params` are the caller's own, secrets included; they stay in RAM."""
         self.lease = lease
-        self._store = store
-        self._settings = settings
-        self._slots = slots
+        self._worker = worker
+        self._store = worker.store
+        self._settings = worker.settings
+        self._clock = worker.clock
         self._params = params
-        self._clock = clock
         record = lease.record
         self.process_id = record.process_id
-        self._folder = settings.scratch_dir / "work" / f"{self.process_id}.{record.writer.nonce}"
-        self._uploads = Uploads(
-            store, lease, self._folder, patience_seconds=settings.upload_patience_seconds
-        )
+        scratch = worker.settings.scratch_dir
+        self._folder = scratch / "work" / f"{self.process_id}.{record.writer.nonce}"
+        self._uploads = Uploads(worker, lease, self._folder)
         self._stopping = asyncio.Event()
         self._reason: StopReason | None = None
         self._child: Child | None = None
         self._first_progress: tuple[int, float] | None = None
-        self._index = IndexEntry(store)
+        self._index = IndexEntry(worker.store)
         self._log_shipped: list[str] = []
         self._phase = ("queued", time.monotonic())
         #: Done when the record is settled or lost, and nothing of this attempt is left.
@@ -140,7 +130,7 @@ class ProcessRun:
 
     async def _attempt(self) -> None:
         verdict: Verdict = Stopped()
-        async with self._slots.taken_by(self.process_id, unless=self._stopping) as got_slot:
+        async with self._worker.slots.taken_by(self.process_id, unless=self._stopping) as got_slot:
             if got_slot:
                 with suppress(_StopAsked):
                     resume_from = await self._unless_stopping(self._restore())

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from jobs.runner import CheckpointSealed
 from process_lease import AWAY, Lease, LeaseLost
 from process_record import ArtifactsSummary, Checkpoint, StoredFile, attempt_prefix
+from process_worker import Worker
 from storage import ChecksumMismatch, InvalidKey, ObjectNotFound, Store
 from utils import WorkerError
 
@@ -79,11 +80,11 @@ class _Seen(NamedTuple):
 class Uploads:
     """Everything one attempt stores beside its record."""
 
-    def __init__(self, store: Store, lease: Lease, folder: Path, *, patience_seconds: float):
-        self._store = store
+    def __init__(self, worker: Worker, lease: Lease, folder: Path) -> None:
+        self._store = worker.store
         self._lease = lease
         self._outputs = folder / "outputs"
-        self._patience_seconds = patience_seconds
+        self._patience_seconds = worker.settings.upload_patience_seconds
         self._process_id = lease.record.process_id
         self._attempt = lease.record.attempt
         self._stored: dict[str, tuple[_Seen, StoredFile]] = {}

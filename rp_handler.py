@@ -32,9 +32,10 @@ from actions import (
 )
 from jobs import JOBS
 from process_files import MAX_ROWS, Artifact, choose, linked, read_artifacts
-from process_manager import ProcessManager, Start, UnknownProcess
+from process_lookup import UnknownProcess
+from process_manager import ProcessManager, Start
 from process_record import Snapshot, Status, view
-from storage import PresignUnsupported, open_store
+from storage import PresignUnsupported, Store, open_store
 from utils import Settings, WorkerError, load_settings, log_to_stderr, new_id, utc_now
 
 if TYPE_CHECKING:
@@ -72,10 +73,10 @@ class ReplyTooLarge(WorkerError):
 class Handler:
     """Runs one action per job. Nothing but a cancellation ever escapes from a call."""
 
-    def __init__(
-        self, manager: ProcessManager, settings: Settings, *, way_in: WayIn = "serverless"
-    ) -> None:
-        self._manager = manager
+    def __init__(self, store: Store, settings: Settings, *, way_in: WayIn = "serverless") -> None:
+        self._store = store
+        self._manager = ProcessManager(store, settings)
+        self._lookup = self._manager.lookup
         self._settings = settings
         self._way_in = way_in
         #: Jobs under way here, and those of them that will get no answer (see `_start`).
@@ -164,7 +165,7 @@ class Handler:
     async def _ended(self, snapshot: Snapshot) -> Reply:
         """The reply of a start: the view, its files, and `error` if the process failed."""
         record = snapshot.record
-        artifacts = await read_artifacts(self._manager.store, record)
+        artifacts = await read_artifacts(self._store, record)
         reply, rows = self._view(snapshot), []
         with suppress(PresignUnsupported):
             rows = await self._rows(snapshot, artifacts[:MAX_ROWS])
@@ -181,7 +182,7 @@ class Handler:
     async def _process_status(self, action: ProcessStatusAction) -> Reply:
         try:
             return self._view(
-                await self._manager.wait_for_news(
+                await self._lookup.wait_for_news(
                     action.process_id,
                     since_revision=action.since_revision,
                     wait_seconds=action.wait_seconds,
@@ -191,12 +192,12 @@ class Handler:
             return {"process_id": action.process_id, "status": "not_found"}
 
     async def _processes(self, action: ProcessesAction) -> Reply:
-        rows, cursor = await self._manager.list(
+        rows, cursor = await self._lookup.list(
             limit=action.limit, cursor=action.cursor, status=action.status, kind=action.kind
         )
         return {
             "processes": [
-                {"process_id": row.process_id, "kind": row.kind, "status": row.status,
+                {"process_id": row.process_id, "kind": row.kind, "status": row.status.value,
                  "created_at": row.created_at.isoformat()}
                 for row in rows
             ],
@@ -208,7 +209,7 @@ class Handler:
         return self._view(snapshot)
 
     async def _download(self, action: DownloadAction) -> Reply:
-        snapshot = await self._manager.get(action.process_id)
+        snapshot = await self._lookup.get(action.process_id)
         artifacts = choose(
             await self._artifacts(snapshot), path=action.path, pattern=action.pattern
         )
@@ -216,7 +217,7 @@ class Handler:
         page = left[:MAX_ROWS]
         return {
             "process_id": action.process_id,
-            "status": snapshot.record.status,
+            "status": snapshot.record.status.value,
             "attempt": snapshot.record.attempt,
             "files": [*await self._rows(snapshot, page, expires_in=action.expires_in)],
             "next_cursor": page[-1].path if len(left) > len(page) else None,
@@ -225,14 +226,14 @@ class Handler:
     async def _artifacts(self, snapshot: Snapshot) -> list[Artifact]:
         if run := self._manager.run_of(snapshot.record.process_id):
             return [Artifact.of(file) for file in run.uploads.files()]
-        return await read_artifacts(self._manager.store, snapshot.record)
+        return await read_artifacts(self._store, snapshot.record)
 
     async def _rows(
         self, snapshot: Snapshot, artifacts: list[Artifact], *, expires_in: int = 3600
     ) -> list[Reply]:
         expires_at = (utc_now() + timedelta(seconds=expires_in)).isoformat(timespec="seconds")
         return await linked(
-            self._manager.store, snapshot.record, artifacts,
+            self._store, snapshot.record, artifacts,
             expires_in=expires_in, expires_at=expires_at,
         )  # fmt: skip
 
@@ -246,7 +247,7 @@ class Handler:
         """Show progress to whoever looks: RunPod's /status, or the person at this terminal."""
 
         async def look() -> Snapshot:
-            return await self._manager.get(process_id)
+            return await self._lookup.get(process_id)
 
         done = asyncio.Event()
         match self._way_in:
@@ -279,7 +280,7 @@ class Handler:
         async with AsyncClientSession() as session:
             while not await _set_within(done, UPDATE_SECONDS):
                 with suppress(WorkerError):
-                    seen = self._view(await self._manager.get(process_id))
+                    seen = self._view(await self._lookup.get(process_id))
                     news = {k: seen[k] for k in ("status", "progress", "attempt", "artifacts")}
                     if news != last and not done.is_set():
                         await send_result(session, {"status": "IN_PROGRESS", "output": seen}, job)
@@ -382,8 +383,7 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN" if at_terminal else "INFO")
     import runpod
 
-    manager = ProcessManager(open_store(settings), settings)
-    handler = Handler(manager, settings, way_in=way_in)
+    handler = Handler(open_store(settings), settings, way_in=way_in)
     runpod.serverless.start({"handler": handler, "concurrency_modifier": handler.concurrency})
 
 

@@ -1,0 +1,121 @@
+"""How a process stands: RAM if it runs here, else the store, else a copy that says it is stale."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from pydantic import ValidationError
+
+from process_index import Row, read_rows
+from process_lease import AWAY
+from process_record import Record, Snapshot, Status, record_key
+from process_run import ProcessRun
+from process_worker import Worker
+from record_cache import Copy
+from storage import ObjectNotFound
+from utils import WorkerError
+
+#: How often a process that another worker runs is looked at while somebody waits for it.
+FOLLOW_SECONDS = 1.0
+
+
+class UnknownProcess(WorkerError):
+    """The store has no record with this id. Never raised because the store could not be asked."""
+
+    code = "unknown_process"
+
+
+class RecordUnreadable(WorkerError):
+    """What lies under the record's key is not a record."""
+
+    code = "record_unreadable"
+
+
+class ProcessLookup:
+    """Reads. Nothing here changes a record, whatever it finds."""
+
+    def __init__(self, worker: Worker, runs: Mapping[str, ProcessRun]) -> None:
+        self._worker = worker
+        #: The processes that run on this worker, by id; the manager's own, looked into.
+        self._runs = runs
+
+    async def get(self, process_id: str) -> Snapshot:
+        """A process as well as it can be known from here: RAM, then the store, then a copy.
+
+        Raises:
+            UnknownProcess: the store says there is none.
+            StorageUnavailable, StorageMisconfigured: it cannot be asked, and there is no copy.
+        """
+        if run := self._runs.get(process_id):
+            position = self._worker.slots.position(process_id)
+            return Snapshot(run.lease.record, "memory", run.lease.age_seconds, False, position)
+        copy = await self._worker.cache.find(process_id)
+        if copy and copy.record.terminal and not copy.record.resumable and not copy.unsent:
+            return Snapshot(copy.record, "cache", copy.age_now())
+        try:
+            return await self._read(process_id, None if copy is None or copy.unsent else copy)
+        except AWAY:
+            if copy is None:
+                raise
+            return Snapshot(copy.record, "cache", copy.age_now(), stale=True)
+
+    async def _read(self, process_id: str, copy: Copy | None) -> Snapshot:
+        try:
+            stored = await self._worker.store.get(
+                record_key(process_id), cached=copy.as_stored() if copy else None
+            )
+        except ObjectNotFound:
+            await self._worker.cache.drop(process_id)
+            raise UnknownProcess(f"there is no process {process_id}") from None
+        unchanged = copy is not None and copy.version == stored.version
+        record = copy.record if copy and unchanged else decode_record(process_id, stored.data)
+        await self._worker.cache.keep(
+            Copy(
+                record=record,
+                version=stored.version,
+                modified=stored.modified,
+                age_seconds=stored.age_seconds,
+                seen_at=time.time(),
+            )
+        )
+        return Snapshot(record, "storage", stored.age_seconds)
+
+    async def wait_for_news(
+        self, process_id: str, *, since_revision: int, wait_seconds: float
+    ) -> Snapshot:
+        """The process as soon as its revision is above `since_revision`, or the time is over.
+
+        Raises: as `get`.
+        """
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            snapshot = await self.get(process_id)
+            left = deadline - time.monotonic()
+            if snapshot.record.revision > since_revision or snapshot.record.released or left <= 0:
+                return snapshot
+            if run := self._runs.get(process_id):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(run.lease.revision_above(since_revision), left)
+            else:
+                await asyncio.sleep(min(left, FOLLOW_SECONDS))
+
+    async def list(
+        self, *, limit: int, cursor: str | None, status: Status | None, kind: str | None
+    ) -> tuple[list[Row], str | None]:
+        """Rows newest first, and the cursor for the next page. One request."""
+        return await read_rows(
+            self._worker.store, limit=limit, cursor=cursor, status=status, kind=kind
+        )
+
+
+def decode_record(process_id: str, data: bytes) -> Record:
+    try:
+        return Record.model_validate_json(data)
+    except ValidationError as error:
+        raise RecordUnreadable(
+            f"the record of {process_id} is not one that this worker can read "
+            f"({error.error_count()} fields)"
+        ) from None
