@@ -6,6 +6,8 @@ import asyncio
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -251,3 +253,11 @@ async def test_a_page_of_one_folder_does_not_read_the_others(
     monkeypatch.setattr(os, "scandir", note_and_scan)
     await local.list("index/")
     assert read == ["index"]
+
+
+def test_a_kill_at_any_instant_leaves_the_old_object_or_the_new_one(root: Path) -> None:
+    root.parent.mkdir(exist_ok=True)
+    writers = subprocess.run(
+        [sys.executable, "-m", "tests.crash_writer", root, "100"], capture_output=True, text=True
+    )
+    assert writers.returncode == 0, writers.stderr
