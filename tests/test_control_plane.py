@@ -160,6 +160,15 @@ async def test_the_ttl_ends_a_job_that_nobody_took(plane: ControlPlane) -> None:
     assert job.status == "TIMED_OUT"
 
 
+async def test_the_ttl_deletes_even_a_job_that_runs(plane: ControlPlane) -> None:
+    job = plane.submit(HOLD, policy={"ttl": 50})
+    assert await plane.take("w1", 1, connected=lambda: True) == [job]
+    await plane.finished(job.id)
+    assert await plane.stops("w1", connected=lambda: True) == [job.id]
+    with plane.client() as endpoint, pytest.raises(requests.HTTPError, match="404"):
+        await asyncio.to_thread(endpoint.rp_client.get, f"{plane.endpoint}/status/{job.id}")
+
+
 # -- again under the same id -------------------------------------------------------------------
 
 
