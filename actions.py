@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, JsonValue, StringConstraints, ValidationError
 
 from jobs import JOBS
-from process_record import Status
+from processes.record import Status
 from utils import Frozen, WorkerError
 
 

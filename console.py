@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from process_record import ProgressSeen, Snapshot, Status
+from processes.record import ProgressSeen, Snapshot, Status
 from utils import WorkerError
 
 #: How often the bar is redrawn, and how often a line is printed where there is no terminal.

@@ -1,7 +1,7 @@
 """The life of processes, as one worker takes part in it: start, find, list, cancel, drain, recover.
 
 The record in the store is the truth about a process, and it has one writer: the worker that holds
-its lease (`process_lease`), for as long as a `ProcessRun` lives here. About every other process
+its lease (`processes.lease`), for as long as a `ProcessRun` lives here. About every other process
 this worker only reads, and leaves a note beside the record when somebody wants it stopped.
 """
 
@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
-from process_index import repair
-from process_lease import AWAY, Lease, LeaseWatch
-from process_lookup import (
+from processes.index import repair
+from processes.lease import AWAY, Lease, LeaseWatch
+from processes.lookup import (
     FOLLOW_SECONDS,
     ProcessLookup,
     RecordUnreadable,
     UnknownProcess,
     decode_record,
 )
-from process_notes import leave_note, read_note
-from process_record import (
+from processes.notes import leave_note, read_note
+from processes.record import (
     Answer,
     Claim,
     Follow,
@@ -42,10 +42,10 @@ from process_record import (
     new_record,
     record_key,
 )
-from process_run import ProcessRun, StopReason
-from process_slots import Slots
-from process_worker import Worker
-from record_cache import Copy, RecordCache
+from processes.record_cache import Copy, RecordCache
+from processes.run import ProcessRun, StopReason
+from processes.slots import Slots
+from processes.worker import Worker
 from storage import ObjectChanged, ObjectExists, ObjectNotFound, StorageUnavailable, Store
 from utils import Clock, Settings, WorkerError, new_nonce, utc_now
 

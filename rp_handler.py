@@ -31,10 +31,10 @@ from actions import (
     parse_params,
 )
 from jobs import JOBS
-from process_files import MAX_ROWS, Artifact, choose, linked, read_artifacts
-from process_lookup import UnknownProcess
 from process_manager import ProcessManager, Start
-from process_record import Snapshot, Status, view
+from processes.files import MAX_ROWS, Artifact, choose, linked, read_artifacts
+from processes.lookup import UnknownProcess
+from processes.record import Snapshot, Status, view
 from storage import PresignUnsupported, Store, open_store
 from utils import Settings, WorkerError, load_settings, log_to_stderr, new_id, utc_now
 
@@ -75,8 +75,8 @@ class Handler:
 
     def __init__(self, store: Store, settings: Settings, *, way_in: WayIn = "serverless") -> None:
         self._store = store
-        self._manager = ProcessManager(store, settings)
-        self._lookup = self._manager.lookup
+        self.manager = ProcessManager(store, settings)
+        self._lookup = self.manager.lookup
         self._settings = settings
         self._way_in = way_in
         #: Jobs under way here, and those of them that will get no answer (see `_start`).
@@ -112,7 +112,7 @@ class Handler:
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.getsignal(number)
             loop.add_signal_handler(number, self._begin_shutdown, number, before)
-        self._recovery = loop.create_task(self._manager.recover())
+        self._recovery = loop.create_task(self.manager.recover())
 
     def concurrency(self, _current: int) -> int:
         """For the SDK: how many jobs to take at a time. Constant, or it stops taking any.
@@ -153,9 +153,9 @@ class Handler:
                     "`detach` is refused: RunPod stops an idle worker and the job with it; on a "
                     "Pod or an always-on worker, set WORKER_ALLOW_DETACH=1"
                 )
-            return self._view(await self._manager.begin(start))
+            return self._view(await self.manager.begin(start))
         async with self._progress_shown(job, start.process_id):
-            snapshot = await self._manager.deliver(start)
+            snapshot = await self.manager.deliver(start)
         if snapshot.record.status is Status.INTERRUPTED and self._way_in == "serverless":
             # Drained: without an answer RunPod delivers the job again, to another worker.
             self._unanswered += 1
@@ -205,7 +205,7 @@ class Handler:
         }  # fmt: skip
 
     async def _cancel(self, action: CancelAction) -> Reply:
-        snapshot = await self._manager.cancel(action.process_id, wait_seconds=action.wait_seconds)
+        snapshot = await self.manager.cancel(action.process_id, wait_seconds=action.wait_seconds)
         return self._view(snapshot)
 
     async def _download(self, action: DownloadAction) -> Reply:
@@ -224,7 +224,7 @@ class Handler:
         }
 
     async def _artifacts(self, snapshot: Snapshot) -> list[Artifact]:
-        if run := self._manager.run_of(snapshot.record.process_id):
+        if run := self.manager.run_of(snapshot.record.process_id):
             return [Artifact.of(file) for file in run.uploads.files()]
         return await read_artifacts(self._store, snapshot.record)
 
@@ -289,7 +289,7 @@ class Handler:
     # ---- the end of the worker
 
     def _begin_shutdown(self, number: int, before: Any) -> None:
-        if self._manager.draining:
+        if self.manager.draining:
             _exit(128 + number)  # asked twice; the children die with us
         if self._way_in == "serverless" and callable(before):
             before(number, None)  # the SDK's own: it takes no more jobs
@@ -298,7 +298,7 @@ class Handler:
     async def _shut_down(self, number: int) -> None:
         """Drain and leave. Jobs of drained processes stay unanswered and are delivered again."""
         log.info("%s: draining", signal.Signals(number).name)
-        await self._manager.drain()
+        await self.manager.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(2):
                 while self._jobs_in_progress() > self._unanswered:  # noqa: ASYNC110

@@ -10,7 +10,7 @@ import json
 from contextlib import suppress
 from typing import NamedTuple
 
-from process_record import cancel_key
+from processes.record import cancel_key
 from storage import ObjectNotFound, Store
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from process_slots import Slots
-from record_cache import RecordCache
+from processes.record_cache import RecordCache
+from processes.slots import Slots
 from storage import Store
 from utils import Clock, Settings
 

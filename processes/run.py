@@ -33,12 +33,12 @@ from jobs.runner import (
     Stopped,
     Verdict,
 )
-from process_index import IndexEntry
-from process_lease import AWAY, Change, Lease, LeaseLost
-from process_notes import read_note
-from process_record import ProgressSeen, Record
-from process_uploads import UploadFailed, Uploads, log_tail_key, restore
-from process_worker import Worker
+from processes.index import IndexEntry
+from processes.lease import AWAY, Change, Lease, LeaseLost
+from processes.notes import read_note
+from processes.record import ProgressSeen, Record
+from processes.uploads import UploadFailed, Uploads, log_tail_key, restore
+from processes.worker import Worker
 from utils import WorkerError
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from process_record import Record
+from processes.record import Record
 from storage import Stored
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """The record of a process: what it holds, how it may change, what callers see of it.
 
 Everything here is pure: the time is passed in, nothing is read or written. The record in the
-store is the truth about a process; `process_lease` is the only code that writes one.
+store is the truth about a process; `processes.lease` is the only code that writes one.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import NamedTuple
 
-from process_record import Record, Status
+from processes.record import Record, Status
 from storage import MAX_PAGE, Store
 
 PREFIX = "index/"

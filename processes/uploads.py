@@ -21,9 +21,9 @@ from typing import NamedTuple, TypeVar
 from pydantic import BaseModel
 
 from jobs.runner import CheckpointSealed
-from process_lease import AWAY, Lease, LeaseLost
-from process_record import ArtifactsSummary, Checkpoint, StoredFile, attempt_prefix
-from process_worker import Worker
+from processes.lease import AWAY, Lease, LeaseLost
+from processes.record import ArtifactsSummary, Checkpoint, StoredFile, attempt_prefix
+from processes.worker import Worker
 from storage import ChecksumMismatch, InvalidKey, ObjectNotFound, Store
 from utils import WorkerError
 

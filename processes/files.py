@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from process_record import Record, StoredFile, attempt_prefix
-from process_uploads import Manifest, artifact_key, manifest_key
+from processes.record import Record, StoredFile, attempt_prefix
+from processes.uploads import Manifest, artifact_key, manifest_key
 from storage import ObjectNotFound, Store
 from utils import WorkerError
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 
 from pydantic import ValidationError
 
-from process_index import Row, read_rows
-from process_lease import AWAY
-from process_record import Record, Snapshot, Status, record_key
-from process_run import ProcessRun
-from process_worker import Worker
-from record_cache import Copy
+from processes.index import Row, read_rows
+from processes.lease import AWAY
+from processes.record import Record, Snapshot, Status, record_key
+from processes.record_cache import Copy
+from processes.run import ProcessRun
+from processes.worker import Worker
 from storage import ObjectNotFound
 from utils import WorkerError
 

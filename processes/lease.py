@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from process_record import Record, record_key
-from process_worker import Worker
-from record_cache import Copy
+from processes.record import Record, record_key
+from processes.record_cache import Copy
+from processes.worker import Worker
 from storage import (
     ObjectChanged,
     ObjectNotFound,
