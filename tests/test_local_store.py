@@ -228,20 +228,30 @@ async def test_what_killed_writers_left_is_swept_up_when_it_is_old(
 
 
 async def test_ages_do_not_depend_on_our_clock(
-    local: LocalStore, monkeypatch: pytest.MonkeyPatch
+    local: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await local.put("a", b"")
+    written = (root / "a").stat().st_mtime - 1000
+    os.utime(root / "a", (written, written))
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert 0 <= (await local.get("a")).age_seconds < 60
+    assert 1000 <= (await local.get("a")).age_seconds < 1100
     offset = (await local.check()).clock_offset_seconds
     assert offset is not None
     assert offset < -1_000_000_000
 
 
-async def test_a_page_of_one_folder_does_not_read_the_others(
-    local: LocalStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("prefix", "start_after", "folders"),
+    [("b/", None, ["b"]), ("", "b/1", ["store", "b", "c"]), ("", "b/9", ["store", "b", "c"])],
+)
+async def test_a_page_reads_the_folders_it_shows_and_no_others(
+    local: LocalStore,
+    monkeypatch: pytest.MonkeyPatch,
+    prefix: str,
+    start_after: str | None,
+    folders: list[str],
 ) -> None:
-    for key in ("index/1", "index/2", "processes/x/record.json"):
+    for key in ("a/1", "b/1", "b/2", "c/1"):
         await local.put(key, b"")
     read: list[str] = []
     scandir = os.scandir
@@ -251,8 +261,8 @@ async def test_a_page_of_one_folder_does_not_read_the_others(
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", note_and_scan)
-    await local.list("index/")
-    assert read == ["index"]
+    await local.list(prefix, start_after=start_after)
+    assert read == folders
 
 
 def test_a_kill_at_any_instant_leaves_the_old_object_or_the_new_one(root: Path) -> None:
