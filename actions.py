@@ -36,9 +36,8 @@ class UnknownKind(InvalidRequest):
     code = "unknown_kind"
 
 
-ProcessId = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", strict=True)
-]
+_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+ProcessId = Annotated[str, StringConstraints(pattern=_ID_PATTERN, strict=True)]
 RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=700)]
 _Label = Annotated[str, StringConstraints(max_length=256)]
 _LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -153,6 +152,17 @@ def parse_action(request: object) -> AnyAction:
         return ACTIONS[name].model_validate(request)
     except ValidationError as error:
         raise InvalidRequest(explain(error, ACTIONS[name])) from None
+
+
+def process_id_of(job_id: str) -> str:
+    """The id of a process that is named after its RunPod job.
+
+    Raises:
+        InvalidRequest: the job's id has characters that no process id has.
+    """
+    if not re.fullmatch(_ID_PATTERN, job_id):
+        raise InvalidRequest("the job's id cannot name a process: give a `process_id`")
+    return job_id
 
 
 def parse_params(kind: str, params: dict[str, JsonValue]) -> dict[str, JsonValue]:

@@ -29,10 +29,12 @@ from actions import (
     StartAction,
     parse_action,
     parse_params,
+    process_id_of,
 )
 from jobs import JOBS
 from process_manager import ProcessManager, Start
 from processes.files import MAX_ROWS, Artifact, choose, linked, read_artifacts
+from processes.links import LinkMaker
 from processes.lookup import UnknownProcess
 from processes.record import Snapshot, Status, view
 from storage import PresignUnsupported, Store, open_store
@@ -77,6 +79,7 @@ class Handler:
         self._store = store
         self.manager = ProcessManager(store, settings)
         self._lookup = self.manager.lookup
+        self._links = LinkMaker(store)
         self._settings = settings
         self._way_in = way_in
         #: Jobs under way here, and those of them that will get no answer (see `_start`).
@@ -153,7 +156,7 @@ class Handler:
                     "`detach` is refused: RunPod stops an idle worker and the job with it; on a "
                     "Pod or an always-on worker, set WORKER_ALLOW_DETACH=1"
                 )
-            return self._view(await self.manager.begin(start))
+            return await self._view(await self.manager.begin(start))
         async with self._progress_shown(job, start.process_id):
             snapshot = await self.manager.deliver(start)
         if snapshot.record.status is Status.INTERRUPTED and self._way_in == "serverless":
@@ -166,7 +169,7 @@ class Handler:
         """The reply of a start: the view, its files, and `error` if the process failed."""
         record = snapshot.record
         artifacts = await read_artifacts(self._store, record)
-        reply, rows = self._view(snapshot), []
+        reply, rows = await self._view(snapshot), []
         with suppress(PresignUnsupported):
             rows = await self._rows(snapshot, artifacts[:MAX_ROWS])
         reply["files"] = [*rows]
@@ -181,15 +184,14 @@ class Handler:
 
     async def _process_status(self, action: ProcessStatusAction) -> Reply:
         try:
-            return self._view(
-                await self._lookup.wait_for_news(
-                    action.process_id,
-                    since_revision=action.since_revision,
-                    wait_seconds=action.wait_seconds,
-                )
+            snapshot = await self._lookup.wait_for_news(
+                action.process_id,
+                since_revision=action.since_revision,
+                wait_seconds=action.wait_seconds,
             )
         except UnknownProcess:
             return {"process_id": action.process_id, "status": "not_found"}
+        return await self._view(snapshot)
 
     async def _processes(self, action: ProcessesAction) -> Reply:
         rows, cursor = await self._lookup.list(
@@ -206,7 +208,7 @@ class Handler:
 
     async def _cancel(self, action: CancelAction) -> Reply:
         snapshot = await self.manager.cancel(action.process_id, wait_seconds=action.wait_seconds)
-        return self._view(snapshot)
+        return await self._view(snapshot)
 
     async def _download(self, action: DownloadAction) -> Reply:
         snapshot = await self._lookup.get(action.process_id)
@@ -237,8 +239,11 @@ class Handler:
             expires_in=expires_in, expires_at=expires_at,
         )  # fmt: skip
 
-    def _view(self, snapshot: Snapshot) -> Reply:
-        return view(snapshot, lease_seconds=self._settings.lease_seconds)
+    async def _view(self, snapshot: Snapshot) -> Reply:
+        reply = view(snapshot, lease_seconds=self._settings.lease_seconds)
+        if not snapshot.record.released:
+            reply["links"] = {**await self._links.links(snapshot.record)}
+        return reply
 
     # ---- while a start is held
 
@@ -280,7 +285,7 @@ class Handler:
         async with AsyncClientSession() as session:
             while not await _set_within(done, UPDATE_SECONDS):
                 with suppress(WorkerError):
-                    seen = self._view(await self._lookup.get(process_id))
+                    seen = await self._view(await self._lookup.get(process_id))
                     news = {k: seen[k] for k in ("status", "progress", "attempt", "artifacts")}
                     if news != last and not done.is_set():
                         await send_result(session, {"status": "IN_PROGRESS", "output": seen}, job)
@@ -317,8 +322,9 @@ class Handler:
 def _start_of(action: StartAction, job: dict[str, Any]) -> Start:
     shown = parse_params(action.kind, action.params)
     job_id = None if job.get("id") in (None, LOCAL_JOB_ID) else str(job["id"])
+    named = action.process_id or (process_id_of(job_id) if job_id else new_id())
     return Start(
-        process_id=action.process_id or job_id or new_id(),
+        process_id=named,
         kind=action.kind,
         params=action.params,
         shown_params=shown,

@@ -21,7 +21,7 @@ ROOMS = [
 #: The same inside the room where the life of a process is.
 PROCESSES = [
     {"lookup"},
-    {"run"},
+    {"run", "links"},
     {"files", "uploads", "index"},
     {"lease", "notes"},
     {"worker"},

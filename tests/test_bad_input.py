@@ -1,0 +1,143 @@
+"""Whatever a caller sends, the answer is a typed error that helps, and no value is repeated."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from actions import ACTIONS, parse_action
+from local_store import LocalStore
+from tests.kit import Caller
+
+SECRET = "hunter2-do-not-repeat"  # what must never come back
+
+
+@pytest.fixture
+def call(tmp_path):
+    return Caller(LocalStore(tmp_path / "store"), tmp_path)
+
+
+def error_of(reply):
+    assert reply.keys() == {"error"}
+    return reply["error"]
+
+
+@pytest.mark.parametrize("request_", [None, [], "start", 7, {}, {"action": 3}, {"action": None}])
+async def test_a_request_that_names_no_action_is_told_the_actions(tmp_path, request_):
+    handler = Caller(LocalStore(tmp_path / "store"), tmp_path).handler
+    error = json.loads((await handler({"id": "j", "input": request_}))["error"])
+    assert error["code"] == "invalid_request"
+    assert not error["retryable"]
+
+
+async def test_a_job_without_input_is_an_invalid_request(call):
+    assert json.loads((await call.handler({"id": "j"}))["error"])["code"] == "invalid_request"
+
+
+async def test_an_unknown_action_is_told_the_nearest_one(call):
+    error = error_of(await call("proces_status", process_id="p"))
+    assert error["code"] == "unknown_action"
+    assert "did you mean `process_status`?" in error["message"]
+
+
+async def test_an_unknown_kind_is_told_the_nearest_one(call):
+    error = error_of(await call("start", kind="slep"))
+    assert error["code"] == "unknown_kind"
+    assert "did you mean `sleep`?" in error["message"]
+
+
+async def test_an_unknown_field_is_told_the_nearest_one(call):
+    error = error_of(await call("process_status", procces_id="p"))
+    assert "did you mean `process_id`?" in error["message"]
+
+
+async def test_an_unknown_param_is_told_the_nearest_one(call):
+    error = error_of(await call("start", kind="sleep", params={"secconds": 1}))
+    assert "`params.secconds`" in error["message"]
+    assert "did you mean `seconds`?" in error["message"]
+
+
+async def test_a_bad_value_is_told_its_field_and_its_limit(call):
+    error = error_of(await call("start", kind="sleep", params={"steps": 0}))
+    assert "`params.steps`" in error["message"]
+    assert "greater than or equal to 1" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"action": SECRET},
+        {"action": "process_status", "process_id": f"../{SECRET}"},
+        {"action": "process_status", "process_id": "p", "wait_seconds": SECRET},
+        {"action": "start", "kind": "sleep", "params": {"seconds": SECRET}},
+        {"action": "start", "kind": "sleep", "labels": {"a": [SECRET]}},
+        {"action": "start", "kind": "sleep", "on_busy": SECRET},
+        {"action": "start", "kind": "train_diffusion", "params": {"dataset": f"/{SECRET}"}},
+        {"action": "processes", "status": SECRET},
+        {"action": "download", "process_id": "p", "expires_in": SECRET},
+    ],
+)
+async def test_no_error_repeats_a_value(call, fields):
+    """The name of an action is repeated, since that is what has to be mended; nothing else is."""
+    error = error_of(await call(**fields) if "action" not in fields else await _send(call, fields))
+    if fields["action"] != SECRET:
+        assert SECRET not in error["message"]
+    assert error["message"]
+
+
+async def _send(call, fields):
+    reply = await call.handler({"id": "j", "input": fields})
+    return {"error": json.loads(reply["error"])}
+
+
+BAD_IDS = ["", ".", "..", "a/b", "/etc/passwd", "a\\b", "a\0", "a\n", "-a", " a", "ä", "x" * 129, 7]
+
+
+@pytest.mark.parametrize("process_id", BAD_IDS, ids=ascii)
+@pytest.mark.parametrize("action", ["process_status", "cancel", "download", "start"])
+async def test_an_id_outside_the_allowed_form_is_refused(call, action, process_id):
+    fields = {"kind": "sleep"} if action == "start" else {}
+    error = error_of(await call(action, process_id=process_id, **fields))
+    assert error["code"] == "invalid_request"
+    assert "process_id" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["../../record.json", "/etc/passwd", "a/../../b", "%2e%2e/x"])
+async def test_a_path_can_only_name_an_artifact(call, path):
+    await call.start("p", artifacts=1)
+    error = error_of(await call("download", process_id="p", path=path))
+    assert error["code"] == "unknown_artifact"
+
+
+async def test_a_job_id_that_is_no_process_id_is_refused_and_nothing_begins(call):
+    error = error_of(await call("start", "../../x", kind="sleep"))
+    assert error["code"] == "invalid_request"
+    assert (await call("processes"))["processes"] == []
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(
+        ["process_id", "kind", "params", "limit", "cursor", "labels", "detach"]), inner),
+    max_leaves=12,
+), st.sampled_from([*ACTIONS, "nonsense"]))  # fmt: skip
+async def test_nothing_gets_a_traceback_out_of_the_worker(call, noise, action):
+    fields = noise if isinstance(noise, dict) else {"process_id": noise}
+    reply = await call.handler({"id": "j", "input": {**fields, "action": action}})
+    if "error" in reply:
+        error = json.loads(reply["error"])
+        assert error["code"] != "internal_error"
+        assert "Traceback" not in error["message"]
+
+
+def test_every_action_of_the_table_parses_its_smallest_request():
+    smallest = {"start": {"kind": "sleep"}, "processes": {}, "kinds": {}}
+    for name in ACTIONS:
+        fields = smallest.get(name, {"process_id": "p"})
+        assert parse_action({"action": name, **fields}).action == name
