@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from storage import ObjectNotFound, StorageMisconfigured, StorageUnavailable
 from utils import WorkerError, utc_now
@@ -59,7 +60,8 @@ _SENTENCES = {
     "AccessDenied": "the access key may not {operation} in {place}: allow s3:GetObject, "
     "s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload on its objects and s3:ListBucket on "
     "the bucket",
-    "AuthorizationHeaderMalformed": "{place} is not in region {region}: set S3_REGION{right_region}",
+    "AuthorizationHeaderMalformed": "{place} is in another region than {region}: set S3_REGION"
+    "{right_region}",
     "EntityTooLarge": "{place} takes no object this large in one request",
 }
 #: Other names for the same.
@@ -82,6 +84,7 @@ _ALIASES = {
 _PASSING = {
     "BadDigest",
     "IncompleteBody",
+    "NoSuchUpload",
     "OperationAborted",
     "RequestTimeout",
     "SlowDown",
@@ -93,8 +96,19 @@ _PASSING = {
 _PASSING_STATUS = {408, 425, 429}
 
 
+#: All that a boto3 call may raise: its own, and what a malformed answer or setting ends in.
+BOTO_ERRORS = (
+    boto.ClientError,
+    boto.BotoCoreError,
+    ResponseParserError,
+    OSError,
+    KeyError,
+    ValueError,
+)
+
+
 def translate(error: Exception, place: Place, key: str | None = None) -> WorkerError:
-    """What `error`, raised by a boto3 call about `key`, means. Gives it back, does not raise it."""
+    """What `error`, one of `BOTO_ERRORS` about `key`, means. Gives it back, does not raise it."""
     if isinstance(error, boto.ClientError):
         return _answer(error, place, key)
     if isinstance(error, boto.SSLError):
@@ -113,16 +127,14 @@ def translate(error: Exception, place: Place, key: str | None = None) -> WorkerE
         return StorageUnavailable(f"{place} did not answer in time")
     if isinstance(error, boto.HTTPClientError | boto.IncompleteReadError | OSError):
         return StorageUnavailable(f"{place} broke off ({type(error).__name__})")
-    if _is_unreadable(error):
+    if isinstance(error, ResponseParserError | KeyError):
         return StorageUnavailable(
             f"{place} gave an answer that is not S3's: if this lasts, correct S3_ENDPOINT_URL"
         )
-    if isinstance(error, boto.BotoCoreError | ValueError):
-        return StorageMisconfigured(
-            f"boto3 refuses these settings ({type(error).__name__}): check S3_BUCKET, "
-            "S3_ENDPOINT_URL (https://host[:port]), S3_REGION, S3_TLS_BUNDLE and AWS_* variables"
-        )
-    raise error
+    return StorageMisconfigured(
+        f"boto3 refuses these settings ({type(error).__name__}): check S3_BUCKET, "
+        "S3_ENDPOINT_URL (https://host[:port]), S3_REGION, S3_TLS_BUNDLE and AWS_* variables"
+    )
 
 
 def clock_offset(error: BaseException | None) -> float | None:
@@ -207,9 +219,3 @@ def _tls(error: boto.SSLError, place: Place) -> WorkerError:
     if "WRONG_VERSION_NUMBER" in reason:
         return StorageMisconfigured(f"{place} does not speak TLS: S3_ENDPOINT_URL begins http://")
     return StorageUnavailable(f"{place} broke off the TLS handshake")
-
-
-def _is_unreadable(error: Exception) -> bool:
-    from botocore.parsers import ResponseParserError  # with the rest of botocore's machinery
-
-    return isinstance(error, ResponseParserError)

@@ -1,0 +1,328 @@
+"""A bucket as a `Store`: what is tried again, what an unclear answer means, what a store lacks.
+
+A request's own failure is typed in `s3_requests`; here it is decided what follows from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from weakref import WeakValueDictionary
+
+from s3_calls import Lane, retrying
+from s3_errors import PreconditionRefused, clock_offset
+from s3_requests import S3Config, S3Requests, attachment
+from s3_transfer import Transfers
+from storage import (
+    MAX_PAGE,
+    InvalidKey,
+    ObjectChanged,
+    ObjectExists,
+    ObjectNotFound,
+    Page,
+    PresignUnsupported,
+    StorageMisconfigured,
+    StorageUnavailable,
+    StoreHealth,
+    check_key,
+    check_prefix,
+)
+from store_probe import probe
+from utils import WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from typing import Literal
+
+    from storage import Capabilities, FileFacts, Stored
+    from utils import Settings
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+READERS, WRITERS = 24, 16
+#: S3's own limit on a key, of which the prefix may take what `check_key` leaves.
+MAX_PREFIX_BYTES = 1024 - 900
+#: Seconds that a link may live at most, by signature version 4.
+WEEK = 7 * 24 * 3600
+#: Bytes per second that even a poor link moves; more time is given to larger writes.
+SLOW = 1 << 20
+
+
+class S3Store:
+    """See `storage.Store`. Objects read or written whole are a few megabytes; files are files."""
+
+    def __init__(
+        self, *, bucket: str, prefix: str = "", retry_seconds: float = 8.0, **options: Any
+    ) -> None:
+        """`options` are the fields of `S3Config`. Makes no request and no client.
+
+        Raises:
+            StorageMisconfigured: the prefix cannot be one, or half of a pair of keys is missing.
+        """
+        config = S3Config(bucket=bucket, **options)
+        if (config.access_key_id is None) != (config.secret_access_key is None):
+            raise StorageMisconfigured(
+                "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY go together: set both or none"
+            )
+        self._prefix = _normal_prefix(prefix)
+        self.url = f"s3://{bucket}/{self._prefix}"
+        self._requests = S3Requests(config)
+        self._retry_seconds = retry_seconds
+        #: One request, DNS included, takes no longer than this.
+        self._patience = config.connect_timeout + config.read_timeout + 1.0
+        self._reads = Lane("s3-read", READERS)
+        self._writes = Lane("s3-write", WRITERS)
+        self._files = Transfers(self._requests)
+        self._probing: asyncio.Task[Capabilities] | None = None
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The bucket that the environment names."""
+        if settings.bucket is None:
+            raise StorageMisconfigured("no bucket is named: set S3_BUCKET")
+        return cls(
+            bucket=settings.bucket,
+            prefix=settings.prefix,
+            endpoint_url=settings.endpoint_url,
+            region=settings.region,
+            access_key_id=settings.access_key_id,
+            secret_access_key=_revealed(settings.secret_access_key),
+            session_token=_revealed(settings.session_token),
+            addressing_style=settings.addressing_style,
+            tls_bundle=settings.tls_bundle,
+            connect_timeout=settings.s3_connect_timeout,
+            read_timeout=settings.s3_read_timeout,
+            transfer_timeout=settings.s3_transfer_timeout,
+        )
+
+    # ---- what the store can do
+
+    async def capabilities(self) -> Capabilities:
+        """As `Store.capabilities`. Many callers wait for one probe; a failed one is forgotten."""
+        if self._probing is None:
+            self._probing = asyncio.create_task(self._probe())
+            self._probing.add_done_callback(self._forget_failure)
+        return await asyncio.shield(self._probing)
+
+    async def _probe(self) -> Capabilities:
+        folder = f"{self._prefix}locks/probe-{secrets.token_hex(8)}"
+        found = await self._writes.run(partial(probe, self._requests, folder))
+        log.info("store probed", extra={"store": self.url, "capabilities": found._asdict()})
+        for sentence in found.degraded:
+            log.warning("%s: %s", self.url, sentence)
+        return found
+
+    def _forget_failure(self, task: asyncio.Task[Capabilities]) -> None:
+        if task.cancelled() or task.exception():
+            self._probing = None
+
+    # ---- bytes
+
+    async def get(self, key: str, *, cached: Stored | None = None) -> Stored:
+        """As `Store.get`."""
+        return await self._read(partial(self._requests.get, self._full(key), cached))
+
+    async def put(self, key: str, data: bytes, *, content_type: str | None = None) -> str:
+        """As `Store.put`."""
+        call = partial(self._requests.put, self._full(key), data, content_type)
+        return await self._write(call, len(data))
+
+    async def create(self, key: str, data: bytes) -> str:
+        """As `Store.create`."""
+        return await self._put_if(key, data, None)
+
+    async def replace(self, key: str, data: bytes, version: str) -> str:
+        """As `Store.replace`."""
+        return await self._put_if(key, data, version)
+
+    async def _put_if(self, key: str, data: bytes, version: str | None) -> str:
+        full = self._full(key)
+        if not (await self.capabilities()).conditional_writes:
+            return await self._put_after_looking(key, data, version)
+        call = partial(self._requests.put_if, full, data, version)
+        seconds = self._patience + len(data) / SLOW
+        try:
+            # once only: a repeated one would be refused because of its own success
+            return await self._writes.run(call, seconds=seconds)
+        except (PreconditionRefused, ObjectNotFound, StorageUnavailable) as unclear:
+            found = await self._look(key)
+            if found is not None and found.data == data:
+                return found.version
+            raise _verdict(key, version, found) from unclear
+
+    async def _put_after_looking(self, key: str, data: bytes, version: str | None) -> str:
+        """Single-writer mode: atomic among the callers in this process, and only among them."""
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            found = await self._look(key)
+            if found is not None and found.data == data:
+                return found.version
+            if (found.version if found else None) != version:
+                raise _verdict(key, version, found)
+            return await self.put(key, data)
+
+    async def _look(self, key: str) -> Stored | None:
+        """What is there now. Raises StorageUnavailable when that cannot be known."""
+        try:
+            return await self.get(key)
+        except ObjectNotFound:
+            return None
+
+    # ---- many
+
+    async def list(
+        self, prefix: str, *, start_after: str | None = None, limit: int = MAX_PAGE
+    ) -> Page:
+        """As `Store.list`."""
+        after = None if start_after is None else self._full(start_after)
+        full = self._prefix + check_prefix(prefix)
+        page = await self._read(partial(self._requests.list, full, after, min(limit, MAX_PAGE)))
+        own = len(self._prefix)
+        rows = [row._replace(key=row.key[own:]) for row in page.objects]
+        return Page(rows, page.next and page.next[own:])
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """As `Store.delete`."""
+        full = [self._full(key) for key in dict.fromkeys(keys)]
+        if len(full) > 1 and (await self.capabilities()).multi_delete:
+            calls = [
+                partial(self._requests.delete_many, full[start : start + MAX_PAGE])
+                for start in range(0, len(full), MAX_PAGE)
+            ]
+        else:
+            calls = [partial(self._requests.delete, key) for key in full]
+        await asyncio.gather(*(self._write(call) for call in calls))
+
+    # ---- files
+
+    async def upload(
+        self,
+        path: Path,
+        key: str,
+        *,
+        content_type: str | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> FileFacts:
+        """As `Store.upload`."""
+        return await self._files.upload(path, self._full(key), content_type, on_bytes or _nobody)
+
+    async def download(
+        self,
+        key: str,
+        path: Path,
+        *,
+        expected: FileFacts | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> FileFacts:
+        """As `Store.download`."""
+        return await self._files.download(self._full(key), path, expected, on_bytes or _nobody)
+
+    # ---- links
+
+    async def presign_get(self, key: str, *, expires_in: int, filename: str | None = None) -> str:
+        """As `Store.presign_get`; `expires_in` is 1 to 604800, or ValueError."""
+        named = {"ResponseContentDisposition": attachment(filename)} if filename else {}
+        return await self._presign("get_object", key, named, expires_in)
+
+    async def presign_put(
+        self, key: str, *, expires_in: int, content_type: str | None = None, size: int | None = None
+    ) -> str:
+        """As `Store.presign_put`; `expires_in` is 1 to 604800, or ValueError."""
+        signed = {"ContentType": content_type, "ContentLength": size}
+        given = {name: value for name, value in signed.items() if value is not None}
+        return await self._presign("put_object", key, given, expires_in)
+
+    async def _presign(
+        self,
+        operation: Literal["get_object", "put_object"],
+        key: str,
+        params: dict[str, Any],
+        seconds: int,
+    ) -> str:
+        params = {"Key": self._full(key), **params}
+        if not 1 <= seconds <= WEEK:
+            raise ValueError(f"a link lives 1 to {WEEK} seconds")
+        if not (await self.capabilities()).presign:
+            raise PresignUnsupported(f"{self.url} has no links that can be fetched without keys")
+        return await self._reads.run(partial(self._requests.presign, operation, params, seconds))
+
+    # ---- the store as a whole
+
+    async def check(self) -> StoreHealth:
+        """As `Store.check`."""
+        key, data = f"locks/check-{secrets.token_hex(8)}", secrets.token_bytes(16)
+        started = time.perf_counter()
+        try:
+            await self.put(key, data)
+            found = await self.get(key)
+            await self.delete([key])
+            took = (time.perf_counter() - started) * 1000
+            offset = await self._reads.run(self._requests.clock_offset, seconds=self._patience)
+        except WorkerError as error:
+            return StoreHealth(False, str(error), None, clock_offset(error.__cause__))
+        if found.data != data:
+            return StoreHealth(
+                False, f"{self.url} gives back other bytes than it got", took, offset
+            )
+        return StoreHealth(True, f"{self.url} was written, read and cleared", took, offset)
+
+    async def close(self) -> None:
+        """As `Store.close`."""
+        if self._probing is not None:
+            self._probing.cancel()
+        for lane in (self._reads, self._writes, self._files):
+            lane.close()
+        await asyncio.to_thread(self._requests.close)
+
+    # ---- inside
+
+    def _full(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    async def _read(self, call: Callable[[], T]) -> T:
+        return await retrying(
+            lambda: self._reads.run(call, seconds=self._patience), self._retry_seconds
+        )
+
+    async def _write(self, call: Callable[[], T], size: int = 0) -> T:
+        seconds = self._patience + size / SLOW
+        return await retrying(lambda: self._writes.run(call, seconds=seconds), self._retry_seconds)
+
+
+def _verdict(key: str, version: str | None, found: Stored | None) -> WorkerError:
+    """Why a conditional write of other bytes than `found` did not come about."""
+    there = found.version if found else None
+    if there == version:
+        # Nobody else has written. Our request may have failed, or be on its way still.
+        return StorageUnavailable(f"whether {key!r} was written is unknown; it was not, so far")
+    if version is None:
+        return ObjectExists(f"{key!r} is taken")
+    return ObjectChanged(f"{key!r} has another version" if found else f"{key!r} is gone")
+
+
+def _normal_prefix(prefix: str) -> str:
+    """Empty, or with exactly one `/` at its end: without it `foo` would read `foobar`."""
+    bare = prefix.strip("/")
+    if not bare:
+        return ""
+    try:
+        check_key(bare)
+    except InvalidKey as error:
+        raise StorageMisconfigured(f"S3_PREFIX cannot begin a key: {error}") from None
+    if len(bare.encode()) >= MAX_PREFIX_BYTES:
+        raise StorageMisconfigured(f"S3_PREFIX is longer than {MAX_PREFIX_BYTES - 1} bytes")
+    return f"{bare}/"
+
+
+def _revealed(secret: Any) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _nobody(_count: int) -> None:
+    """Wants to know of no progress."""
