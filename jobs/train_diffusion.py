@@ -1,0 +1,109 @@
+"""The kind `train_diffusion`: train an image generator from scratch on a folder or zip of images.
+
+This module holds what a caller may ask for. The worker's own process imports it, so torch stays
+outside: the training itself is in `jobs.diffusion_training`, the images in `jobs.image_dataset`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, model_validator
+
+if TYPE_CHECKING:
+    from jobs.context import JobContext
+
+#: Every checkpoint carries the sample grids made so far, so their number is limited.
+MAX_SAMPLE_GRIDS = 200
+
+
+def _inside(path: str) -> str:
+    """A path that cannot leave the folder it is looked up in. Raises ValueError otherwise."""
+    parts = path.split("/")
+    if {"", ".", ".."} & set(parts) or "\\" in path or not path.isprintable():
+        raise ValueError("must be a relative path, parts divided by single '/', without '..'")
+    return path
+
+
+class Params(BaseModel, frozen=True, extra="forbid"):
+    """What a caller may ask of it."""
+
+    dataset: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=512,
+            description="A folder or a zip file of PNG, JPEG or WebP images, sub-folders included: "
+            "a path among the process's inputs, or else one that ships with the worker, such as "
+            "examples/digits/images.",
+        ),
+        AfterValidator(_inside),
+    ]
+    image_size: Annotated[
+        int,
+        Field(
+            ge=8,
+            le=256,
+            description="Width and height of the generated images, in pixels. Images of the "
+            "dataset are cropped to their central square and resized to it.",
+        ),
+    ] = 32
+    color: Annotated[
+        Literal["auto", "gray", "rgb"],
+        Field(description="What to generate; auto: gray if no image of the dataset has colors."),
+    ] = "auto"
+    channels: Annotated[
+        int,
+        Field(
+            ge=8,
+            le=256,
+            multiple_of=8,
+            description="Width of the network at full image size. Twice the channels make about "
+            "four times the parameters and the work.",
+        ),
+    ] = 32
+    steps: Annotated[
+        int, Field(ge=1, le=1_000_000, description="How many batches to learn from.")
+    ] = 1000
+    batch_size: Annotated[
+        int, Field(ge=1, le=1024, description="How many images each step learns from.")
+    ] = 128
+    learning_rate: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=0.1,
+            description="The highest step size of AdamW; it warms up to it and then decays to 0 "
+            "along a cosine.",
+        ),
+    ] = 0.002
+    seed: Annotated[
+        int,
+        Field(ge=0, lt=1 << 31, description="The same seed on the same CPU: the same model."),
+    ] = 0
+    sample_every: Annotated[
+        int,
+        Field(ge=1, description="Draw a grid of samples every so many steps, and at the end."),
+    ] = 250
+    checkpoint_every: Annotated[
+        int, Field(ge=1, description="Hand over a checkpoint every so many steps.")
+    ] = 250
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="Where to train; auto: on the GPU if the worker has one."),
+    ] = "auto"
+
+    @model_validator(mode="after")
+    def _few_enough_grids(self) -> Self:
+        if self.steps // self.sample_every > MAX_SAMPLE_GRIDS:
+            raise ValueError(
+                f"sample_every: so few steps would make more than {MAX_SAMPLE_GRIDS} sample grids"
+            )
+        return self
+
+
+def run(context: JobContext, params: Params) -> JsonValue:
+    """Train, and say what came of it. Raises JobFailed before the first step for bad data."""
+    from jobs.diffusion_training import train
+
+    return train(context, params)
