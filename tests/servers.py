@@ -18,18 +18,21 @@ import random
 import secrets
 import socket
 import subprocess
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import boto3
 import pytest
+from botocore.config import Config
 
 from local_store import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mypy_boto3_s3 import S3Client
 
     from storage import Store
 
@@ -78,7 +81,7 @@ def open_place(place: Place) -> Store:
         return LocalStore(Path(root))
     from s3_store import S3Store
 
-    return S3Store(**place)  # type: ignore[arg-type]  # the values that may be None are optional
+    return S3Store(**place)  # type: ignore[arg-type]  # only what is optional is None
 
 
 def fresh_prefix() -> str:
@@ -157,16 +160,22 @@ def _with_bucket(
     certificate: Path | None = None,
 ) -> S3Server:
     bucket = f"bucket-{secrets.token_hex(6)}"
-    client = boto3.client(
+    with closing(client(url, keys)) as s3:
+        s3.create_bucket(Bucket=bucket)
+    return S3Server(url, keys, bucket, other, tls_url, certificate)
+
+
+def client(url: str, keys: Keys) -> S3Client:
+    """boto3 itself, for what a `Store` cannot do. Close it."""
+    s3: S3Client = boto3.client(
         "s3",
         endpoint_url=url,
         region_name="us-east-1",
         aws_access_key_id=keys.access_key_id,
         aws_secret_access_key=keys.secret_access_key,
+        config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
     )
-    client.create_bucket(Bucket=bucket)
-    client.close()
-    return S3Server(url, keys, bucket, other, tls_url, certificate)
+    return s3
 
 
 def _fields(line: str) -> dict[str, str]:

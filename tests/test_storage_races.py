@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 pytestmark = [
     pytest.mark.races,
+    pytest.mark.timeout(300),  # about 15 s on an idle machine, and patience with a busy one
     pytest.mark.parametrize("place", ["local", "ceph"], indirect=True),
 ]
 
