@@ -53,6 +53,8 @@ __all__ = [
 
 #: What the interpreter runs, with the numbers of two pipes as its arguments.
 ENTRY: tuple[str, ...] = ("-m", "jobs")
+#: Of the grace of a stop, the share in which the job may end without being signalled.
+ASK_SHARE = 0.5
 #: After its last word a child has this long to end by itself.
 EXIT_SECONDS = 30.0
 #: The guardian has this long to end everything. Then the kernel is asked to, group-wide.
@@ -160,11 +162,12 @@ class Child:
         if not self._stop_asked:
             self._stop_asked = True
             self._control.send(b'{"order": "stop"}\n')
-        if await self._gone_within(grace_seconds / 2):
+        asking = grace_seconds * ASK_SHARE
+        if await self._gone_within(asking):
             return
         self._end_by_us()
         self._signal_group(signal.SIGTERM)
-        if not await self._gone_within(grace_seconds / 2):
+        if not await self._gone_within(grace_seconds - asking):
             await self.kill()
 
     async def kill(self) -> None:

@@ -1,0 +1,467 @@
+"""One attempt from the worker's side: what a child may see, say and print, and how it is judged.
+
+Every child here is a real process. How one is ended is in `test_child_end.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import job_log, runner, verdict
+from jobs.runner import (
+    ArtifactReady,
+    Attempt,
+    CheckpointSealed,
+    Child,
+    ChildNotStarted,
+    Completed,
+    Event,
+    Failed,
+    Failure,
+    Progress,
+    Verdict,
+)
+from tests.children import UNRULY, attempt
+
+
+@pytest.fixture(autouse=True)
+def _unruly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children also know the kinds of `unruly_jobs.py`."""
+    monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
+
+
+async def run(folder: Path, kind: str, /, **params: Any) -> Verdict:
+    child = await Child.spawn(attempt(folder, kind, **params))
+    return await child.run(lambda _event: None)
+
+
+async def result_of(folder: Path, kind: str, /, **params: Any) -> Any:
+    verdict = await run(folder, kind, **params)
+    assert isinstance(verdict, Completed), verdict
+    return verdict.result
+
+
+async def failure_of(folder: Path, kind: str, /, **params: Any) -> Failure:
+    verdict = await run(folder, kind, **params)
+    assert isinstance(verdict, Failed), verdict
+    return verdict.failure
+
+
+# ---- what a child says
+
+
+async def test_a_job_that_returns_is_completed(tmp_path: Path) -> None:
+    assert await result_of(tmp_path, "return_it", result={"ok": [1, 2.5, None]}) == {
+        "ok": [1, 2.5, None]
+    }
+
+
+async def test_events_arrive_in_order_and_before_the_verdict(tmp_path: Path) -> None:
+    events: list[Event] = []
+    child = await Child.spawn(attempt(tmp_path, "sleep", steps=3, artifacts=1))
+    await child.run(events.append)
+    assert events == [
+        ArtifactReady("artifact-1.bin"),
+        *(Progress(step=n, total=3, message="sleeping", metrics={}) for n in (1, 2, 3)),
+    ]
+
+
+async def test_what_a_job_hands_over_has_an_absolute_path(tmp_path: Path) -> None:
+    events: list[Event] = []
+    child = await Child.spawn(attempt(tmp_path, "save_and_offer"))
+    assert await child.run(events.append) == Completed(str(tmp_path))  # where it works
+    assert events == [
+        CheckpointSealed(1, tmp_path / "sealed" / "000001"),
+        ArtifactReady("samples/1.png"),
+    ]
+    assert (tmp_path / "sealed" / "000001" / "weights" / "w.bin").read_text() == "w"
+
+
+async def test_the_real_entry_runs_a_kind_and_resumes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    saved = tmp_path / "done.txt"
+    saved.write_text("2")
+    second = Attempt("p-1", "sleep", {"steps": 5}, 2, tmp_path / "2", saved, {})
+    child = await Child.spawn(second)
+    verdict = await child.run(lambda _event: None)
+    assert verdict == Completed({"steps_run_by_this_attempt": 3, "resumed_from": 2})
+
+
+async def test_nothing_is_lost_when_run_comes_after_the_child_has_gone(tmp_path: Path) -> None:
+    events: list[Event] = []
+    child = await Child.spawn(attempt(tmp_path, "sleep", steps=3))
+    await asyncio.wait({child._gone})
+    assert await child.run(events.append) == Completed(
+        {"steps_run_by_this_attempt": 3, "resumed_from": None}
+    )
+    assert len(events) == 3
+
+
+async def test_the_pipe_is_drained_before_the_verdict(tmp_path: Path) -> None:
+    """Whether the exit or the last event is seen first is a race; the verdict waits for both."""
+    events: list[Event] = []
+    child = await Child.spawn(attempt(tmp_path, "report_and_die", events=2000))
+    verdict = await child.run(events.append)
+    assert isinstance(verdict, Failed)
+    assert verdict.failure.code == "child_exited"
+    assert len(events) == 2000
+
+
+async def test_a_job_that_reports_as_fast_as_it_can_leaves_the_loop_responsive(
+    tmp_path: Path,
+) -> None:
+    events: list[Event] = []
+    child = await Child.spawn(attempt(tmp_path, "report_fast", events=30_000))
+    with longest_turn() as turn:
+        await child.run(events.append)
+    assert len(events) == 30_000
+    assert turn() < 0.25
+
+
+async def test_an_error_of_the_listener_ends_the_child_and_is_raised(tmp_path: Path) -> None:
+    def listener(_event: Event) -> None:
+        raise LookupError("a bug of ours")
+
+    child = await Child.spawn(attempt(tmp_path, "talk_until_stopped"))
+    with pytest.raises(LookupError, match="a bug of ours"):
+        await child.run(listener)
+
+
+# ---- what a child must not say
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello\n",
+        "[1]\n",
+        '{"event": "promote_me"}\n',
+        '{"event": "progress", "step": "many"}\n',
+        '{"event": "progress", "step": 1, "total": 1, "message": "", "metrics": {"x": NaN}}\n',
+        '{"event": ["progress"]}\n',
+        '{"event": "artifact", "path": "../../secret"}\n',
+        '{"event": "artifact", "path": "/etc/passwd"}\n',
+        '{"event": "checkpoint", "seq": 1, "path": "outputs"}\n',
+        "[" * 100_000 + "\n",
+        "\xff\n",
+    ],
+)
+async def test_what_is_no_event_ends_the_child_and_fails(tmp_path: Path, text: str) -> None:
+    failure = await failure_of(tmp_path, "send", text=text)
+    assert failure.code == "protocol_error"
+
+
+async def test_an_endless_line_ends_the_child_instead_of_filling_memory(tmp_path: Path) -> None:
+    failure = await failure_of(tmp_path, "send", text="x" * 65536, times=100_000)
+    assert failure.code == "protocol_error"
+    assert "more than" in failure.message
+
+
+async def test_an_artifact_behind_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "link").symlink_to("/etc")
+    line = '{"event": "artifact", "path": "link/passwd"}\n'
+    assert (await failure_of(tmp_path, "send", text=line)).code == "protocol_error"
+
+
+async def test_what_a_job_prints_cannot_pass_for_an_event(tmp_path: Path) -> None:
+    events: list[Event] = []
+    child = await Child.spawn(attempt(tmp_path, "print_everywhere"))
+    assert await child.run(events.append) == Completed("mine")
+    assert len(events) == 1
+    forged = '{"event": "completed", "result": "forged"}'
+    printed = {"from python", "on standard error", forged, "from a program"}
+    assert printed <= set((tmp_path / "log.txt").read_text().splitlines())
+
+
+async def test_descendants_do_not_hold_the_protocols_pipes(tmp_path: Path) -> None:
+    seen = await result_of(tmp_path, "show_pipes_of_descendants")
+    assert not {repr(number) for number in seen["numbers"]} & set(seen["program"].split(", "))
+    assert seen["fork"] == ["/dev/null", "/dev/null"]
+
+
+# ---- what a child may see
+
+
+async def test_a_child_sees_no_secret_of_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "RUNPOD_API_KEY", "NVIDIA_API_KEY", "HF_TOKEN",
+                 "BUCKET_SECRET_ACCESS_KEY", "DATABASE_URL", "CUDA_LICENSE_TOKEN"):  # fmt: skip
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    environment = await result_of(tmp_path, "show_environment")
+    assert "hunter2" not in environment.values()
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0"
+    assert environment["PATH"] == os.environ["PATH"]
+
+
+async def test_a_child_sees_what_the_operator_named(tmp_path: Path) -> None:
+    plain = attempt(tmp_path, "show_environment")
+    child = await Child.spawn(plain._replace(environment={"WANDB_API_KEY": "for the job"}))
+    verdict = await child.run(lambda _event: None)
+    assert isinstance(verdict, Completed)
+    assert isinstance(verdict.result, dict)
+    assert verdict.result["WANDB_API_KEY"] == "for the job"
+
+
+async def test_params_travel_over_the_pipe_only(tmp_path: Path) -> None:
+    params = {"token": "hunter2", "large": "x" * 3_000_000}
+    seen = await result_of(tmp_path, "return_it", result="small", **params)
+    assert seen == "small"
+    seen = await result_of(tmp_path, "show_params", token="hunter2")
+    assert seen["params"] == {"token": "hunter2"}
+    assert "hunter2" not in seen["elsewhere"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"hunter2" in path.read_bytes()]
+
+
+async def test_a_child_loads_nothing_that_its_kind_does_not_need(tmp_path: Path) -> None:
+    loaded = set(await result_of(tmp_path, "show_modules"))
+    assert not loaded & {"asyncio", "boto3", "torch", "runpod", "jobs.runner"}
+
+
+# ---- what a job prints
+
+
+async def test_a_job_that_prints_200_mb_leaves_memory_flat_and_the_loop_responsive(
+    tmp_path: Path,
+) -> None:
+    """Trap 34: the whole output of a child was kept in RAM."""
+    await run(tmp_path / "warm", "print_much", megabytes=1)
+    child = await Child.spawn(attempt(tmp_path / "much", "print_much", megabytes=200))
+    before = resident_bytes()
+    with longest_turn() as turn:
+        assert await child.run(lambda _event: None) == Completed(None)
+    assert resident_bytes() - before < 20 * 1024 * 1024
+    assert turn() < 0.25
+    kept = sum(path.stat().st_size for path in (tmp_path / "much").glob("log*.txt"))
+    assert 0 < kept <= 2 * job_log.FILE_LIMIT
+
+
+async def test_the_log_keeps_the_newest_lines(tmp_path: Path) -> None:
+    log = job_log.JobLog(tmp_path)
+    for number in range(100_000):
+        log.feed(f"{number} ".encode() + b"." * 100 + b"\n")
+    assert log.tail(2)[-1].startswith("99999 ")
+    log.close()
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1].startswith("99999 ")
+
+
+@pytest.mark.parametrize("portion", [1, 7, 1000])
+async def test_of_a_progress_bar_the_log_keeps_the_newest_state(
+    tmp_path: Path, portion: int
+) -> None:
+    log = job_log.JobLog(tmp_path)
+    text = b"start\r\n 10%\r 20%\r 30%\ndone\n 40%\r 50%\r"
+    for place in range(0, len(text), portion):
+        log.feed(text[place : place + portion])
+    assert log.tail(10) == ["start", " 30%", "done", " 50%"]
+    log.close()
+    assert (tmp_path / "log.txt").read_text() == "start\n 30%\ndone\n 50%\n"
+
+
+@pytest.mark.parametrize("portion", [1000, 1_000_000])
+async def test_a_long_line_is_cut(tmp_path: Path, portion: int) -> None:
+    log = job_log.JobLog(tmp_path)
+    text = b"x" * 100_000 + b"\nshort\n"
+    for place in range(0, len(text), portion):
+        log.feed(text[place : place + portion])
+    log.close()
+    lengths = [len(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert lengths == [job_log.LINE_LIMIT, 5]
+    assert [len(line) for line in log.tail(2)] == [1000, 5]
+
+
+async def test_a_full_disk_costs_the_log_file_not_the_job(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    log = job_log.JobLog(tmp_path)
+    log.feed(b"one\n")
+    log.feed(b"two\n")
+    assert log.tail(5) == ["one", "(the log file ends here: No space left on device)", "two"]
+
+
+# ---- the verdict
+
+
+async def test_a_python_exception_is_a_job_error_with_its_traceback(tmp_path: Path) -> None:
+    failure = await failure_of(tmp_path, "raise_error", error="value")
+    assert (failure.code, failure.message) == ("job_error", "ValueError: no good")
+    assert failure.log_tail[-1] == "ValueError: no good"
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+async def test_a_job_can_name_its_failure(tmp_path: Path) -> None:
+    failure = await failure_of(tmp_path, "raise_error", error="named")
+    assert (failure.code, failure.message) == ("dataset_empty", "No images.")
+    assert failure.retryable
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [("memory", "host_out_of_memory"), ("cuda", "cuda_out_of_memory")]
+)
+async def test_out_of_memory_has_codes_of_its_own(tmp_path: Path, error: str, code: str) -> None:
+    assert (await failure_of(tmp_path, "raise_error", error=error)).code == code
+
+
+async def test_a_non_zero_exit_is_a_failure_with_the_code(tmp_path: Path) -> None:
+    """Trap 17: a non-zero exit was reported as success."""
+    failure = await failure_of(tmp_path, "sleep", exit_code=3)
+    assert (failure.code, failure.exit_code) == ("child_exited", 3)
+
+
+async def test_a_non_zero_exit_after_the_result_is_a_failure_too(tmp_path: Path) -> None:
+    """Trap 17 again: the job said it was done, and then its process failed."""
+    failure = await failure_of(tmp_path, "complete_then_exit", exit_code=4)
+    assert (failure.code, failure.exit_code) == ("child_exited", 4)
+
+
+async def test_an_exit_without_a_result_is_a_failure(tmp_path: Path) -> None:
+    assert (await failure_of(tmp_path, "sleep", exit_code=0)).code == "no_result"
+
+
+async def test_a_process_that_stays_after_its_result_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "EXIT_SECONDS", 0.5)
+    assert (await failure_of(tmp_path, "complete_but_linger")).code == "child_did_not_exit"
+
+
+async def test_a_signal_is_named(tmp_path: Path) -> None:
+    failure = await failure_of(tmp_path, "kill_itself", signal=signal.SIGSEGV)
+    assert (failure.code, failure.signal) == ("child_killed", "SIGSEGV")
+    assert any("Segmentation fault" in line for line in failure.log_tail)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code", "words"),
+    [
+        (None, None, "host_out_of_memory", "most likely"),
+        (3, 4, "host_out_of_memory", "The kernel killed it"),
+        (3, 3, "child_killed", "SIGKILL"),
+    ],
+)
+async def test_sigkill_by_others_is_blamed_on_memory_as_far_as_the_kernel_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    before: int | None, after: int | None, code: str, words: str,
+) -> None:  # fmt: skip
+    counter = tmp_path / "memory.events"
+    monkeypatch.setattr(verdict, "OOM_COUNTERS", (counter,))
+    if before is not None:
+        counter.write_text(f"low 0\noom {before}\noom_kill {before}\n")
+    child = await Child.spawn(attempt(tmp_path / "a", "kill_itself", signal=signal.SIGKILL))
+    if after is not None:
+        counter.write_text(f"low 0\noom {after}\noom_kill {after}\n")
+    ended = await child.run(lambda _event: None)
+    assert isinstance(ended, Failed)
+    assert ended.failure.code == code
+    assert words in ended.failure.message
+    assert ended.failure.signal == "SIGKILL"
+
+
+@pytest.mark.parametrize(
+    ("result", "code"),
+    [
+        ("a set", "result_invalid"),
+        ("not a number", "result_invalid"),
+        ("huge", "result_too_large"),
+    ],
+)
+async def test_a_result_is_small_json(tmp_path: Path, result: str, code: str) -> None:
+    assert (await failure_of(tmp_path, "return_odd", result=result)).code == code
+
+
+async def test_the_largest_result_fits(tmp_path: Path) -> None:
+    largest = "x" * (256 * 1024 - 2)
+    assert await result_of(tmp_path, "return_it", result=largest) == largest
+
+
+async def test_a_job_that_stops_unasked_has_failed(tmp_path: Path) -> None:
+    assert (await failure_of(tmp_path, "raise_error", error="stopped")).code == "stopped_unasked"
+
+
+async def test_an_unknown_kind_is_a_failure(tmp_path: Path) -> None:
+    assert (await failure_of(tmp_path, "slepe")).code == "kind_unknown"
+
+
+async def test_invalid_params_are_a_failure_that_does_not_repeat_them(tmp_path: Path) -> None:
+    failure = await failure_of(tmp_path, "sleep", steps="hunter2")
+    assert failure.code == "params_invalid"
+    assert "steps" in failure.message
+    assert "hunter2" not in failure.model_dump_json()
+
+
+# ---- when there is no child
+
+
+async def test_a_missing_interpreter_is_child_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    before = open_files()
+    with pytest.raises(ChildNotStarted, match="No such file"):
+        await Child.spawn(attempt(tmp_path, "sleep"))
+    assert open_files() == before
+
+
+async def test_no_file_handles_left_is_child_not_started(tmp_path: Path) -> None:
+    before = open_files()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 4, hard))
+    try:
+        with pytest.raises(ChildNotStarted, match="Too many open files"):
+            await Child.spawn(attempt(tmp_path, "sleep"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert open_files() == before
+
+
+async def test_an_attempt_leaves_no_file_open(tmp_path: Path) -> None:
+    await run(tmp_path / "warm", "sleep")
+    before = open_files()
+    await asyncio.gather(*(run(tmp_path / str(number), "sleep") for number in range(4)))
+    assert open_files() == before
+
+
+# ---- measures
+
+
+def open_files() -> list[Path]:
+    return sorted(Path("/proc/self/fd").iterdir())
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@contextlib.contextmanager
+def longest_turn() -> Iterator[Any]:
+    """The longest time, in seconds, that the loop computed before it looked up again.
+
+    Computing time, not time by the clock: a busy machine is no fault of the loop's.
+    """
+    loop = asyncio.get_running_loop()
+    longest, last = 0.0, time.thread_time()
+
+    def look_up() -> None:
+        nonlocal longest, last, timer
+        now = time.thread_time()
+        longest, last = max(longest, now - last), now
+        timer = loop.call_later(0.001, look_up)
+
+    timer = loop.call_later(0.001, look_up)
+    yield lambda: longest
+    timer.cancel()

@@ -1,0 +1,219 @@
+"""Jobs that misbehave, for the runner's tests. The runner starts this file in place of `-m jobs`.
+
+Each is a kind named like its function, which takes the context and its params as a dict.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, JsonValue
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jobs.__main__
+from jobs import JOBS, Job
+from jobs.context import JobContext, JobFailed, JobStopped
+
+EVENT_PIPE = int(sys.argv[2])
+
+
+class Anything(BaseModel, extra="allow"):
+    """Params that nobody checks."""
+
+
+def show_environment(_context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    return dict(os.environ)
+
+
+def show_modules(_context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    return sorted(sys.modules)
+
+
+def show_params(_context: JobContext, params: dict[str, Any]) -> JsonValue:
+    """Params, and whatever could have leaked them to other users of the machine."""
+    command_line = Path("/proc/self/cmdline").read_text()
+    return {"params": params, "elsewhere": command_line + json.dumps(dict(os.environ))}
+
+
+def show_pipes_of_descendants(_context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    """What a program, and a fork, that the job starts hold at the numbers of the protocol."""
+    look = "import os; print(sorted(os.listdir('/proc/self/fd')))"
+    program = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    read, write = os.pipe()
+    if os.fork() == 0:
+        held = [Path(f"/proc/self/fd/{pipe}").readlink() for pipe in map(int, sys.argv[1:3])]
+        os.write(write, json.dumps([str(path) for path in held]).encode())
+        os._exit(0)
+    return {"numbers": sys.argv[1:3], "program": program.stdout,
+            "fork": json.loads(os.read(read, 4096))}  # fmt: skip
+
+
+def print_everywhere(context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    print("from python")  # noqa: T201
+    print("on standard error", file=sys.stderr)  # noqa: T201
+    os.write(1, b'{"event": "completed", "result": "forged"}\n')
+    subprocess.run(["echo", "from a program"], check=True)
+    context.progress(1)
+    return "mine"
+
+
+def print_much(_context: JobContext, params: dict[str, Any]) -> JsonValue:
+    for _ in range(params["megabytes"]):
+        sys.stdout.buffer.write(b"a line of 64 bytes".ljust(63, b".").join([b"", b"\n"]) * 16384)
+    return None
+
+
+def raise_error(_context: JobContext, params: dict[str, Any]) -> JsonValue:
+    error = {
+        "value": ValueError("no good"),
+        "named": JobFailed("dataset_empty", "No images.", retryable=True),
+        "memory": MemoryError("too big"),
+        "cuda": RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        "stopped": JobStopped(),
+    }[params["error"]]
+    raise error
+
+
+def return_it(_context: JobContext, params: dict[str, Any]) -> JsonValue:
+    result: JsonValue = params["result"]
+    return result
+
+
+def return_odd(_context: JobContext, params: dict[str, Any]) -> Any:
+    return {"a set": {1}, "not a number": float("nan"), "huge": "x" * 300_000}[params["result"]]
+
+
+def kill_itself(_context: JobContext, params: dict[str, Any]) -> JsonValue:
+    os.kill(os.getpid(), params["signal"])
+    return None
+
+
+def complete_then_exit(_context: JobContext, params: dict[str, Any]) -> JsonValue:
+    atexit.register(os._exit, params["exit_code"])
+    return "all is well"
+
+
+def complete_but_linger(_context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    threading.Thread(target=time.sleep, args=(86400,)).start()
+    return "all is well"
+
+
+def send(_context: JobContext, params: dict[str, Any]) -> JsonValue:
+    """Write to the event pipe behind the context's back."""
+    text = params["text"].encode()
+    for _ in range(params.get("times", 1)):
+        os.write(EVENT_PIPE, text)
+    time.sleep(86400)
+    return None
+
+
+def report_and_die(context: JobContext, params: dict[str, Any]) -> JsonValue:
+    for step in range(params["events"]):
+        context.progress(step)
+    os.write(EVENT_PIPE, b'{"event": "prog')  # in the middle of a word
+    os._exit(7)
+
+
+def report_fast(context: JobContext, params: dict[str, Any]) -> JsonValue:
+    for step in range(params["events"]):
+        context.progress(step, params["events"], "as fast as it can", loss=step / 7)
+    return None
+
+
+def save_and_offer(context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    (context.checkpoints / "weights").mkdir()
+    (context.checkpoints / "weights" / "w.bin").write_text("w")
+    context.checkpoint(context.checkpoints / "weights")
+    (context.outputs / "samples").mkdir()
+    (context.outputs / "samples" / "1.png").write_text("png")
+    context.artifact(context.outputs / "samples" / "1.png")
+    return os.getcwd()  # noqa: PTH109
+
+
+def have_descendants(context: JobContext, params: dict[str, Any]) -> JsonValue:
+    """Start four sorts of descendant, report once they are up, then do `then`."""
+    python = sys.executable
+    live = "import time; print('up', flush=True); time.sleep(86400)"
+    read, up = os.pipe()
+    subprocess.Popen([python, "-c", live], stdout=up)
+    below_another = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    subprocess.Popen([python, "-c", below_another, live], stdout=up)
+    subprocess.Popen([python, "-c", "import signal; signal.signal(15, 1); " + live], stdout=up)
+    # a daemon: no parent, own session, nothing in its environment or its files that tells of us
+    subprocess.run(
+        ["setsid", "--fork", python, "-c", live],
+        env={}, stdin=subprocess.DEVNULL, stdout=up, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with os.fdopen(read) as lines:
+        assert [next(lines) for _ in range(4)] == ["up\n"] * 4
+    context.progress(1)
+    if params["then"] == "return":
+        return None
+    if params["then"] == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if params["then"] == "hang in C":
+        # As native code does that never returns: Python cannot run a signal handler.
+        ctypes.PyDLL(None).sleep(86400)
+    while True:
+        signal.pause()
+
+
+def count_stops(context: JobContext, params: dict[str, Any]) -> JsonValue:
+    """How often, and where, SIGTERM raises JobStopped."""
+    stops = []
+    try:
+        context.progress(0)
+        while True:
+            threading.Event().wait(60)
+    except JobStopped:
+        stops.append(threading.current_thread() is threading.main_thread())
+    for _ in range(params["more"]):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+        except JobStopped:
+            stops.append(False)
+    return stops
+
+
+def talk_until_stopped(context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    """Speak in long lines, so that SIGTERM most likely comes in the middle of one."""
+    metrics = {f"metric_{number}": 1.0 for number in range(5000)}
+    step = 0
+    while True:
+        step += 1
+        context.progress(step, **metrics)
+
+
+def finish_anyway(context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    context.progress(0)
+    while not context.should_stop():
+        time.sleep(0.01)
+    return "done"
+
+
+KINDS = [
+    show_environment, show_modules, show_params, show_pipes_of_descendants, print_everywhere,
+    print_much, raise_error, return_it, return_odd, kill_itself, complete_then_exit,
+    complete_but_linger, send, report_and_die, report_fast, save_and_offer, have_descendants,
+    count_stops, talk_until_stopped, finish_anyway,
+]  # fmt: skip
+
+for kind in KINDS:
+    JOBS[kind.__name__] = Job(
+        Anything, lambda context, params, kind=kind: kind(context, params.model_dump())
+    )
+
+if __name__ == "__main__":
+    jobs.__main__.main()
