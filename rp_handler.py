@@ -66,6 +66,13 @@ class Refused(WorkerError):
     code = "refused"
 
 
+class WorkerDraining(WorkerError):
+    """This worker is shutting down and begins nothing more."""
+
+    code = "worker_draining"
+    retryable = True
+
+
 class ReplyTooLarge(WorkerError):
     """The reply would exceed what RunPod carries."""
 
@@ -149,6 +156,8 @@ class Handler:
         if self._settings.role == "control":
             raise Refused("this worker has the role `control` and runs no jobs; send `start` to "
                           "the GPU endpoint")  # fmt: skip
+        if self.manager.draining:
+            return await self._leave_to_others()
         start = _start_of(action, job)
         if action.detach:
             if not self._settings.allow_detach:
@@ -159,11 +168,21 @@ class Handler:
             return await self._view(await self.manager.begin(start))
         async with self._progress_shown(job, start.process_id):
             snapshot = await self.manager.deliver(start)
-        if snapshot.record.status is Status.INTERRUPTED and self._way_in == "serverless":
-            # Drained: without an answer RunPod delivers the job again, to another worker.
-            self._unanswered += 1
-            await asyncio.Event().wait()
-        return await self._ended(snapshot)
+        reply = await self._ended(snapshot)
+        if snapshot.record.status is Status.INTERRUPTED and self._way_in != "api":
+            return await self._leave_to_others()
+        return reply
+
+    async def _leave_to_others(self) -> Reply:
+        """For a worker that drains: without an answer RunPod delivers the job again, elsewhere.
+
+        Raises:
+            WorkerDraining: nobody would deliver it again.
+        """
+        if self._way_in == "api":
+            raise WorkerDraining("this worker is shutting down; send the start again")
+        self._unanswered += 1
+        return await asyncio.Future()
 
     async def _ended(self, snapshot: Snapshot) -> Reply:
         """The reply of a start: the view, its files, and `error` if the process failed."""

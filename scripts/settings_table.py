@@ -1,0 +1,39 @@
+"""Print the README's table of settings, from `utils.Settings`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
+
+from utils import Settings
+
+
+def table() -> str:
+    """One row a setting, in the order in which `Settings` declares them."""
+    rows = ["| variable | default | what it does |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        rows.append(f"| {_variables(name, field)} | {_default(field)} | {field.description} |")
+    return "\n".join(rows)
+
+
+def _variables(name: str, field: FieldInfo) -> str:
+    alias = field.validation_alias
+    names = alias.choices if isinstance(alias, AliasChoices) else [f"WORKER_{name.upper()}"]
+    return ", ".join(f"`{each}`" for each in names)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return "random"
+    if field.default in (None, ""):
+        return ""
+    return f"`{field.default}`"
+
+
+if __name__ == "__main__":
+    print(table())
