@@ -110,12 +110,21 @@ class Worker:
         return f"--- worker {self.id} (pid {self.pid}, {state})\n{self.output()[-TAIL_CHARACTERS:]}"
 
     def descendants(self) -> list[psutil.Process]:
-        """All living processes of this worker, the main one included, and also after its death."""
+        """All living processes of this worker, the main one included, and also after its death.
+
+        Reading the tree is not atomic: an orphan on its way to the reaper is missed. It is under
+        the reaper the next time, so the tree is read until two readings agree.
+        """
+        family, again = self._family(), self._family()
+        while family != again:
+            family, again = again, self._family()
+        return sorted(filter(_alive, family), key=lambda process: process.pid)
+
+    def _family(self) -> set[psutil.Process]:
         try:
-            family = psutil.Process(self._reaper.pid).children(recursive=True)
+            return set(psutil.Process(self._reaper.pid).children(recursive=True))
         except psutil.NoSuchProcess:
-            return []
-        return [process for process in family if _alive(process)]
+            return set()
 
     def group(self) -> list[psutil.Process]:
         """The living members of its own session: the SDK's loop and its ping process."""
@@ -167,11 +176,8 @@ class Worker:
 
     def kill(self) -> None:
         """SIGKILL the whole group, the SDK's ping process included; other sessions live on."""
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        _wait(lambda: not self.group(), f"{self.id} killed")
+        # Asked of the kernel, not read from /proc: until there is no such group, not even zombies.
+        _wait(lambda: not _signal_group(self.pid, signal.SIGKILL), f"{self.id} killed")
 
     def clean_up(self) -> None:
         """Kill it and everything it ever started; returns when nothing of it is left."""
@@ -188,6 +194,15 @@ def _wait(condition: Callable[[], bool], why: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, why
         time.sleep(0.001)
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Was there anybody to signal?"""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _alive(process: psutil.Process) -> bool:
