@@ -10,6 +10,7 @@ usage: scripts/ceph-rgw.sh start PORT [TLS_PORT]   start in the background, prin
        scripts/ceph-rgw.sh run PORT [TLS_PORT]     the same, and stop when standard input closes
        scripts/ceph-rgw.sh stop PORT               stop it and remove what it stored
        scripts/ceph-rgw.sh PORT                    short for start
+       scripts/ceph-rgw.sh install                 only fetch the packages, as the first start does
 
 Listens on 127.0.0.1 on PORT (http), TLS_PORT (https, self-signed) and PORT+1 to PORT+20 (inside).
 Prints two users that may not see each other's buckets, and the certificate if there is one:
@@ -246,6 +247,7 @@ tell() {
 
 case ${1:-} in
   start | stop | run) COMMAND=$1; shift ;;
+  install) mkdir -p "$CACHE"; install; exit 0 ;;
   -h | --help) usage; exit 0 ;;
   *) COMMAND=start ;;
 esac
