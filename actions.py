@@ -97,7 +97,7 @@ class CancelAction(Action):
     action: Literal["cancel"]
     process_id: ProcessId
     wait_seconds: float = Field(
-        default=20, ge=0, le=300, description="Wait this long for the process to be gone."
+        default=60, ge=0, le=300, description="Wait this long for the process to be gone."
     )
 
 

@@ -89,6 +89,8 @@ class _Delivery:
         self.called_off = asyncio.Event()
         #: What this delivery tried to create; kept, so that a second try is the same bytes.
         self.first: Record | None = None
+        #: It has seen the process alive: the next end it sees is its answer.
+        self.followed = False
 
     def owns(self, record: Record) -> bool:
         """Whether `record` belongs to the RunPod job that this delivery is of."""
@@ -171,15 +173,18 @@ class ProcessManager:
                 taken.stop(StopReason.PLATFORM)
             await asyncio.wait([taken.task])
             if not taken.lease.lost.is_set():
-                return await self.lookup.get(process_id)
+                return Snapshot(taken.lease.record, "memory", taken.lease.age_seconds)
             delivery.renew()
 
     async def _call_off_elsewhere(self, seen: Snapshot, delivery: _Delivery) -> Snapshot:
         """RunPod told us to stop a job that still runs on a worker it holds for lost."""
-        if delivery.owns(seen.record):
-            await leave_note(
-                self._store, seen.record.process_id, by="platform", nonce=delivery.writer.nonce
-            )
+        record = seen.record
+        if delivery.owns(record):
+            note = await read_note(self._store, record.process_id)
+            if note is None or note.version == record.settled_note:  # a caller's wish is stronger
+                await leave_note(
+                    self._store, record.process_id, by="platform", nonce=delivery.writer.nonce
+                )
         return seen
 
     async def _take_patiently(
@@ -228,6 +233,7 @@ class ProcessManager:
             request_hash=start.request_hash,
             lease_expired=watch.saw(stored.version, stored.age_seconds),
             max_attempts=self._settings.max_attempts,
+            followed=delivery.followed,
         )
         seen = Snapshot(record, "storage", stored.age_seconds)
         match decision:
@@ -235,21 +241,24 @@ class ProcessManager:
                 await self._mend_index(record)
                 return seen
             case Follow():
+                delivery.followed = True
                 return seen
             case Claim(reason):
-                return await self._claim(record, stored.version, reason, delivery) or seen
+                taken = await self._claim(record, stored.version, reason, delivery)
             case GiveUp(failure):
-                ended = record.failed(self._clock(), failure)
-                return await self._settle_abandoned(ended, stored.version) or seen
+                ended = record.settled_by(delivery.writer).failed(self._clock(), failure)
+                taken = await self._settle_abandoned(ended, stored.version)
+        return taken or await self._take(delivery, watch)  # somebody was faster: look again
 
     async def _claim(
         self, record: Record, version: str, reason: str, delivery: _Delivery
     ) -> ProcessRun | None:
         """Take a process over; None if somebody else was faster."""
-        note = await read_note(self._store, record.process_id) if record.terminal else None
+        note = await read_note(self._store, record.process_id)
+        settled = note is not None and (record.terminal or note.by_platform)
         claimed = record.claimed(
             delivery.writer, self._clock(), reason=reason,
-            settled_note=note.version if note else None,
+            settled_note=note.version if note and settled else None,
             runpod_job_id=delivery.start.runpod_job_id,
         )  # fmt: skip
         try:
@@ -261,11 +270,16 @@ class ProcessManager:
 
     def _hold(self, lease: Lease, delivery: _Delivery) -> ProcessRun:
         run = ProcessRun(self._worker, lease, delivery.start.params)
+        delivery.followed = True
         self._runs[run.process_id] = run
-        run.task.add_done_callback(lambda _: self._runs.pop(run.process_id, None))
+        run.task.add_done_callback(lambda _: self._let_go(run))
         if self.draining:
             run.stop(StopReason.DRAIN)
         return run
+
+    def _let_go(self, run: ProcessRun) -> None:
+        if self._runs.get(run.process_id) is run:  # not a later attempt's place
+            del self._runs[run.process_id]
 
     # ---- cancel
 
@@ -279,15 +293,18 @@ class ProcessManager:
         snapshot = await self.lookup.get(process_id)
         if snapshot.record.terminal:
             return snapshot
-        # The note first: should this worker die now, whoever continues the process will see it.
+        if run := self._runs.get(process_id):
+            run.stop(StopReason.CANCEL)
+        # Also for our own: should this worker die now, whoever continues the process will see it.
         try:
             await leave_note(self._store, process_id, by="caller", nonce=new_nonce())
         except AWAY:
-            if process_id not in self._runs:
+            if run is None:
                 raise
-        if run := self._runs.get(process_id):
-            run.stop(StopReason.CANCEL)
-        return await self._await_end(process_id, wait_seconds)
+        ended = await self._await_end(process_id, wait_seconds)
+        if ended.record.terminal:
+            return ended
+        return ended._replace(record=ended.record.with_cancel_requested())
 
     async def _await_end(self, process_id: str, wait_seconds: float) -> Snapshot:
         deadline, watch = time.monotonic() + wait_seconds, LeaseWatch(self._settings)
@@ -313,9 +330,13 @@ class ProcessManager:
         record = decode_record(process_id, stored.data)
         gone = watch.saw(stored.version, stored.age_seconds) or record.status is Status.INTERRUPTED
         if gone and not record.terminal:
-            ended = record.cancelled(self._clock(), reason="cancelled; no worker was running it")
-            if settled := await self._settle_abandoned(ended, stored.version):
-                return settled
+            me = Writer(worker_id=self._settings.worker_id, nonce=new_nonce())
+            ended = record.settled_by(me).cancelled(
+                self._clock(), reason="cancelled; no worker was running it"
+            )
+            with suppress(*AWAY):  # whether it was settled, the next look will tell
+                if settled := await self._settle_abandoned(ended, stored.version):
+                    return settled
         return await self.lookup.get(process_id)
 
     async def _settle_abandoned(self, ended: Record, version: str) -> Snapshot | None:
@@ -349,27 +370,33 @@ class ProcessManager:
         Ends of processes that could not be written before this machine's last worker died are
         written now, unless the process has moved on since. Recent records are read ahead.
         """
+        for copy in await self._cache.unsent():
+            while not await self._send_owed(copy):
+                await asyncio.sleep(FOLLOW_SECONDS)
         with suppress(*AWAY):
-            for copy in await self._cache.unsent():
-                await self._send_owed(copy)
             rows, _ = await self.lookup.list(
                 limit=RECOVERED_RECORDS, cursor=None, status=None, kind=None
             )
             for row in rows:
                 with suppress(UnknownProcess, RecordUnreadable):
-                    await self.lookup.get(row.process_id)
+                    record = (await self.lookup.get(row.process_id)).record
+                    if record.released and record.status is not row.status:
+                        await self._mend_index(record)
 
-    async def _send_owed(self, copy: Copy) -> None:
-        record = copy.record
-        if record.process_id in self._runs:
-            return
-        if record.released:
-            with suppress(ObjectChanged):
-                await self._store.replace(
-                    record_key(record.process_id), record.encode(), copy.version
-                )
-                await self._mend_index(record)
-        await self._cache.drop(record.process_id)
+    async def _send_owed(self, copy: Copy) -> bool:
+        """Whether nothing is owed any more: it was written, or another version was."""
+        owed, process_id = copy.unsent, copy.record.process_id
+        if process_id in self._runs:  # it owes by itself
+            return True
+        try:
+            if owed and owed.released:
+                with suppress(ObjectChanged):
+                    await self._store.replace(record_key(process_id), owed.encode(), copy.version)
+                    await self._mend_index(owed)
+        except AWAY:
+            return False
+        await self._cache.drop(process_id)
+        return True
 
 
 def _first_record(delivery: _Delivery, now: Any) -> Record:
