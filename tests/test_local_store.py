@@ -174,8 +174,10 @@ async def test_a_broken_disk_is_a_sentence_that_says_what_to_change(
     assert list((root / local_files.HIDDEN / "writing").iterdir()) == []
 
 
-async def test_a_folder_that_nobody_may_write_to(tmp_path: Path) -> None:
-    health = await LocalStore(Path("/sys/worker-data")).check()
+async def test_a_folder_that_nobody_may_write_to() -> None:
+    store = LocalStore(Path("/sys/worker-data"))
+    health = await store.check()
+    await store.close()
     assert not health.ok
     assert "/sys/worker-data" in health.message
 
