@@ -34,8 +34,10 @@ def guard(control: int, events: int) -> None:
 
     `control` is where the worker's orders arrive: its end means that all shall end.
     """
+    worker = os.getppid()
     adopt_orphans()
-    # If the worker dies while somebody has stopped this process, it must go on to do its duty.
+    # Sent when the worker dies: it wakes this process even if somebody has stopped it. (Also when
+    # only the worker's thread that started it dies, hence the look at who the parent is.)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     # These are sent to the group, for the job. Ctrl-C is for the worker alone.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -50,23 +52,27 @@ def guard(control: int, events: int) -> None:
             Path("/proc/self/oom_score_adj").write_text("500")
         return
     os.close(events)
-    status = _wait_for_end(job, control)
+    status = _wait_for_end(job, control, worker)
     last = _end_everything()
     _end_like(last[job] if status is None else status)
 
 
-def _wait_for_end(job: int, control: int) -> int | None:
-    """Reap orphans until the job ends: its wait status, or None when the worker let go first."""
+def _wait_for_end(job: int, control: int, worker: int) -> int | None:
+    """Reap orphans until the job ends: its wait status, or None when the worker let go first.
+
+    A dead worker has not always let go: a process it forked may still hold the pipe.
+    """
     awake, wake = os.pipe()
     os.set_blocking(awake, False)
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGCHLD, signal.SIGCONT):
+        signal.signal(number, lambda *_: None)
     poller = select.poll()
     poller.register(control, 0)  # the end of the pipe only: what is said there is for the job
     poller.register(awake, select.POLLIN)
     while (status := _reap_ended(job)) is None:
-        if any(fd == control for fd, _ in poller.poll()):
+        if any(fd == control for fd, _ in poller.poll()) or os.getppid() != worker:
             return None
         os.read(awake, 4096)
     return status

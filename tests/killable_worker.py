@@ -1,13 +1,16 @@
-"""A worker that only runs one attempt, to be killed: `killable_worker.py FOLDER THEN`.
+"""A worker that only runs one attempt, to be killed: `killable_worker.py FOLDER THEN [fork]`.
 
-It prints the ids of the guardian and of all below it, once they are there.
+It prints the ids of the guardian and of all below it, once they are there. With `fork` it also
+has a fork of itself, which holds all of its pipes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -24,7 +27,11 @@ async def main() -> None:
     def show(event: runner.Event) -> None:
         assert isinstance(event, runner.Progress)
         below = sorted(descendants(child.pid))
-        print(json.dumps({"guardian": child.pid, "below": below}), flush=True)  # noqa: T201
+        fork = os.fork() if "fork" in sys.argv else None
+        if fork == 0:
+            time.sleep(86400)
+        shown = {"guardian": child.pid, "below": below, "fork": fork}
+        print(json.dumps(shown), flush=True)  # noqa: T201
 
     await child.run(show)
 

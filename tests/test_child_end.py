@@ -7,13 +7,14 @@ its own, and waits until they are gone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,18 +212,34 @@ async def test_a_guardian_that_somebody_stopped_still_does_its_duty(start: Start
 async def test_all_of_it_dies_when_the_worker_is_killed(
     tmp_path: Path, then: str, also_stopped: str
 ) -> None:
-    with subprocess.Popen(
-        [sys.executable, str(WORKER), str(tmp_path), then], stdout=subprocess.PIPE
-    ) as worker:
-        assert worker.stdout is not None
-        try:
-            shown = json.loads(worker.stdout.readline())
-            if also_stopped == "guardian":
-                os.kill(shown["guardian"], signal.SIGSTOP)
-            if also_stopped == "group":
-                os.killpg(shown["guardian"], signal.SIGSTOP)
-        finally:
-            worker.kill()
+    with worker(tmp_path, then) as shown:
+        if also_stopped == "guardian":
+            os.kill(shown["guardian"], signal.SIGSTOP)
+        if also_stopped == "group":
+            os.killpg(shown["guardian"], signal.SIGSTOP)
     everybody = [shown["guardian"], *shown["below"]]
     assert len(everybody) == 7
     await until(lambda: not any(map(is_running, everybody)), "all are gone")
+
+
+async def test_a_fork_of_the_killed_worker_cannot_keep_its_children_alive(tmp_path: Path) -> None:
+    """RunPod's SDK has one, for its heartbeat. Forks hold the pipes that their parent held."""
+    with worker(tmp_path, "wait", "fork") as shown:
+        pass
+    try:
+        everybody = [shown["guardian"], *shown["below"]]
+        await until(lambda: not any(map(is_running, everybody)), "all are gone")
+    finally:
+        os.kill(shown["fork"], signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def worker(*arguments: object) -> Iterator[dict[str, Any]]:
+    """What `killable_worker.py` shows once its child is up. It is killed on leaving."""
+    command = [sys.executable, str(WORKER), *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.kill()
