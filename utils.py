@@ -92,6 +92,46 @@ class Settings(BaseSettings):
             description="Goes with BUCKET_ACCESS_KEY_ID.",
         ),
     ] = None
+    session_token: Annotated[
+        SecretStr | None,
+        Field(
+            validation_alias=_names("BUCKET_SESSION_TOKEN"),
+            description="Goes with BUCKET_ACCESS_KEY_ID when that is temporary.",
+        ),
+    ] = None
+    tls_bundle: Annotated[
+        str | None,
+        Field(
+            validation_alias=_names("S3_TLS_BUNDLE"),
+            description="A file of certificates to trust at the endpoint. Unset: the usual ones.",
+        ),
+    ] = None
+    s3_connect_timeout: Annotated[
+        float,
+        Field(
+            validation_alias=_names("S3_CONNECT_TIMEOUT"),
+            gt=0,
+            le=10,
+            description="Seconds to reach the store.",
+        ),
+    ] = 3.0
+    s3_read_timeout: Annotated[
+        float,
+        Field(
+            validation_alias=_names("S3_READ_TIMEOUT"),
+            gt=0,
+            le=15,
+            description="Seconds to wait for an answer; a worker's lease hangs on it.",
+        ),
+    ] = 5.0
+    s3_transfer_timeout: Annotated[
+        float,
+        Field(
+            validation_alias=_names("S3_TRANSFER_TIMEOUT"),
+            gt=0,
+            description="Seconds without a byte before a file's request is given up.",
+        ),
+    ] = 30.0
     addressing_style: Annotated[
         str,
         Field(
