@@ -72,13 +72,10 @@ _ALIASES = {
     "RequestExpired": "RequestTimeTooSkewed",
     "AllAccessDisabled": "AccessDenied",
     "AccountProblem": "AccessDenied",
-    "403": "AccessDenied",
     "Forbidden": "AccessDenied",
     "PermanentRedirect": "AuthorizationHeaderMalformed",
     "TemporaryRedirect": "AuthorizationHeaderMalformed",
     "IllegalLocationConstraintException": "AuthorizationHeaderMalformed",
-    "301": "AuthorizationHeaderMalformed",
-    "307": "AuthorizationHeaderMalformed",
 }
 #: 4xx answers that blame the network or the moment, not the request.
 _PASSING = {
@@ -165,6 +162,11 @@ def _answer(error: boto.ClientError, place: Place, key: str | None) -> WorkerErr
         return ObjectNotFound(f"there is no object {key!r}")
     if status in (405, 501) or code == "NotImplemented":
         return Unsupported(f"{place} cannot {_verb(error)}")
+    if code in ("", str(status)) and error.operation_name != "HeadObject":
+        # S3 always names its errors: this one was cut short, or something else answered
+        return StorageUnavailable(
+            f"{place} answered {status} and no more: if this lasts, correct S3_ENDPOINT_URL"
+        )
     if status >= 500 or status in _PASSING_STATUS or code in _PASSING:
         return StorageUnavailable(f"{place} answered {status} {code}, which should pass")
     return StorageMisconfigured(_sentence(error, code, place))

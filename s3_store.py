@@ -113,7 +113,7 @@ class S3Store:
 
     async def _probe(self) -> Capabilities:
         folder = f"{self._prefix}locks/probe-{secrets.token_hex(8)}"
-        found = await self._writes.run(partial(probe, self._requests, folder))
+        found = await self._writes.run(partial(probe, self._requests, folder, self._retry_seconds))
         log.info("store probed", extra={"store": self.url, "capabilities": found._asdict()})
         for sentence in found.degraded:
             log.warning("%s: %s", self.url, sentence)

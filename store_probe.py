@@ -32,8 +32,9 @@ T = TypeVar("T")
 #: Of each kind. A store that is not atomic passes for atomic only if it gets all of them right.
 ROUNDS = 4
 WRITERS = 8
-#: Seconds that a single step is tried for.
-PATIENCE = 8.0
+#: Seconds that writers wait for each other before they start, and that clearing up may take.
+TOGETHER = 8.0
+CLEARING = 1.0
 
 NO_CONDITIONS = (
     "conditional writes are not atomic here: single-writer mode, each write reads first, so that "
@@ -43,14 +44,16 @@ NO_LINKS = "links cannot be fetched here: results are read in chunks with downlo
 NO_MULTI_DELETE = "objects are deleted one by one, because this store has no DeleteObjects"
 
 
-def probe(requests: S3Requests, folder: str) -> Capabilities:
+def probe(requests: S3Requests, folder: str, patience: float) -> Capabilities:
     """What the bucket can do, found out by writing under `folder`. Blocking; 1 s or so.
+
+    A step that the store fails at is tried again for `patience` seconds.
 
     Raises:
         StorageUnavailable: the store failed on the way; nothing is known.
         StorageMisconfigured: it does not take the plainest write.
     """
-    bench = _Bench(requests, folder)
+    bench = _Bench(requests, folder, patience)
     try:
         bench.write("plain")
         conditional = bench.try_conditional_writes()
@@ -82,14 +85,15 @@ class _Race(NamedTuple):
 
 
 class _Bench:
-    def __init__(self, requests: S3Requests, folder: str) -> None:
+    def __init__(self, requests: S3Requests, folder: str, patience: float) -> None:
         self._requests = requests
+        self._patience = patience
         self._folder = folder
         self._keys: set[str] = set()
 
     def write(self, name: str, data: bytes = b"probe") -> str:
         """Returns the version."""
-        return _patiently(partial(self._requests.put, self._key(name), data))
+        return _patiently(partial(self._requests.put, self._key(name), data), self._patience)
 
     # ---- conditional writes
 
@@ -113,7 +117,7 @@ class _Bench:
 
         def write(number: int) -> bytes | None:
             data = b"%d" % number
-            start.wait(timeout=PATIENCE)
+            start.wait(timeout=TOGETHER)
             with suppress(PreconditionRefused, ObjectNotFound, StorageUnavailable):
                 self._requests.put_if(key, data, version)
                 return data
@@ -121,12 +125,14 @@ class _Bench:
 
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="s3-probe") as writers:
             winners = [data for data in writers.map(write, range(WRITERS)) if data]
-        found = _patiently(partial(self._requests.get, key)).data if winners else None
+        found = (
+            _patiently(partial(self._requests.get, key), self._patience).data if winners else None
+        )
         return _Race(winners, found, self._is_let_in(key, version))
 
     def _is_let_in(self, key: str, version: str | None) -> bool:
         try:
-            _patiently(partial(self._requests.put_if, key, b"late", version))
+            _patiently(partial(self._requests.put_if, key, b"late", version), self._patience)
         except (PreconditionRefused, ObjectNotFound):
             return False
         return True
@@ -138,7 +144,7 @@ class _Bench:
         self.write("link", b"linked")
         try:
             url = self._requests.presign("get_object", {"Key": self._key("link")}, 60)
-            return _patiently(partial(self._fetch, url)) == b"linked"
+            return _patiently(partial(self._fetch, url), self._patience) == b"linked"
         except StorageMisconfigured:
             return False
 
@@ -170,14 +176,14 @@ class _Bench:
             self.write(name)
         keys = [self._key(name) for name in names]
         try:
-            _patiently(partial(self._requests.delete_many, keys))
+            _patiently(partial(self._requests.delete_many, keys), self._patience)
         except StorageMisconfigured:
             return False
         return not any(map(self._is_there, keys))
 
     def _is_there(self, key: str) -> bool:
         try:
-            _patiently(partial(self._requests.get, key))
+            _patiently(partial(self._requests.get, key), self._patience)
         except ObjectNotFound:
             return False
         return True
@@ -186,7 +192,7 @@ class _Bench:
         """Best effort: what stays is a few bytes under `locks/`, and the probe has its answer."""
         with suppress(WorkerError):
             for key in self._keys:
-                _patiently(partial(self._requests.delete, key))
+                _patiently(partial(self._requests.delete, key), CLEARING)
 
     def _key(self, name: str) -> str:
         key = f"{self._folder}/{name}"
@@ -199,9 +205,9 @@ def _trust(bundle: str | None) -> ssl.SSLContext | bool:
     return ssl.create_default_context(cafile=bundle) if bundle else True
 
 
-def _patiently(call: Callable[[], T]) -> T:
+def _patiently(call: Callable[[], T], seconds: float) -> T:
     """As `s3_calls.retrying`, in a thread of one's own."""
-    delays = backoff(PATIENCE)
+    delays = backoff(seconds)
     while True:
         try:
             return call()

@@ -1,0 +1,216 @@
+"""A proxy in front of an S3 server that breaks what it is told to break.
+
+    with FaultyS3(server.endpoint_url) as proxy:
+        proxy.rule = every(3, Fault.LOST_ANSWER)
+
+It keeps the Host header that the client signed, so that a real server accepts what comes through.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from contextlib import ExitStack, nullcontext
+from enum import Enum, auto
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Fault(Enum):
+    """What may happen to a request."""
+
+    LOST_REQUEST = auto()  #: the connection breaks, the server never hears of it
+    LOST_ANSWER = auto()  #: the server does it, the connection breaks
+    SLOW_DOWN = auto()  #: 503, not done
+    FAILED_AFTER = auto()  #: 500, but done
+    SILENT = auto()  #: not done, and no answer until `release`
+    SILENT_AFTER = auto()  #: done, and no answer until `release`
+    TRUNCATED = auto()  #: half of the answer's body
+
+
+class Asked(NamedTuple):
+    """A request that reached the proxy."""
+
+    method: str
+    #: With the query.
+    path: str
+    #: Names in lower case.
+    headers: dict[str, str]
+
+    @property
+    def conditional(self) -> bool:
+        return bool({"if-match", "if-none-match"} & self.headers.keys())
+
+
+class Answer(NamedTuple):
+    """An answer in the server's place; or the server's."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def error(cls, status: int, code: str, more: str = "") -> Answer:
+        """As S3 says it."""
+        return cls(status, f"<Error><Code>{code}</Code>{more}</Error>".encode())
+
+
+Verdict = Fault | Answer | None
+
+
+class FaultyS3:
+    """The proxy; `asked` and `done` tell what went through."""
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = urlsplit(upstream).netloc
+        #: What to do about a request.
+        self.rule: Callable[[Asked], Verdict] = lambda _: None
+        #: Headers that are kept from the server.
+        self.hidden: set[str] = set()
+        #: Makes a server atomic that is not.
+        self.one_at_a_time = False
+        #: Called before a request is passed on.
+        self.before: Callable[[Asked], None] = lambda _: None
+        self.asked: list[Asked] = []
+        #: What the server was asked and how it answered, whatever the client was told.
+        self.done: list[tuple[Asked, int]] = []
+        self.silenced = threading.Event()
+        self._released = threading.Event()
+        self._lock = threading.Lock()
+        self._one = threading.Lock()
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Bound", (_Handler,), {"proxy": self})
+        )
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Self:
+        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        self._closing.callback(thread.join)
+        self._closing.callback(self._server.server_close)
+        self._closing.callback(self._server.shutdown)
+        self._closing.callback(self.release)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def release(self) -> None:
+        """Let those go that were kept silent."""
+        self._released.set()
+
+    def verdict(self, asked: Asked) -> Verdict:
+        with self._lock:
+            self.asked.append(asked)
+            return self.rule(asked)
+
+    def keep_silent(self) -> None:
+        self.silenced.set()
+        self._released.wait(60)
+
+    def forward(self, asked: Asked, body: bytes) -> Answer:
+        """What the server says."""
+        headers = {k: v for k, v in asked.headers.items() if k not in {*self.hidden, "expect"}}
+        self.before(asked)
+        with self._one if self.one_at_a_time else nullcontext():
+            connection = http.client.HTTPConnection(self._upstream, timeout=60)
+            connection.request(asked.method, asked.path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            connection.close()
+        with self._lock:
+            self.done.append((asked, answer.status))
+        return Answer(answer.status, content, tuple(answer.getheaders()))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: ClassVar[FaultyS3]
+
+    def handle_any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        asked = Asked(
+            self.command, self.path, {name.lower(): value for name, value in self.headers.items()}
+        )
+        match self.proxy.verdict(asked):
+            case None:
+                self._say(self.proxy.forward(asked, body))
+            case Answer() as answer:
+                self._say(answer)
+            case Fault.SLOW_DOWN:
+                self._say(Answer.error(503, "SlowDown"))
+            case Fault.FAILED_AFTER:
+                self.proxy.forward(asked, body)
+                self._say(Answer.error(500, "InternalError"))
+            case Fault.TRUNCATED:
+                self._say(self.proxy.forward(asked, body), halved=True)
+            case Fault.LOST_ANSWER | Fault.SILENT_AFTER as fault:
+                self.proxy.forward(asked, body)
+                self._break_off(silent=fault is Fault.SILENT_AFTER)
+            case Fault.LOST_REQUEST | Fault.SILENT as fault:
+                self._break_off(silent=fault is Fault.SILENT)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815
+
+    def _say(self, answer: Answer, *, halved: bool = False) -> None:
+        self.send_response_only(answer.status)
+        for name, value in answer.headers:
+            if name.lower() not in ("content-length", "connection", "transfer-encoding"):
+                self.send_header(name, value)
+        told = dict(answer.headers).get("Content-Length", "0")
+        self.send_header(
+            "Content-Length", told if self.command == "HEAD" else str(len(answer.body))
+        )
+        self.end_headers()
+        self.wfile.write(answer.body[: len(answer.body) // 2] if halved else answer.body)
+        self.close_connection = halved
+
+    def _break_off(self, *, silent: bool) -> None:
+        if silent:
+            self.proxy.keep_silent()
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Tests tell what they saw themselves."""
+
+
+def every(nth: int, fault: Fault) -> Callable[[Asked], Verdict]:
+    """Each `nth` request from now on has this fault."""
+    count = 0
+
+    def rule(_: Asked) -> Verdict:
+        nonlocal count
+        count += 1
+        return None if count % nth else fault
+
+    return rule
+
+
+def once(verdict: Verdict, when: Callable[[Asked], bool]) -> Callable[[Asked], Verdict]:
+    """The first request that is so."""
+    waiting = True
+
+    def rule(asked: Asked) -> Verdict:
+        nonlocal waiting
+        if waiting and when(asked):
+            waiting = False
+            return verdict
+        return None
+
+    return rule
+
+
+def always(verdict: Verdict, when: Callable[[Asked], bool]) -> Callable[[Asked], Verdict]:
+    """Each request that is so."""
+    return lambda asked: verdict if when(asked) else None
+
+
+def conditional(asked: Asked) -> bool:
+    """A compare-and-swap."""
+    return asked.method == "PUT" and asked.conditional
