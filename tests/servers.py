@@ -84,6 +84,18 @@ def open_place(place: Place) -> Store:
     return S3Store(**place)  # type: ignore[arg-type]  # only what is optional is None
 
 
+async def keys_of(store: Store, prefix: str = "", *, limit: int = 1000) -> list[str]:
+    """All keys, page by page."""
+    keys, after = [], None
+    while True:
+        page = await store.list(prefix, start_after=after, limit=limit)
+        assert len(page.objects) <= limit
+        keys += [row.key for row in page.objects]
+        if page.next is None:
+            return keys
+        after = page.next
+
+
 def fresh_prefix() -> str:
     """One that no other test uses."""
     return f"test-{secrets.token_hex(6)}"
