@@ -11,48 +11,55 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import Any
 
-from pydantic import JsonValue
-
-from processes.index import repair
-from processes.lease import AWAY, Lease, LeaseWatch
-from processes.lookup import (
-    FOLLOW_SECONDS,
-    ProcessLookup,
-    RecordUnreadable,
-    UnknownProcess,
-    decode_record,
-)
-from processes.notes import leave_note, read_note
-from processes.record import (
+from processes.delivery import (
     Answer,
     Claim,
     Follow,
     GiveUp,
     ProcessExists,
+    Start,
+    decide_delivery,
+)  # fmt: skip
+from processes.index import repair
+from processes.lease import AWAY, Lease, LeaseWatch
+from processes.lookup import (
+    FOLLOW_SECONDS,
+    ProcessLookup,
+    decode_record,
+)
+from processes.notes import leave_note, read_note
+from processes.record import (
     Record,
     Snapshot,
     Status,
     Writer,
-    decide_delivery,
-    hash_request,
+    clock_of,
     new_record,
     record_key,
 )
-from processes.record_cache import Copy, RecordCache
+from processes.record_cache import RecordCache
+from processes.recovery import recover
 from processes.run import ProcessRun, StopReason
 from processes.slots import Slots
 from processes.worker import Worker
-from storage import ObjectChanged, ObjectExists, ObjectNotFound, StorageUnavailable, Store
+from storage import (
+    ObjectChanged,
+    ObjectExists,
+    ObjectNotFound,
+    StorageUnavailable,
+    Store,
+    Stored,
+)  # fmt: skip
 from utils import Clock, Settings, WorkerError, new_nonce, utc_now
 
-log = logging.getLogger(__name__)
+__all__ = ["ProcessManager", "Start", "WorkerBusy"]
 
-#: At start-up, so many recent records that have not ended are read ahead.
-RECOVERED_RECORDS = 50
+log = logging.getLogger(__name__)
 
 
 class WorkerBusy(WorkerError):
@@ -60,24 +67,6 @@ class WorkerBusy(WorkerError):
 
     code = "worker_busy"
     retryable = True
-
-
-class Start(NamedTuple):
-    """What one delivery of `start` asks for. `params` are as the caller gave them, valid."""
-
-    process_id: str
-    kind: str
-    params: dict[str, JsonValue]
-    #: `params` as they may be stored: defaults filled in, secrets masked.
-    shown_params: dict[str, JsonValue]
-    labels: dict[str, str]
-    timeout_seconds: float | None = None
-    reject_when_busy: bool = False
-    runpod_job_id: str | None = None
-
-    @property
-    def request_hash(self) -> str:
-        return hash_request(self.process_id, {"kind": self.kind, "params": self.params})
 
 
 class _Delivery:
@@ -227,7 +216,8 @@ class ProcessManager:
         record = decode_record(start.process_id, stored.data)
         if record.writer == delivery.writer and not record.released:
             # Our own write, whose answer was lost.
-            return self._hold(Lease(self._worker, record, stored.version), delivery)
+            clock = clock_of(record, stored.age_seconds, self._clock)
+            return self._hold(Lease(self._worker, record, stored.version, clock), delivery)
         decision = decide_delivery(
             record,
             request_hash=start.request_hash,
@@ -235,34 +225,38 @@ class ProcessManager:
             max_attempts=self._settings.max_attempts,
             followed=delivery.followed,
         )
-        seen = Snapshot(record, "storage", stored.age_seconds)
         match decision:
             case Answer():
                 await self._mend_index(record)
-                return seen
+                return Snapshot(record, "storage", stored.age_seconds)
             case Follow():
                 delivery.followed = True
-                return seen
+                return Snapshot(record, "storage", stored.age_seconds)
             case Claim(reason):
-                taken = await self._claim(record, stored.version, reason, delivery)
+                taken = await self._claim(record, stored, reason, delivery)
+                return taken or await self._take(delivery, watch)  # somebody was faster: look again
             case GiveUp(failure):
-                ended = record.settled_by(delivery.writer).failed(self._clock(), failure)
-                taken = await self._settle_abandoned(ended, stored.version)
-        return taken or await self._take(delivery, watch)  # somebody was faster: look again
+                settled = await self._settle_abandoned(
+                    record, stored, lambda r, now: r.failed(now, failure)
+                )
+                return settled or await self._take(delivery, watch)
 
     async def _claim(
-        self, record: Record, version: str, reason: str, delivery: _Delivery
+        self, record: Record, stored: Stored, reason: str, delivery: _Delivery
     ) -> ProcessRun | None:
         """Take a process over; None if somebody else was faster."""
+        # A caller's wish to stop a process outlives its worker, but not an end that came first.
+        # RunPod's ends with the job that it stopped: this delivery is of another, or a retry.
         note = await read_note(self._store, record.process_id)
         settled = note is not None and (record.terminal or note.by_platform)
+        clock = clock_of(record, stored.age_seconds, self._clock)
         claimed = record.claimed(
-            delivery.writer, self._clock(), reason=reason,
+            delivery.writer, clock(), reason=reason,
             settled_note=note.version if note and settled else None,
             runpod_job_id=delivery.start.runpod_job_id,
         )  # fmt: skip
         try:
-            lease = await Lease.claim(self._worker, claimed, version)
+            lease = await Lease.claim(self._worker, claimed, stored.version, clock)
         except ObjectChanged:
             return None
         log.info("process %s: attempt %d begins: %s", record.process_id, claimed.attempt, reason)
@@ -330,19 +324,23 @@ class ProcessManager:
         record = decode_record(process_id, stored.data)
         gone = watch.saw(stored.version, stored.age_seconds) or record.status is Status.INTERRUPTED
         if gone and not record.terminal:
-            me = Writer(worker_id=self._settings.worker_id, nonce=new_nonce())
-            ended = record.settled_by(me).cancelled(
-                self._clock(), reason="cancelled; no worker was running it"
-            )
+            reason = "cancelled; no worker was running it"
             with suppress(*AWAY):  # whether it was settled, the next look will tell
-                if settled := await self._settle_abandoned(ended, stored.version):
+                if settled := await self._settle_abandoned(
+                    record, stored, lambda r, now: r.cancelled(now, reason=reason)
+                ):
                     return settled
         return await self.lookup.get(process_id)
 
-    async def _settle_abandoned(self, ended: Record, version: str) -> Snapshot | None:
+    async def _settle_abandoned(
+        self, record: Record, stored: Stored, end: Callable[[Record, datetime], Record]
+    ) -> Snapshot | None:
         """Write the end of a process that no worker holds; None if one does after all."""
+        me = Writer(worker_id=self._settings.worker_id, nonce=new_nonce())
+        clock = clock_of(record, stored.age_seconds, self._clock)
+        ended = end(record.settled_by(me), clock())
         try:
-            lease = await Lease.claim(self._worker, ended, version)
+            lease = await Lease.claim(self._worker, ended, stored.version, clock)
         except ObjectChanged:
             return None
         await self._mend_index(lease.record)
@@ -370,36 +368,10 @@ class ProcessManager:
         Ends of processes that could not be written before this machine's last worker died are
         written now, unless the process has moved on since. Recent records are read ahead.
         """
-        for copy in await self._cache.unsent():
-            while not await self._send_owed(copy):
-                await asyncio.sleep(FOLLOW_SECONDS)
-        with suppress(*AWAY):
-            rows, _ = await self.lookup.list(
-                limit=RECOVERED_RECORDS, cursor=None, status=None, kind=None
-            )
-            for row in rows:
-                with suppress(UnknownProcess, RecordUnreadable):
-                    record = (await self.lookup.get(row.process_id)).record
-                    if record.released and record.status is not row.status:
-                        await self._mend_index(record)
-
-    async def _send_owed(self, copy: Copy) -> bool:
-        """Whether nothing is owed any more: it was written, or another version was."""
-        owed, process_id = copy.unsent, copy.record.process_id
-        if process_id in self._runs:  # it owes by itself
-            return True
-        try:
-            if owed and owed.released:
-                with suppress(ObjectChanged):
-                    await self._store.replace(record_key(process_id), owed.encode(), copy.version)
-                    await self._mend_index(owed)
-        except AWAY:
-            return False
-        await self._cache.drop(process_id)
-        return True
+        await recover(self._worker, self.lookup, self._runs)
 
 
-def _first_record(delivery: _Delivery, now: Any) -> Record:
+def _first_record(delivery: _Delivery, now: datetime) -> Record:
     start = delivery.start
     return new_record(
         process_id=start.process_id, kind=start.kind, params=start.shown_params,

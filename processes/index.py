@@ -46,18 +46,22 @@ class IndexEntry:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._shown: str | None = None
+        #: Rows that may be there: written, begun to be written, or not surely removed.
+        self._maybe_there: set[str] = set()
 
     async def show(self, record: Record) -> None:
         """Make the row say what the record says. No request if it does already."""
         key = index_key(record)
         if key == self._shown:
             return
+        if self._shown is None and record.attempt > 1:  # nothing is known of earlier attempts'
+            self._maybe_there.update(_others(record))
+        self._maybe_there.add(key)
         await self._store.put(key, b"")
-        # At first sight nothing is known of the rows that earlier attempts left.
-        old = [self._shown] if self._shown else _others(record) if record.attempt > 1 else []
-        self._shown = key
-        if old:
+        if old := sorted(self._maybe_there - {key}):
             await self._store.delete(old)
+            self._maybe_there = {key}
+        self._shown = key
 
 
 async def repair(store: Store, record: Record) -> None:
@@ -86,7 +90,7 @@ async def read_rows(
         more = taken < len(groups) or page.next is not None
         if len(chosen) == limit or taken == len(groups):
             return chosen, rows[-1].key.removeprefix(PREFIX) if more else None
-    return chosen, None
+    return chosen, page.next.removeprefix(PREFIX) if page.next else None
 
 
 def _others(record: Record) -> list[str]:

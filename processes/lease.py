@@ -24,7 +24,7 @@ from storage import (
     StorageMisconfigured,
     StorageUnavailable,
 )
-from utils import Settings, WorkerError
+from utils import Clock, Settings, WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,10 @@ class Lease:
     `keep` is the one writer. Everything else only changes the wish and, if it must know, waits.
     """
 
-    def __init__(self, worker: Worker, stored: Record, version: str) -> None:
+    def __init__(self, worker: Worker, stored: Record, version: str, clock: Clock) -> None:
         self._worker = worker
+        #: Tells the times of this process; see `clock_of`.
+        self.clock = clock
         self._store = worker.store
         self._settings = worker.settings
         self._stored = stored
@@ -71,19 +73,19 @@ class Lease:
             ObjectExists: it does.
         """
         version = await worker.store.create(record_key(record.process_id), record.encode())
-        return cls(worker, record, version)
+        return cls(worker, record, version, worker.clock)
 
     @classmethod
-    async def claim(cls, worker: Worker, record: Record, version: str) -> Lease:
+    async def claim(cls, worker: Worker, record: Record, version: str, clock: Clock) -> Lease:
         """Take a process over by writing `record` on top of exactly `version`.
 
         Raises:
             ObjectChanged: somebody wrote it since it was read.
         """
-        record = record.written(worker.clock())
+        record = record.written(clock())
         key = record_key(record.process_id)
         version = await worker.store.replace(key, record.encode(), version)
-        return cls(worker, record, version)
+        return cls(worker, record, version, clock)
 
     @property
     def record(self) -> Record:
@@ -100,17 +102,24 @@ class Lease:
         """Since the last write that the store took."""
         return time.monotonic() - self._written_at
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be written: the end is stored, or the lease is lost."""
+        return self._over() or self.lost.is_set()
+
     def report(self, change: Change) -> None:
         """Progress and counts: seen at once by whoever asks here, stored when a write is due."""
-        self._wish = change(self._wish)
-        self._progress_is_new = True
-        self._wake.set()
+        if not self._wish.released:  # what comes after the end comes too late
+            self._wish = change(self._wish)
+            self._progress_is_new = True
+            self._wake.set()
 
     def submit(self, change: Change) -> None:
         """Wish for a change; it is written at once, or merged into what waits for the store."""
-        self._wish = change(self._wish)
-        self._submitted += 1
-        self._wake.set()
+        if not self._wish.released:
+            self._wish = change(self._wish)
+            self._submitted += 1
+            self._wake.set()
 
     async def change(self, change: Change) -> Record:
         """Make a change and return when the store holds it, however long the store is away.
@@ -129,14 +138,12 @@ class Lease:
     async def revision_above(self, revision: int) -> None:
         """Return once the stored record is newer than `revision`, or nothing newer will come."""
         async with self._news:
-            await self._news.wait_for(
-                lambda: self._stored.revision > revision or self._over() or self.lost.is_set()
-            )
+            await self._news.wait_for(lambda: self._stored.revision > revision or self.ended)
 
     async def keep(self) -> None:
         """Write what is due, at least every heartbeat, until the process is over or lost."""
         try:
-            while not self._over() and not self.lost.is_set():
+            while not self.ended:
                 await self._due()
                 await self._write_or_journal()
                 await self._tell()
@@ -170,7 +177,7 @@ class Lease:
                 log.warning("the store is away, changes wait here: %s", error)
             await self._journal()
             jitter = random.uniform(0.5, 1)  # noqa: S311 - no secret
-            await asyncio.sleep(min(2.0, 0.1 * 2**self._failures) * jitter)
+            await asyncio.sleep(min(2.0, 0.1 * 2 ** min(self._failures, 5)) * jitter)
 
     async def _write(self) -> None:
         """Write the wish on top of what this worker wrote last.
@@ -213,11 +220,14 @@ class Lease:
 
     async def _journal(self) -> None:
         await self._worker.cache.keep(
-            Copy(record=self._next(), version=self._version, seen_at=time.time(), unsent=True)
-        )
+            Copy(
+                record=self._stored, version=self._version, seen_at=time.time(),
+                age_seconds=self.age_seconds, unsent=self._next(),
+            )
+        )  # fmt: skip
 
     def _next(self) -> Record:
-        return self._wish.written(self._worker.clock(), revision=self._stored.revision + 1)
+        return self._wish.written(self.clock(), revision=self._stored.revision + 1)
 
     async def _tell(self) -> None:
         async with self._news:

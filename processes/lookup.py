@@ -49,18 +49,23 @@ class ProcessLookup:
             UnknownProcess: the store says there is none.
             StorageUnavailable, StorageMisconfigured: it cannot be asked, and there is no copy.
         """
-        if run := self._runs.get(process_id):
+        if run := self._held(process_id):
             position = self._worker.slots.position(process_id)
             return Snapshot(run.lease.record, "memory", run.lease.age_seconds, False, position)
         copy = await self._worker.cache.find(process_id)
-        if copy and copy.record.terminal and not copy.record.resumable and not copy.unsent:
+        if copy and copy.record.terminal and not copy.record.resumable:
             return Snapshot(copy.record, "cache", copy.age_now())
         try:
-            return await self._read(process_id, None if copy is None or copy.unsent else copy)
+            return await self._read(process_id, copy)
         except AWAY:
             if copy is None:
                 raise
             return Snapshot(copy.record, "cache", copy.age_now(), stale=True)
+
+    def _held(self, process_id: str) -> ProcessRun | None:
+        """The attempt here that may speak for the process; not one that has lost it."""
+        run = self._runs.get(process_id)
+        return run if run and not run.lease.lost.is_set() else None
 
     async def _read(self, process_id: str, copy: Copy | None) -> Snapshot:
         try:
@@ -79,6 +84,7 @@ class ProcessLookup:
                 modified=stored.modified,
                 age_seconds=stored.age_seconds,
                 seen_at=time.time(),
+                unsent=copy.unsent if copy and unchanged else None,
             )
         )
         return Snapshot(record, "storage", stored.age_seconds)
@@ -96,7 +102,7 @@ class ProcessLookup:
             left = deadline - time.monotonic()
             if snapshot.record.revision > since_revision or snapshot.record.released or left <= 0:
                 return snapshot
-            if run := self._runs.get(process_id):
+            if run := self._held(process_id):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(run.lease.revision_above(since_revision), left)
             else:

@@ -29,7 +29,7 @@ async def read_note(store: Store, process_id: str) -> Note | None:
     except ObjectNotFound:
         return None
     by_platform = False
-    with suppress(ValueError, AttributeError):
+    with suppress(ValueError, AttributeError, RecursionError):
         by_platform = json.loads(stored.data).get("by") == "platform"
     return Note(f"{stored.version}@{stored.modified}", by_platform)
 

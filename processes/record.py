@@ -6,22 +6,15 @@ store is the truth about a process; `processes.lease` is the only code that writ
 
 from __future__ import annotations
 
-import hashlib
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, JsonValue
 
 from jobs.runner import Failure, Progress
-from utils import WorkerError
-
-
-class ProcessExists(WorkerError):
-    """The id belongs to a process that was started with another kind, params or inputs."""
-
-    code = "process_exists"
+from utils import Clock
 
 
 class Status(StrEnum):
@@ -174,7 +167,10 @@ class Record(RecordPart):
         return sum(entry.status is Status.RUNNING for entry in self.history)
 
     def encode(self) -> bytes:
-        return self.model_dump_json().encode()
+        # A job's words may hold half a character (a file name that is no UTF-8, say). Pydantic's
+        # own writer refuses those, and a record that cannot be written loses its lease.
+        text = json.dumps(self.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":"))
+        return text.encode(errors="replace")
 
     # ---- transitions
 
@@ -197,6 +193,13 @@ class Record(RecordPart):
                  "runpod_job_id": runpod_job_id, "artifacts": ArtifactsSummary()}  # fmt: skip
         claim = self._with(attempt=self.attempt + 1, writer=writer, **fresh)
         return claim._entered(Status.QUEUED, now, reason)
+
+    def settled_by(self, writer: Writer) -> Record:
+        """In the name of somebody who ends it for an owner that is gone.
+
+        A name of its own, or the owner, should it live after all, would take the end for its own.
+        """
+        return self._with(writer=writer)
 
     def running(self, now: datetime) -> Record:
         reason = f"resumed from checkpoint {self.checkpoints[-1].seq}" if self.checkpoints else ""
@@ -283,67 +286,14 @@ def new_record(
     return record._entered(Status.QUEUED, now, "started").written(now)
 
 
-def hash_request(process_id: str, request: dict[str, JsonValue]) -> str:
-    """Whether two starts of one id ask for the same. Salted with the id, as params hold secrets."""
-    canonical = json.dumps(request, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(f"{process_id}\n{canonical}".encode()).hexdigest()
+def clock_of(record: Record, age_seconds: float, clock: Clock) -> Clock:
+    """This worker's `clock`, set by the one that wrote `record` `age_seconds` ago.
 
-
-# ---- what a delivery of `start` does about a process that exists
-
-
-class Answer(NamedTuple):
-    """It has ended for good; the record is the answer."""
-
-
-class Follow(NamedTuple):
-    """Somebody is at work on it; see it to its end, or its lease."""
-
-
-class Claim(NamedTuple):
-    """Begin another attempt."""
-
-    reason: str
-
-
-class GiveUp(NamedTuple):
-    """It has begun often enough; settle it as failed."""
-
-    failure: Failure
-
-
-Decision = Answer | Follow | Claim | GiveUp
-
-
-def decide_delivery(
-    record: Record, *, request_hash: str, lease_expired: bool, max_attempts: int
-) -> Decision:
-    """What a delivery of `start` does about `record`.
-
-    Raises:
-        ProcessExists: it was started with another request.
+    Workers' clocks disagree. The times of one process are told by one clock, its first worker's,
+    or an attempt elsewhere would seem to end before it began. The store's clock ties them together.
     """
-    if record.request_hash != request_hash:
-        raise ProcessExists(
-            f"process {record.process_id} was started with another kind, params or inputs; "
-            "choose another process_id"
-        )
-    if record.terminal and not record.resumable:
-        return Answer()
-    if not record.released and not lease_expired:
-        return Follow()
-    if record.runs >= max_attempts:
-        return Answer() if record.terminal else GiveUp(_too_many(record.runs))
-    if record.released:
-        return Claim(f"delivered again after {record.history[-1].reason or record.status}")
-    return Claim(f"worker {record.writer.worker_id} was lost")
-
-
-def _too_many(runs: int) -> Failure:
-    return Failure(
-        code=TOO_MANY_ATTEMPTS,
-        message=f"{runs} attempts began and none came to an end; see history and logs",
-    )
+    ahead = record.updated_at + timedelta(seconds=age_seconds) - clock()
+    return lambda: clock() + ahead
 
 
 # ---- what callers see
@@ -372,7 +322,12 @@ def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
             "artifacts", "labels", "history",
         },
     )  # fmt: skip
-    lost = not record.released and not snapshot.stale and snapshot.age_seconds > lease_seconds
+    # From memory it is the owner who speaks: it knows that the process lives, store or no store.
+    lost = (
+        not record.released
+        and snapshot.source == "storage"
+        and snapshot.age_seconds > lease_seconds
+    )
     return {
         **fields,
         "status": (Status.INTERRUPTED if lost else record.status).value,

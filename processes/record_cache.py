@@ -28,8 +28,9 @@ MAX_IN_MEMORY = 1000
 class Copy(BaseModel, frozen=True):
     """A record as this worker last knew it."""
 
+    #: As the store had it when it was seen; what was never stored is never an answer.
     record: Record
-    #: The version in the store that `record` is, or that it is to replace if `unsent`.
+    #: The version in the store that `record` is.
     version: str
     #: Seconds since the epoch, by the store's clock; 0 if it was never read from there.
     modified: float = 0.0
@@ -37,7 +38,8 @@ class Copy(BaseModel, frozen=True):
     age_seconds: float = 0.0
     #: When it was seen, by this machine's clock: only to tell how old a stale answer is.
     seen_at: float
-    unsent: bool = False
+    #: What this worker owes the store: to be written on top of `version`, and nothing else.
+    unsent: Record | None = None
 
     def age_now(self) -> float:
         return self.age_seconds + max(0.0, time.time() - self.seen_at)
@@ -60,7 +62,7 @@ class RecordCache:
     async def keep(self, copy: Copy) -> None:
         known = self._recent.get(copy.record.process_id)
         self._remember(copy)
-        if known and known.version == copy.version and not (known.unsent or copy.unsent):
+        if known and known.version == copy.version and known.unsent == copy.unsent:
             return  # a poll that found nothing new is no reason to write
         await asyncio.to_thread(self._write, copy)
 

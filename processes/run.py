@@ -73,7 +73,7 @@ class ProcessRun:
         self._worker = worker
         self._store = worker.store
         self._settings = worker.settings
-        self._clock = worker.clock
+        self._clock = lease.clock
         self._params = params
         record = lease.record
         self.process_id = record.process_id
@@ -118,8 +118,9 @@ class ProcessRun:
                 aide.cancel()
             await asyncio.gather(*aides, return_exceptions=True)
             await self._uploads.close()
-            with suppress(*AWAY):
-                await self._index.show(self.lease.record)
+            if not self.lease.lost.is_set():
+                with suppress(*AWAY):
+                    await self._index.show(self.lease.record)
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def _aides(self) -> list[Coroutine[Any, Any, None]]:
@@ -175,7 +176,7 @@ class ProcessRun:
                 await self._complete(result)
             case Failed(failure) if self._reason is None:
                 with suppress(_StopAsked, UploadFailed):
-                    await self._unless_stopping(self._uploads.finish())
+                    await self._unless_stopping(self._store_what_is_left())
                 await self._end(lambda r: r.failed(self._clock(), failure))
             case _:
                 await self._end_stopped()
@@ -225,6 +226,11 @@ class ProcessRun:
         self._enter("ended")
         await self.lease.change(lambda r: change(r.with_artifacts(self._uploads.summary())))
 
+    async def _store_what_is_left(self) -> None:
+        """Of a job that failed: what to resume from, and what it made. Nothing hurries."""
+        await self._uploads.checkpoints_stored()
+        await self._uploads.finish()
+
     async def _store_last_checkpoint(self) -> None:
         """Bounded: without it an interval of work is lost, over the deadline the whole drain is."""
         try:
@@ -253,7 +259,7 @@ class ProcessRun:
 
     async def _keep_index(self) -> None:
         """The index follows the record: what is listed was stored before."""
-        while True:
+        while not self.lease.ended:  # how it ended, `_live` shows
             record = self.lease.record
             with suppress(*AWAY):
                 await self._index.show(record)
@@ -264,6 +270,8 @@ class ProcessRun:
         grace = self._settings.cancel_grace_seconds
         if self._reason is StopReason.DRAIN:
             grace = min(grace, self._settings.grace_seconds / 2)
+        if self._reason is StopReason.LOST:  # its work is somebody else's by now
+            grace = 0
         await child.stop(grace_seconds=grace)
 
     async def _ship_log(self) -> None:
@@ -274,7 +282,7 @@ class ProcessRun:
     async def _put_log(self) -> None:
         """The log's end, where anyone with the link can read it; kept with the attempt."""
         lines = self._child.log_tail(LOG_TAIL_LINES) if self._child else []
-        if lines == self._log_shipped:
+        if lines == self._log_shipped or self.lease.lost.is_set():
             return
         key = log_tail_key(self.process_id, self.lease.record.attempt)
         text = "".join(f"{line}\n" for line in lines).encode()

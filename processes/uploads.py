@@ -224,7 +224,8 @@ class Uploads:
             for file in checkpoint.files
         ]
         try:
-            await self._store.delete(keys)
+            if keys:
+                await self._store.delete(keys)
         except AWAY as error:
             log.warning("an old checkpoint was not removed: %s", error)
 

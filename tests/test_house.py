@@ -20,12 +20,13 @@ ROOMS = [
 ]
 #: The same inside the room where the life of a process is.
 PROCESSES = [
+    {"recovery"},
     {"lookup"},
     {"run", "links"},
     {"files", "uploads", "index"},
     {"lease", "notes"},
     {"worker"},
-    {"record_cache", "slots"},
+    {"delivery", "record_cache", "slots"},
     {"record"},
 ]
 #: Who may import what is heavy or dangerous.

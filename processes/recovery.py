@@ -1,0 +1,58 @@
+"""What a worker owes and should know when it starts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+
+from processes.index import repair
+from processes.lease import AWAY
+from processes.lookup import FOLLOW_SECONDS, ProcessLookup, RecordUnreadable, UnknownProcess
+from processes.record import record_key
+from processes.record_cache import Copy
+from processes.run import ProcessRun
+from processes.worker import Worker
+from storage import ObjectChanged
+
+#: So many of the newest records are read ahead.
+RECOVERED_RECORDS = 50
+
+
+async def recover(worker: Worker, lookup: ProcessLookup, runs: Mapping[str, ProcessRun]) -> None:
+    """Pay what is owed, then read ahead. Runs in the background and delays no request."""
+    for copy in await worker.cache.unsent():
+        paid = copy.record.process_id in runs  # an attempt that lives here does so itself
+        while not paid:
+            paid = await _pay(worker, copy)
+            if not paid:
+                await asyncio.sleep(FOLLOW_SECONDS)
+    with suppress(*AWAY):
+        await _read_ahead(worker, lookup)
+
+
+async def _pay(worker: Worker, copy: Copy) -> bool:
+    """Write the end that this machine's last worker could not; False if the store is away.
+
+    Had the process moved on since, this would be a lie: the store refuses it then.
+    """
+    owed, process_id = copy.unsent, copy.record.process_id
+    try:
+        if owed and owed.released:
+            with suppress(ObjectChanged):
+                await worker.store.replace(record_key(process_id), owed.encode(), copy.version)
+                await repair(worker.store, owed)
+    except AWAY:
+        return False
+    await worker.cache.drop(process_id)
+    return True
+
+
+async def _read_ahead(worker: Worker, lookup: ProcessLookup) -> None:
+    """The newest records, and the rows that a worker which died left behind them."""
+    rows, _ = await lookup.list(limit=RECOVERED_RECORDS, cursor=None, status=None, kind=None)
+    for row in rows:
+        with suppress(UnknownProcess, RecordUnreadable):
+            record = (await lookup.get(row.process_id)).record
+            if record.released and record.status is not row.status:
+                await repair(worker.store, record)
