@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.runner import Attempt
+from jobs.runner import Attempt, Child, Completed, Failed, Failure, Verdict
 
 UNRULY = str(Path(__file__).with_name("unruly_jobs.py"))
 
@@ -16,6 +16,26 @@ UNRULY = str(Path(__file__).with_name("unruly_jobs.py"))
 def attempt(folder: Path, kind: str, /, **params: Any) -> Attempt:
     """A first attempt of `kind` in `folder`."""
     return Attempt("p-1", kind, params, 1, folder, None, {})
+
+
+async def run(folder: Path, kind: str, /, **params: Any) -> Verdict:
+    """Run a child to its end."""
+    child = await Child.spawn(attempt(folder, kind, **params))
+    return await child.run(lambda _event: None)
+
+
+async def result_of(folder: Path, kind: str, /, **params: Any) -> Any:
+    """The result of a child that completes."""
+    verdict = await run(folder, kind, **params)
+    assert isinstance(verdict, Completed), verdict
+    return verdict.result
+
+
+async def failure_of(folder: Path, kind: str, /, **params: Any) -> Failure:
+    """The failure of a child that fails."""
+    verdict = await run(folder, kind, **params)
+    assert isinstance(verdict, Failed), verdict
+    return verdict.failure
 
 
 async def until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:

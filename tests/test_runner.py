@@ -1,6 +1,7 @@
-"""One attempt from the worker's side: what a child may see, say and print, and how it is judged.
+"""One attempt from the worker's side: what a child may see, say and print.
 
-Every child here is a real process. How one is ended is in `test_child_end.py`.
+Every child here is a real process. How one is ended is in `test_child_end.py`, how it is judged in
+`test_verdict.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from jobs import job_log, runner, verdict
+from jobs import job_log, runner
 from jobs.runner import (
     ArtifactReady,
     Attempt,
@@ -28,34 +28,15 @@ from jobs.runner import (
     Completed,
     Event,
     Failed,
-    Failure,
     Progress,
-    Verdict,
 )
-from tests.children import UNRULY, attempt
+from tests.children import UNRULY, attempt, failure_of, result_of, run
 
 
 @pytest.fixture(autouse=True)
 def _unruly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Children also know the kinds of `unruly_jobs.py`."""
     monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
-
-
-async def run(folder: Path, kind: str, /, **params: Any) -> Verdict:
-    child = await Child.spawn(attempt(folder, kind, **params))
-    return await child.run(lambda _event: None)
-
-
-async def result_of(folder: Path, kind: str, /, **params: Any) -> Any:
-    verdict = await run(folder, kind, **params)
-    assert isinstance(verdict, Completed), verdict
-    return verdict.result
-
-
-async def failure_of(folder: Path, kind: str, /, **params: Any) -> Failure:
-    verdict = await run(folder, kind, **params)
-    assert isinstance(verdict, Failed), verdict
-    return verdict.failure
 
 
 # ---- what a child says
@@ -250,158 +231,6 @@ async def test_a_job_that_prints_200_mb_leaves_memory_flat_and_the_loop_responsi
     assert turn() < 0.25
     kept = sum(path.stat().st_size for path in (tmp_path / "much").glob("log*.txt"))
     assert 0 < kept <= 2 * job_log.FILE_LIMIT
-
-
-async def test_the_log_keeps_the_newest_lines(tmp_path: Path) -> None:
-    log = job_log.JobLog(tmp_path)
-    for number in range(100_000):
-        log.feed(f"{number} ".encode() + b"." * 100 + b"\n")
-    assert log.tail(2)[-1].startswith("99999 ")
-    log.close()
-    assert (tmp_path / "log.txt").read_text().splitlines()[-1].startswith("99999 ")
-
-
-@pytest.mark.parametrize("portion", [1, 7, 1000])
-async def test_of_a_progress_bar_the_log_keeps_the_newest_state(
-    tmp_path: Path, portion: int
-) -> None:
-    log = job_log.JobLog(tmp_path)
-    text = b"start\r\n 10%\r 20%\r 30%\ndone\n 40%\r 50%\r"
-    for place in range(0, len(text), portion):
-        log.feed(text[place : place + portion])
-    assert log.tail(10) == ["start", " 30%", "done", " 50%"]
-    log.close()
-    assert (tmp_path / "log.txt").read_text() == "start\n 30%\ndone\n 50%\n"
-
-
-@pytest.mark.parametrize("portion", [1000, 1_000_000])
-async def test_a_long_line_is_cut(tmp_path: Path, portion: int) -> None:
-    log = job_log.JobLog(tmp_path)
-    text = b"x" * 100_000 + b"\nshort\n"
-    for place in range(0, len(text), portion):
-        log.feed(text[place : place + portion])
-    log.close()
-    lengths = [len(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
-    assert lengths == [job_log.LINE_LIMIT, 5]
-    assert [len(line) for line in log.tail(2)] == [1000, 5]
-
-
-async def test_a_full_disk_costs_the_log_file_not_the_job(tmp_path: Path) -> None:
-    (tmp_path / "log.txt").symlink_to("/dev/full")
-    log = job_log.JobLog(tmp_path)
-    log.feed(b"one\n")
-    log.feed(b"two\n")
-    assert log.tail(5) == ["one", "(the log file ends here: No space left on device)", "two"]
-
-
-# ---- the verdict
-
-
-async def test_a_python_exception_is_a_job_error_with_its_traceback(tmp_path: Path) -> None:
-    failure = await failure_of(tmp_path, "raise_error", error="value")
-    assert (failure.code, failure.message) == ("job_error", "ValueError: no good")
-    assert failure.log_tail[-1] == "ValueError: no good"
-    assert "Traceback" in (tmp_path / "log.txt").read_text()
-
-
-async def test_a_job_can_name_its_failure(tmp_path: Path) -> None:
-    failure = await failure_of(tmp_path, "raise_error", error="named")
-    assert (failure.code, failure.message) == ("dataset_empty", "No images.")
-    assert failure.retryable
-
-
-@pytest.mark.parametrize(
-    ("error", "code"), [("memory", "host_out_of_memory"), ("cuda", "cuda_out_of_memory")]
-)
-async def test_out_of_memory_has_codes_of_its_own(tmp_path: Path, error: str, code: str) -> None:
-    assert (await failure_of(tmp_path, "raise_error", error=error)).code == code
-
-
-async def test_a_non_zero_exit_is_a_failure_with_the_code(tmp_path: Path) -> None:
-    """Trap 17: a non-zero exit was reported as success."""
-    failure = await failure_of(tmp_path, "sleep", exit_code=3)
-    assert (failure.code, failure.exit_code) == ("child_exited", 3)
-
-
-async def test_a_non_zero_exit_after_the_result_is_a_failure_too(tmp_path: Path) -> None:
-    """Trap 17 again: the job said it was done, and then its process failed."""
-    failure = await failure_of(tmp_path, "complete_then_exit", exit_code=4)
-    assert (failure.code, failure.exit_code) == ("child_exited", 4)
-
-
-async def test_an_exit_without_a_result_is_a_failure(tmp_path: Path) -> None:
-    assert (await failure_of(tmp_path, "sleep", exit_code=0)).code == "no_result"
-
-
-async def test_a_process_that_stays_after_its_result_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "EXIT_SECONDS", 0.5)
-    assert (await failure_of(tmp_path, "complete_but_linger")).code == "child_did_not_exit"
-
-
-async def test_a_signal_is_named(tmp_path: Path) -> None:
-    failure = await failure_of(tmp_path, "kill_itself", signal=signal.SIGSEGV)
-    assert (failure.code, failure.signal) == ("child_killed", "SIGSEGV")
-    assert any("Segmentation fault" in line for line in failure.log_tail)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "code", "words"),
-    [
-        (None, None, "host_out_of_memory", "most likely"),
-        (3, 4, "host_out_of_memory", "The kernel killed it"),
-        (3, 3, "child_killed", "SIGKILL"),
-    ],
-)
-async def test_sigkill_by_others_is_blamed_on_memory_as_far_as_the_kernel_tells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    before: int | None, after: int | None, code: str, words: str,
-) -> None:  # fmt: skip
-    counter = tmp_path / "memory.events"
-    monkeypatch.setattr(verdict, "OOM_COUNTERS", (counter,))
-    if before is not None:
-        counter.write_text(f"low 0\noom {before}\noom_kill {before}\n")
-    child = await Child.spawn(attempt(tmp_path / "a", "kill_itself", signal=signal.SIGKILL))
-    if after is not None:
-        counter.write_text(f"low 0\noom {after}\noom_kill {after}\n")
-    ended = await child.run(lambda _event: None)
-    assert isinstance(ended, Failed)
-    assert ended.failure.code == code
-    assert words in ended.failure.message
-    assert ended.failure.signal == "SIGKILL"
-
-
-@pytest.mark.parametrize(
-    ("result", "code"),
-    [
-        ("a set", "result_invalid"),
-        ("not a number", "result_invalid"),
-        ("huge", "result_too_large"),
-    ],
-)
-async def test_a_result_is_small_json(tmp_path: Path, result: str, code: str) -> None:
-    assert (await failure_of(tmp_path, "return_odd", result=result)).code == code
-
-
-async def test_the_largest_result_fits(tmp_path: Path) -> None:
-    largest = "x" * (256 * 1024 - 2)
-    assert await result_of(tmp_path, "return_it", result=largest) == largest
-
-
-async def test_a_job_that_stops_unasked_has_failed(tmp_path: Path) -> None:
-    assert (await failure_of(tmp_path, "raise_error", error="stopped")).code == "stopped_unasked"
-
-
-async def test_an_unknown_kind_is_a_failure(tmp_path: Path) -> None:
-    assert (await failure_of(tmp_path, "slepe")).code == "kind_unknown"
-
-
-async def test_invalid_params_are_a_failure_that_does_not_repeat_them(tmp_path: Path) -> None:
-    failure = await failure_of(tmp_path, "sleep", steps="hunter2")
-    assert failure.code == "params_invalid"
-    assert "steps" in failure.message
-    assert "hunter2" not in failure.model_dump_json()
 
 
 # ---- when there is no child
