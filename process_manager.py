@@ -269,6 +269,8 @@ class ProcessManager:
         run.task.add_done_callback(lambda _: self._let_go(run))
         if self.draining:
             run.stop(StopReason.DRAIN)
+        if delivery.called_off.is_set():  # while the record was on its way: no child at all
+            run.stop(StopReason.PLATFORM)
         return run
 
     def _let_go(self, run: ProcessRun) -> None:

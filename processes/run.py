@@ -132,7 +132,7 @@ class ProcessRun:
     async def _attempt(self) -> None:
         verdict: Verdict = Stopped()
         async with self._worker.slots.taken_by(self.process_id, unless=self._stopping) as got_slot:
-            if got_slot:
+            if got_slot and not self._stopping.is_set():
                 with suppress(_StopAsked):
                     resume_from = await self._unless_stopping(self._restore())
                     verdict = await self._run_child(resume_from)

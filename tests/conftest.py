@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import servers
+from tests.crowd import Crowd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -54,3 +55,15 @@ async def store(place: Place) -> AsyncIterator[Store]:
         await store.delete([row.key for row in page.objects])
         page = await store.list("")
     await store.close()
+
+
+@pytest.fixture
+async def crowd(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Crowd]:
+    """Several workers that share a folder; with `crowd.on_every_store` also a bucket."""
+    server = getattr(request, "param", "local")
+    there = {"root": str(tmp_path / "store")}
+    if server != "local":
+        there = request.getfixturevalue(server).place()
+    crowd = Crowd(servers.open_place(there), tmp_path)
+    yield crowd
+    await crowd.close()

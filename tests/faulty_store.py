@@ -78,6 +78,10 @@ class FaultyStore:
         self.stored: list[Record] = []
         #: While True every call fails, and nothing reaches the store.
         self.away = False
+        #: Objects seem to have been written so much earlier: no test waits for a lease to expire.
+        self.later_seconds = 0.0
+        self._awake = asyncio.Event()
+        self._awake.set()
 
     # ---- what a test may ask for
 
@@ -105,6 +109,14 @@ class FaultyStore:
         self._rules.append(_Rule(name, key, nth, after=lambda: _wait(pause)))
         return pause
 
+    def freeze(self) -> None:
+        """From now on no call goes out and no answer comes in, as if the worker were stopped."""
+        self._awake.clear()
+
+    def thaw(self) -> None:
+        """What was stopped goes on: the calls go out now, the answers come in."""
+        self._awake.set()
+
     def forget_calls(self) -> None:
         self.calls.clear()
 
@@ -122,6 +134,7 @@ class FaultyStore:
         for rule in rules:
             if rule.before:
                 await rule.before()
+        await self._awake.wait()
         if self.away:
             await _unavailable()
         yield
@@ -130,6 +143,7 @@ class FaultyStore:
         for rule in rules:
             if rule.after:
                 await rule.after()
+        await self._awake.wait()
         if self.away:  # it went while this was answered
             await _unavailable()
 
@@ -138,7 +152,8 @@ class FaultyStore:
 
     async def get(self, key: str, **options: Any) -> Any:
         async with self._on_its_way("get", key, None):
-            return await self._behind.get(key, **options)
+            found = await self._behind.get(key, **options)
+            return found._replace(age_seconds=found.age_seconds + self.later_seconds)
 
     async def put(self, key: str, data: bytes, **options: Any) -> Any:
         async with self._on_its_way("put", key, data):
