@@ -7,8 +7,9 @@ import math
 import os
 import secrets
 import threading
-from io import BytesIO
-from typing import TYPE_CHECKING
+from io import SEEK_CUR, SEEK_END, SEEK_SET, RawIOBase
+from mmap import mmap
+from typing import TYPE_CHECKING, Any
 
 from storage import ChecksumMismatch, FileFacts, StorageUnavailable
 
@@ -29,16 +30,38 @@ class Stop(threading.Event):
             raise StorageUnavailable("the transfer was stopped")
 
 
-class Body(BytesIO):
+def buffer(size: int) -> memoryview:
+    """Memory that goes back to the system once it is free. malloc would keep as much again."""
+    return memoryview(mmap(-1, size)) if size else memoryview(bytearray())
+
+
+class Body(RawIOBase):
     """What boto3 sends, in small bites, so that it can be stopped between them."""
 
-    def __init__(self, data: bytes, stop: Stop) -> None:
-        super().__init__(data)
+    def __init__(self, data: memoryview, stop: Stop) -> None:
+        self._data = data
         self._stop = stop
+        self._at = 0
 
-    def read(self, size: int | None = -1, /) -> bytes:
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any, /) -> int:
         self._stop.check()
-        return super().read(size)
+        bite = self._data[self._at : self._at + len(into)]
+        into[: len(bite)] = bite
+        self._at += len(bite)
+        return len(bite)
+
+    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
+        self._at = offset + {SEEK_SET: 0, SEEK_CUR: self._at, SEEK_END: len(self._data)}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
 
 
 class Source:
@@ -58,14 +81,13 @@ class Source:
         #: How often `read` has something to give; at least 1.
         self.parts = max(1, math.ceil(self._at_first.st_size / self._part))
 
-    def read(self) -> bytes:
+    def read(self) -> memoryview:
         """The next part: full-sized, but for the last."""
-        wanted = min(self._part, self._at_first.st_size - self._read)
-        data = self._file.read(wanted)
-        if len(data) < wanted:
+        data = buffer(min(self._part, self._at_first.st_size - self._read))
+        if self._file.readinto(data) < len(data):
             raise self._changed()
         self._hash.update(data)
-        self._read += wanted
+        self._read += len(data)
         return data
 
     def verify(self) -> None:
@@ -98,11 +120,11 @@ class Target:
         self._hash = hashlib.sha256()
         self._written = 0
 
-    def write(self, data: bytearray) -> None:
+    def write(self, data: memoryview) -> None:
         """The next bytes."""
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+        rest = data
+        while rest:
+            rest = rest[self._file.write(rest) :]
         self._hash.update(data)
         self._written += len(data)
 

@@ -18,21 +18,23 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from s3_errors import BOTO_ERRORS, NotModified, Place, PreconditionRefused, offset_from, translate
+from s3_files import buffer
 from storage import Listed, Page, StorageMisconfigured, StorageUnavailable, Stored
 from utils import utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
-    from typing import BinaryIO, Literal
+    from typing import Literal
 
     from mypy_boto3_s3 import S3Client
 
-    from s3_files import Stop
+    from s3_files import Body, Stop
 
 #: More than all threads that share a client, so that none waits for a connection.
 CONNECTIONS = 64
-CHUNK = 1 << 20
+#: Bytes between two looks at whether to go on.
+CHUNK = 256 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class S3Config:
 class Range(NamedTuple):
     """A stretch of an object."""
 
-    data: bytearray
+    data: memoryview
     version: str
     #: Bytes in the whole object.
     total: int
@@ -171,12 +173,12 @@ class S3Requests:
 
     # ---- files
 
-    def put_file(self, key: str, body: BinaryIO, content_type: str | None) -> None:
+    def put_file(self, key: str, body: Body, content_type: str | None) -> None:
         """Write a file that fits into one request."""
         typed = {"ContentType": content_type} if content_type else {}
         with self._errors(key):
             self._files.put_object(
-                Bucket=self.config.bucket, Key=key, Body=body, **cast("Any", typed)
+                Bucket=self.config.bucket, Key=key, Body=cast("Any", body), **cast("Any", typed)
             )
 
     def begin_upload(self, key: str, content_type: str | None, mark: str) -> str:
@@ -188,11 +190,15 @@ class S3Requests:
             )
             return answer["UploadId"]
 
-    def upload_part(self, key: str, upload_id: str, number: int, body: BinaryIO) -> str:
+    def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> str:
         """Returns the part's tag, to be told to `complete_upload`."""
         with self._errors(key):
             return self._files.upload_part(
-                Bucket=self.config.bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=body
+                Bucket=self.config.bucket,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=number,
+                Body=cast("Any", body),
             )["ETag"]
 
     def complete_upload(self, key: str, upload_id: str, tags: Sequence[str]) -> None:
@@ -242,14 +248,14 @@ class S3Requests:
                     raise
                 # an empty object has no first byte, and some stores say so
                 answer = self._files.get_object(Bucket=self.config.bucket, Key=key)
-            data = bytearray()
-            for chunk in answer["Body"].iter_chunks(CHUNK):
-                if stop.is_set():
-                    answer["Body"].close()
-                stop.check()
-                data += chunk
+            data, filled = buffer(answer["ContentLength"]), 0
+            with answer["Body"] as body:
+                while chunk := body.read(CHUNK):
+                    stop.check()
+                    data[filled : filled + len(chunk)] = chunk
+                    filled += len(chunk)
             total = answer.get("ContentRange", f"/{answer['ContentLength']}").rpartition("/")[2]
-            if len(data) != answer["ContentLength"]:
+            if filled < len(data):
                 raise StorageUnavailable(f"{self.place} broke off in the middle of an object")
             return Range(data, _version(answer["ETag"]), int(total))
 

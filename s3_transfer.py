@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Parts in memory, of all transfers together: 64 MiB, and what is on its way in sockets.
-PARTS_HELD = 8
+#: Parts in memory, of all transfers together: 48 MiB, and what is on its way in sockets.
+PARTS_HELD = 6
+#: Threads that read, hash and write files: each keeps memory of its own, and a disk is one.
+DISK_THREADS = 2
 #: Seconds. How long a part is tried anew, and how long a cancelled transfer may take to stop.
 PATIENCE = 30.0
 STOPPING = 2.0
@@ -43,7 +45,7 @@ class Transfers:
         self._requests = requests
         self._patience = patience
         self._network = Lane("s3-files", PARTS_HELD)
-        self._disk = Lane("s3-disk", PARTS_HELD)
+        self._disk = Lane("s3-disk", DISK_THREADS)
         self._buffers = asyncio.Semaphore(PARTS_HELD)
 
     def close(self) -> None:
@@ -123,7 +125,9 @@ class Transfers:
                 del data  # the sender's alone, so that it is gone when it is sent
         return [task.result() for task in sending]
 
-    async def _send(self, job: _Job, key: str, upload_id: str, number: int, data: bytes) -> str:
+    async def _send(
+        self, job: _Job, key: str, upload_id: str, number: int, data: memoryview
+    ) -> str:
         tag = await self._tried(
             job,
             lambda: self._requests.upload_part(key, upload_id, number, Body(data, job.stop)),
