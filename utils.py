@@ -191,7 +191,7 @@ class Settings(BaseSettings):
     takeover_watch_seconds: Annotated[
         float,
         Field(ge=0, le=600, description="A lost record is watched this long before it is taken."),
-    ] = 10.0
+    ] = 15.0  # an owner needs so long to write again after an outage: time-outs, back-off
     progress_write_seconds: Annotated[
         float, Field(gt=0, le=60, description="Progress reaches the store at most this often.")
     ] = 6.0
