@@ -1,7 +1,7 @@
 """Bytes by key, with compare-and-swap: one contract, an S3 bucket or a folder behind it.
 
-This module holds the contract and what a store may raise. `s3_store.S3Store` and
-`local_store.LocalStore` keep it; `store_probe` finds out what a given bucket really does.
+This module holds the contract and what a store may raise. `S3Store` and `LocalStore` in `stores`
+keep it; `stores.store_probe` finds out what a given bucket really does.
 
 A key is relative to the store's prefix, `/`-separated, and safe by construction: `check_key`
 refuses anything that could escape, before any request is made.
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: S3 keys are at most 1024 bytes of UTF-8; this leaves room for the operator's prefix.
 MAX_KEY_BYTES = 900
+#: File systems take no longer name, and every store takes the same keys.
+MAX_PART_BYTES = 255
 #: S3 lists at most this many keys per request.
 MAX_PAGE = 1000
 
@@ -168,6 +170,7 @@ class Store(Protocol):
     async def create(self, key: str, data: bytes) -> str:
         """Write where nothing was. Of many concurrent callers exactly one succeeds.
 
+        Who creates with the very bytes that are there already succeeds too: it may be their own.
         An unclear outcome (lost answer, 409, 412, 5xx) is settled by reading back: success if
         the object holds exactly `data`, so callers make `data` their own with a nonce.
 
@@ -187,7 +190,10 @@ class Store(Protocol):
     async def list(
         self, prefix: str, *, start_after: str | None = None, limit: int = MAX_PAGE
     ) -> Page:
-        """One page of what begins with `prefix`, which is empty or ends with `/`. One request."""
+        """One page of what begins with `prefix`, which is empty or ends with `/`. One request.
+
+        `limit` is 1 to `MAX_PAGE`.
+        """
         ...
 
     async def delete(self, keys: Sequence[str]) -> None:
@@ -229,7 +235,9 @@ class Store(Protocol):
         ...
 
     async def presign_get(self, key: str, *, expires_in: int, filename: str | None = None) -> str:
-        """A link that anyone may GET for `expires_in` seconds; saved as `filename`.
+        """A link that anyone may GET for `expires_in` (1 to 604800) seconds; saved as `filename`.
+
+        A folder's links are `file://` and do not expire.
 
         Raises:
             PresignUnsupported: this store has no links.
@@ -259,15 +267,18 @@ def check_key(key: str) -> str:
     """`key` itself, if it may be used.
 
     Raises:
-        InvalidKey: it is empty, absolute, over-long, or has an empty, `.` or `..` part, a
-            backslash, or a character that is not printable or not NFC-normalised.
+        InvalidKey: it is empty, absolute, over-long, or has an empty, `.`, `..` or over-long part,
+            a backslash, or a character that is not printable or not NFC-normalised.
     """
     if not key or len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
         raise InvalidKey(f"a key has 1 to {MAX_KEY_BYTES} bytes")
     if not key.isprintable() or "\\" in key or unicodedata.normalize("NFC", key) != key:
         raise InvalidKey("a key holds only printable, normalised characters and no backslash")
-    if any(part in ("", ".", "..") for part in key.split("/")):
+    parts = key.split("/")
+    if any(part in ("", ".", "..") for part in parts):
         raise InvalidKey("a key is relative, and no part of it is empty, '.' or '..'")
+    if any(len(part.encode()) > MAX_PART_BYTES for part in parts):
+        raise InvalidKey(f"no part of a key has more than {MAX_PART_BYTES} bytes")
     return key
 
 
@@ -295,9 +306,9 @@ def open_store(settings: Settings) -> Store:
         StorageMisconfigured: the settings contradict each other.
     """
     if settings.bucket is None:
-        from local_store import LocalStore
+        from stores.local_store import LocalStore
 
         return LocalStore(settings.local_store_root())
-    from s3_store import S3Store
+    from stores.s3_store import S3Store
 
     return S3Store.from_settings(settings)

@@ -27,7 +27,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from local_store import LocalStore
+from stores.local_store import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def open_place(place: Place) -> Store:
     """The store there."""
     if root := place.get("root"):
         return LocalStore(Path(root))
-    from s3_store import S3Store
+    from stores.s3_store import S3Store
 
     return S3Store(**place)  # type: ignore[arg-type]  # only what is optional is None
 

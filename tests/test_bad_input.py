@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actions import ACTIONS, parse_action
-from local_store import LocalStore
+from stores.local_store import LocalStore
 from tests.kit import Caller
 
 SECRET = "hunter2-do-not-repeat"  # what must never come back

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 
-import local_files
-from local_store import LocalStore
 from storage import ChecksumMismatch, FileFacts, InvalidKey, ObjectNotFound, StorageUnavailable
+from stores import local_files
+from stores.local_store import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -9,12 +9,14 @@ from scripts.settings_table import table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SOURCES = [*ROOT.glob("*.py"), *(p for d in ("jobs", "processes", "stores") for p in (ROOT / d).glob("*.py"))]
+ROOMS = ("", "jobs", "processes", "stores")
+SOURCES = [path for room in ROOMS for path in (ROOT / room).glob("*.py")]
 #: Every way in which the code gives an error its code.
 CODE = re.compile(
     r"""\bcode(?::\ ClassVar\[str\])?\s*=\s*"([a-z_]+)"   # an error class, a Failure
       | (?:JobFailed|JobFailure|_failed)\(\s*(?:evidence,\s*)?(?:code=)?"([a-z_]+)"
-      | ^[A-Z_]+\ =\ "([a-z]+_[a-z_]+)"\ *$               # a code with a name
+      | ^(?:STOPPED|TOO)[A-Z_]+\ =\ "([a-z_]+)"           # one that the protocol acts on
+      | ^\ +return\ "((?:job|cuda|host)_[a-z_]+)"         # the child's name for an exception
     """,
     re.VERBOSE | re.MULTILINE,
 )

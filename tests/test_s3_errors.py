@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from s3_store import S3Store
 from storage import StorageMisconfigured, StorageUnavailable
+from stores.s3_store import S3Store
 from tests.faulty_s3 import Answer, FaultyS3
 from utils import Settings
 

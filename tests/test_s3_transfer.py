@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import boto3
 import pytest
 
-from s3_files import PART
-from s3_store import S3Store
-from s3_transfer import PARTS_HELD
 from storage import ChecksumMismatch, FileFacts, ObjectNotFound, StorageUnavailable
+from stores.s3_files import PART
+from stores.s3_store import S3Store
+from stores.s3_transfer import PARTS_HELD
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, every, once
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s3_store import S3Store
 from storage import (
     ObjectChanged,
     ObjectExists,
@@ -20,6 +19,7 @@ from storage import (
     StorageMisconfigured,
     StorageUnavailable,
 )
+from stores.s3_store import S3Store
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, conditional, every
 
 if TYPE_CHECKING:

@@ -37,7 +37,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import local_files
 from storage import (
     MAX_PAGE,
     Capabilities,
@@ -54,6 +53,7 @@ from storage import (
     check_key,
     check_prefix,
 )
+from stores import local_files
 from utils import WorkerError
 
 if TYPE_CHECKING:
@@ -257,8 +257,6 @@ class LocalStore:
     def _checked(self, key: str) -> str:
         if check_key(key).partition("/")[0] == local_files.HIDDEN:
             raise InvalidKey(f"{local_files.HIDDEN!r} is the store's own folder")
-        if any(len(part.encode()) > 255 for part in key.split("/")):
-            raise InvalidKey("on a filesystem, no part of a key is longer than 255 bytes")
         return key
 
     def _path(self, key: str) -> Path:

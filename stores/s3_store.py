@@ -13,10 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
-from s3_calls import Lane, retrying
-from s3_errors import PreconditionRefused, clock_offset
-from s3_requests import S3Config, S3Requests, attachment
-from s3_transfer import Transfers
 from storage import (
     MAX_PAGE,
     InvalidKey,
@@ -31,7 +27,11 @@ from storage import (
     check_key,
     check_prefix,
 )
-from store_probe import probe
+from stores.s3_calls import Lane, retrying
+from stores.s3_errors import PreconditionRefused, clock_offset
+from stores.s3_requests import S3Config, S3Requests, attachment
+from stores.s3_transfer import Transfers
+from stores.store_probe import probe
 from utils import WorkerError
 
 if TYPE_CHECKING:

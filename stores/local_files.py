@@ -1,0 +1,202 @@
+"""What a store in a folder asks of its filesystem: locks, safe copies, listings, clear errors."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+import random
+import secrets
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from storage import FileFacts, InvalidKey, Listed, StorageUnavailable, check_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from io import FileIO
+
+#: The store's own folder in its root; never a key.
+HIDDEN = ".local-store"
+#: A worker frozen in mid-write holds its lock until it thaws. Others give up, loudly.
+LOCK_SECONDS = 20.0
+_CHUNK = 1 << 20
+
+_SENTENCES = {
+    errno.ENOENT: "is not there any more; was the volume unmounted or the folder removed?",
+    errno.ENOSPC: "is on a full disk; free some space or use a larger one",
+    errno.EDQUOT: "has reached its disk quota; free some space or raise the quota",
+    errno.EROFS: "is on a read-only filesystem; mount it writable or set WORKER_DATA_DIR",
+    errno.EACCES: f"may not be used by user {os.getuid()}; change its owner or its mode",
+    errno.EPERM: f"may not be used by user {os.getuid()}; change its owner or its mode",
+    errno.EIO: "is on a disk that reports input/output errors; replace the disk",
+    errno.ESTALE: "is on a network volume that lost track of it; mount the volume again",
+}
+
+
+class Transfer(NamedTuple):
+    """What a copy in a thread owes its caller on the event loop."""
+
+    #: Set when the caller is gone: then the copy stops and cleans up.
+    abandoned: threading.Event
+    on_bytes: Callable[[int], None]
+
+
+@contextmanager
+def transfer(on_bytes: Callable[[int], None] | None) -> Iterator[Transfer]:
+    """For as long as the caller waits. Called on the event loop."""
+    loop, abandoned = asyncio.get_running_loop(), threading.Event()
+
+    def report(count: int) -> None:
+        if on_bytes is not None:
+            loop.call_soon_threadsafe(on_bytes, count)
+
+    try:
+        yield Transfer(abandoned, report)
+    finally:
+        abandoned.set()
+
+
+@contextmanager
+def storage_errors(where: Path) -> Iterator[None]:
+    """Turn an `OSError` into a `StorageUnavailable` that says what to change."""
+    try:
+        yield
+    except OSError as error:
+        known = _SENTENCES.get(error.errno or 0)
+        raise StorageUnavailable(f"{where} {known or f'cannot be used: {error}'}") from error
+
+
+@contextmanager
+def temporary(folder: Path) -> Iterator[Path]:
+    """A name nobody else uses. Whatever has it in the end, because of an error, is removed."""
+    path = folder / f".{secrets.token_hex(12)}.part"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone among all threads and processes that lock this file, which is made and never removed.
+
+    Raises:
+        StorageUnavailable: somebody else kept the lock for too long.
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        _wait_for_lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int) -> None:
+    deadline, pause = time.monotonic() + LOCK_SECONDS, 0.001
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StorageUnavailable("another worker keeps a lock on this object") from None
+        time.sleep(pause * random.random())  # noqa: S311 - spreads the waiters, keeps no secret
+        pause = min(pause * 2, 0.03)
+
+
+def copy(source: FileIO, target: BinaryIO, transfer: Transfer) -> FileFacts:
+    """Copy and hash in one pass, at constant memory.
+
+    Raises:
+        InterruptedError: nobody waits for the end any more.
+    """
+    digest, size, buffer = hashlib.sha256(), 0, bytearray(_CHUNK)
+    while count := source.readinto(buffer):
+        if transfer.abandoned.is_set():
+            raise InterruptedError(errno.EINTR, "the transfer was abandoned")
+        chunk = memoryview(buffer)[:count]
+        target.write(chunk)
+        digest.update(chunk)
+        size += count
+        transfer.on_bytes(count)
+    return FileFacts(size, digest.hexdigest())
+
+
+def sync(file: BinaryIO) -> None:
+    """To the disk, stamped by the same clock as `LocalStore._now` reads."""
+    file.flush()
+    os.utime(file.fileno())
+    os.fsync(file.fileno())
+
+
+def sync_folders(folders: Sequence[Path]) -> None:
+    """Names, too, must reach the disk, or a power cut takes back a finished rename."""
+    for folder in folders:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def unlink(path: Path) -> None:
+    """Remove the object, if there is one. A folder is none."""
+    with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        path.unlink()
+
+
+def walk(folder: Path, prefix: str, start_after: str) -> Iterator[Listed]:
+    """The objects below `folder` in key order, from the first one after `start_after`."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for key in sorted(_keys(entries, prefix, start_after)):
+            path = folder / key[len(prefix) :]
+            if key.endswith("/"):
+                yield from walk(path, key, start_after)
+            else:
+                with suppress(FileNotFoundError):  # removed since
+                    facts = path.stat(follow_symlinks=False)
+                    yield Listed(key, facts.st_size, facts.st_mtime)
+
+
+def _keys(entries: Iterable[os.DirEntry[str]], prefix: str, start_after: str) -> Iterator[str]:
+    """Keys after `start_after`, and folders that may hold some. Links and strangers are left out.
+
+    A folder ends with `/`, so that it sorts among its siblings as the keys in it do. Strings sort
+    as their UTF-8 bytes do.
+    """
+    for entry in entries:
+        name = prefix + entry.name
+        if name == HIDDEN or not _is_key(name):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            if f"{name}/" > start_after or start_after.startswith(f"{name}/"):
+                yield f"{name}/"
+        elif entry.is_file(follow_symlinks=False) and name > start_after:
+            yield name
+
+
+def _is_key(name: str) -> bool:
+    try:
+        check_key(name)
+    except InvalidKey:
+        return False
+    return True
+
+
+def no_links(path: str, flags: int) -> int:
+    """An `opener` that refuses a link (ELOOP)."""
+    return os.open(path, flags | os.O_NOFOLLOW)
+
+
+def identity(file: Path | int) -> tuple[int, int, int] | None:
+    """What changes when a file is written to or another one takes its name."""
+    try:
+        facts = os.stat(file)  # noqa: PTH116 - a descriptor has no Path
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns

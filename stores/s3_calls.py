@@ -1,0 +1,67 @@
+"""Blocking calls off the event loop: bounded in number and in time, repeated when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from storage import StorageUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+T = TypeVar("T")
+
+
+class Lane:
+    """Threads for one purpose, so that a thousand reads never keep a heartbeat waiting."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._free = asyncio.Semaphore(threads)
+
+    async def run(self, call: Callable[[], T], *, seconds: float | None = None) -> T:
+        """What `call` returns. When the wait is over or cancelled, its thread may still go on.
+
+        Raises:
+            StorageUnavailable: it took longer than `seconds`, the wait for a thread not counted.
+                boto3's own time-outs do not cover DNS, nor an answer that trickles.
+        """
+        async with self._free:
+            try:
+                async with asyncio.timeout(seconds):
+                    return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            except TimeoutError:
+                raise StorageUnavailable(f"the store did not answer within {seconds:g} s") from None
+
+    def close(self) -> None:
+        """Take no more calls. Does not wait for those that are running."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def backoff(seconds: float) -> Iterator[float]:
+    """Waits before each next try: exponential, full jitter, `seconds` from now in all."""
+    end = time.monotonic() + seconds
+    ceiling = 0.1
+    while True:
+        delay = random.uniform(0.0, ceiling)  # noqa: S311  # jitter keeps no secret
+        if time.monotonic() + delay > end:
+            return
+        yield delay
+        ceiling = min(2 * ceiling, 2.0)
+
+
+async def retrying(call: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """What `call` returns, tried anew while the store is unavailable and for at most `seconds`."""
+    delays = backoff(seconds)
+    while True:
+        try:
+            return await call()
+        except StorageUnavailable:
+            delay = next(delays, None)
+            if delay is None:
+                raise
+            await asyncio.sleep(delay)

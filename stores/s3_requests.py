@@ -1,0 +1,387 @@
+"""One S3 request per call: blocking, thread-safe, never retried, every failure typed.
+
+What to retry, and what an unclear answer means, is for the callers: only they know what is safe.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from storage import Listed, Page, StorageMisconfigured, StorageUnavailable, Stored
+from stores.s3_errors import (
+    BOTO_ERRORS,
+    NotModified,
+    Place,
+    PreconditionRefused,
+    offset_from,
+    translate,
+)
+from stores.s3_files import buffer
+from utils import utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+    from typing import Literal
+
+    from mypy_boto3_s3 import S3Client
+
+    from stores.s3_files import Body, Stop
+
+#: More than all threads that share a client, so that none waits for a connection.
+CONNECTIONS = 64
+#: Bytes between two looks at whether to go on.
+CHUNK = 256 << 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Config:
+    """Where the bucket is and how to talk to it. None leaves it to boto3's own chain (`AWS_*`)."""
+
+    bucket: str
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    addressing_style: str = "auto"
+    #: A file of certificates to trust instead of the usual ones.
+    tls_bundle: str | None = None
+    #: Seconds. A worker's lease hangs on control requests, so they give up early.
+    connect_timeout: float = 3.0
+    read_timeout: float = 5.0
+    #: Seconds without a byte before a file's request is given up.
+    transfer_timeout: float = 30.0
+
+    @property
+    def place(self) -> Place:
+        """For sentences."""
+        return Place(self.bucket, _without_login(self.endpoint_url), self.region)
+
+
+class Range(NamedTuple):
+    """A stretch of an object."""
+
+    data: memoryview
+    version: str
+    #: Bytes in the whole object.
+    total: int
+
+
+class S3Requests:
+    """The bucket, by full keys (the operator's prefix included)."""
+
+    def __init__(self, config: S3Config) -> None:
+        self.config = config
+        self.place = config.place
+        self._lock = threading.Lock()
+        self._clients: dict[float, S3Client] = {}
+
+    @property
+    def _control(self) -> S3Client:
+        return self._client(self.config.read_timeout)
+
+    @property
+    def _files(self) -> S3Client:
+        return self._client(self.config.transfer_timeout)
+
+    def get(self, key: str, cached: Stored | None = None) -> Stored:
+        """The object. Raises NotModified never: gives `cached` back, its age made new."""
+        condition = {"IfNoneMatch": cached.version} if cached else {}
+        with self._errors(key):
+            try:
+                answer = self._control.get_object(
+                    Bucket=self.config.bucket, Key=key, **cast("Any", condition)
+                )
+            except ClientError as error:
+                if cached is None or _status(error) != 304:
+                    raise
+                return _still(cached, error.response["ResponseMetadata"]["HTTPHeaders"])
+            data = answer["Body"].read()
+            modified = answer["LastModified"].timestamp()
+            age = _age(modified, answer["ResponseMetadata"]["HTTPHeaders"])
+            return Stored(data, _version(answer["ETag"]), modified, age)
+
+    def put(self, key: str, data: bytes, content_type: str | None = None) -> str:
+        """Write, whatever is there. Returns the version."""
+        typed = {"ContentType": content_type} if content_type else {}
+        with self._errors(key):
+            answer = self._control.put_object(
+                Bucket=self.config.bucket, Key=key, Body=data, **cast("Any", typed)
+            )
+            return _version(answer["ETag"])
+
+    def put_if(self, key: str, data: bytes, version: str | None) -> str:
+        """Write over exactly `version`; None: where nothing is. Returns the new version.
+
+        Raises:
+            PreconditionRefused, ObjectNotFound: it is not so, or our own write made it so.
+        """
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        with self._errors(key, conditional=True):
+            answer = self._control.put_object(
+                Bucket=self.config.bucket, Key=key, Body=data, **cast("Any", condition)
+            )
+            return _version(answer["ETag"])
+
+    def list(self, prefix: str, start_after: str | None, limit: int) -> Page:
+        """One page, by full keys."""
+        after = {"StartAfter": start_after} if start_after else {}
+        with self._errors(prefix):
+            answer = self._control.list_objects_v2(
+                Bucket=self.config.bucket, Prefix=prefix, MaxKeys=limit, **cast("Any", after)
+            )
+            rows = [
+                Listed(row["Key"], row["Size"], row["LastModified"].timestamp())
+                for row in answer.get("Contents", [])
+            ]
+            return Page(rows, rows[-1].key if rows and answer.get("IsTruncated") else None)
+
+    def delete(self, key: str) -> None:
+        """Remove one object, there or not."""
+        with self._errors(key):
+            self._control.delete_object(Bucket=self.config.bucket, Key=key)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove up to 1000 objects, there or not, in one request."""
+        with self._errors(keys[0]):
+            answer = self._control.delete_objects(
+                Bucket=self.config.bucket,
+                Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True},
+            )
+        for failed in answer.get("Errors", []):
+            if failed.get("Code") != "NoSuchKey":
+                raise self._failure_within(failed.get("Code", ""), answer)
+
+    def presign(
+        self, operation: Literal["get_object", "put_object"], params: dict[str, Any], seconds: int
+    ) -> str:
+        """A link. Makes no request."""
+        with self._errors(params["Key"]):
+            return self._control.generate_presigned_url(
+                operation, Params={"Bucket": self.config.bucket, **params}, ExpiresIn=seconds
+            )
+
+    def clock_offset(self) -> float | None:
+        """Our clock minus the store's, in seconds. One request."""
+        with self._errors(""):
+            answer = self._control.list_objects_v2(Bucket=self.config.bucket, MaxKeys=1)
+        return offset_from(answer["ResponseMetadata"]["HTTPHeaders"])
+
+    # ---- files
+
+    def put_file(self, key: str, body: Body, content_type: str | None) -> None:
+        """Write a file that fits into one request."""
+        typed = {"ContentType": content_type} if content_type else {}
+        with self._errors(key):
+            self._files.put_object(
+                Bucket=self.config.bucket, Key=key, Body=cast("Any", body), **cast("Any", typed)
+            )
+
+    def begin_upload(self, key: str, content_type: str | None, mark: str) -> str:
+        """Returns the id of a multipart upload, whose object will carry `mark`."""
+        typed = {"ContentType": content_type} if content_type else {}
+        with self._errors(key):
+            answer = self._files.create_multipart_upload(
+                Bucket=self.config.bucket, Key=key, Metadata={"upload": mark}, **cast("Any", typed)
+            )
+            return answer["UploadId"]
+
+    def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> str:
+        """Returns the part's tag, to be told to `complete_upload`."""
+        with self._errors(key):
+            return self._files.upload_part(
+                Bucket=self.config.bucket,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=number,
+                Body=cast("Any", body),
+            )["ETag"]
+
+    def complete_upload(self, key: str, upload_id: str, tags: Sequence[str]) -> None:
+        """Make an object of the parts."""
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
+        with self._errors(key):
+            self._files.complete_multipart_upload(
+                Bucket=self.config.bucket,
+                Key=key,
+                UploadId=upload_id,
+                MultipartUpload={"Parts": cast("Any", parts)},
+            )
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Throw the parts away."""
+        with self._errors(key):
+            self._control.abort_multipart_upload(
+                Bucket=self.config.bucket, Key=key, UploadId=upload_id
+            )
+
+    def mark(self, key: str) -> str | None:
+        """What `begin_upload` marked the object with; None if it was not written that way."""
+        with self._errors(key):
+            answer = self._control.head_object(Bucket=self.config.bucket, Key=key)
+        return answer["Metadata"].get("upload")
+
+    def get_range(
+        self, key: str, offset: int, length: int, version: str | None, stop: Stop
+    ) -> Range:
+        """Up to `length` bytes from `offset` of exactly `version`, if it is given.
+
+        Raises:
+            PreconditionRefused: another version is there.
+            StorageUnavailable: also when it was stopped.
+        """
+        condition = {"IfMatch": version} if version else {}
+        with self._errors(key, conditional=True):
+            try:
+                answer = self._files.get_object(
+                    Bucket=self.config.bucket,
+                    Key=key,
+                    Range=f"bytes={offset}-{offset + length - 1}",
+                    **cast("Any", condition),
+                )
+            except ClientError as error:
+                if _status(error) != 416 or offset:
+                    raise
+                # an empty object has no first byte, and some stores say so
+                answer = self._files.get_object(Bucket=self.config.bucket, Key=key)
+            data, filled = buffer(answer["ContentLength"]), 0
+            with answer["Body"] as body:
+                while chunk := body.read(CHUNK):
+                    stop.check()
+                    data[filled : filled + len(chunk)] = chunk
+                    filled += len(chunk)
+            total = answer.get("ContentRange", f"/{answer['ContentLength']}").rpartition("/")[2]
+            if filled < len(data):
+                raise StorageUnavailable(f"{self.place} broke off in the middle of an object")
+            return Range(data, _version(answer["ETag"]), int(total))
+
+    def close(self) -> None:
+        """Let go of connections."""
+        with self._lock:
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()
+
+    # ---- inside
+
+    def _client(self, read_timeout: float) -> S3Client:
+        """A client per purpose, made at the first use: that takes 0.2 s, so never on the loop."""
+        with self._lock:
+            if read_timeout not in self._clients:
+                self._clients[read_timeout] = _new_client(self.config, read_timeout)
+            return self._clients[read_timeout]
+
+    @contextmanager
+    def _errors(self, key: str, *, conditional: bool = False) -> Iterator[None]:
+        """Nothing above this line knows what boto3 raises."""
+        try:
+            yield
+        except BOTO_ERRORS as error:
+            failure = translate(error, self.place, key)
+            if isinstance(failure, PreconditionRefused | NotModified) and not conditional:
+                failure = StorageUnavailable(f"{self.place} refused a condition nobody made")
+            raise failure from error
+
+    def _failure_within(self, code: str, answer: Any) -> Exception:
+        """Some keys of a multi-delete failed: as if the whole request had."""
+        status = {"AccessDenied": 403}.get(code, 500)
+        metadata = {**answer["ResponseMetadata"], "HTTPStatusCode": status}
+        response = {"Error": {"Code": code}, "ResponseMetadata": metadata}
+        return translate(ClientError(cast("Any", response), "DeleteObjects"), self.place)
+
+
+def _new_client(config: S3Config, read_timeout: float) -> S3Client:
+    """Settings that every store of the S3 kind can live with."""
+    endpoint, style = _endpoint(config)
+    make = partial(
+        boto3.session.Session().client,
+        "s3",
+        endpoint_url=endpoint,
+        region_name=config.region or ("us-east-1" if endpoint else None),
+        aws_access_key_id=config.access_key_id,
+        aws_secret_access_key=config.secret_access_key,
+        aws_session_token=config.session_token,
+        verify=config.tls_bundle,
+        config=Config(
+            signature_version="s3v4",
+            # newer defaults send checksums that R2, GCS and Ceph over TLS refuse
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": cast("Any", style)},
+            connect_timeout=config.connect_timeout,
+            read_timeout=read_timeout,
+            max_pool_connections=CONNECTIONS,
+            tcp_keepalive=True,
+            # a conditional PUT that boto3 repeats gets 412 from its own success
+            retries={"total_max_attempts": 1},
+        ),
+    )
+    try:
+        return cast("S3Client", make())
+    except BOTO_ERRORS as error:
+        raise translate(error, config.place) from error
+
+
+def _endpoint(config: S3Config) -> tuple[str | None, str]:
+    """The endpoint and the addressing style.
+
+    RunPod's BUCKET_ENDPOINT_URL often names the bucket already (`https://bucket.nyc3.example`);
+    boto3 would put it there once more.
+    """
+    if config.endpoint_url is None:
+        return None, config.addressing_style
+    parts = urlsplit(config.endpoint_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise StorageMisconfigured("S3_ENDPOINT_URL is of the form https://host[:port]")
+    if parts.hostname.startswith(f"{config.bucket}."):
+        host = parts.netloc.replace(f"{config.bucket}.", "", 1)
+        return urlunsplit((parts.scheme, host, "", "", "")), "virtual"
+    return config.endpoint_url.rstrip("/"), config.addressing_style
+
+
+def _without_login(url: str | None) -> str | None:
+    """`url` without what may be secret in it."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def attachment(filename: str) -> str:
+    """A Content-Disposition (RFC 6266): plain for old clients, exact for the others."""
+    plain = "".join(c if " " <= c <= "~" and c not in '"\\%' else "_" for c in filename)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
+
+
+def _version(etag: str) -> str:
+    """Without its quotes: Ceph RGW never finds a quoted one equal in If-Match."""
+    return etag.strip('"')
+
+
+def _status(error: ClientError) -> int:
+    return error.response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+def _still(cached: Stored, headers: Mapping[str, str]) -> Stored:
+    """The same bytes may have been written anew, so their age comes from this answer."""
+    told = headers.get("last-modified")
+    modified = parsedate_to_datetime(told).timestamp() if told else cached.modified
+    return cached._replace(modified=modified, age_seconds=_age(modified, headers))
+
+
+def _age(modified: float, headers: Mapping[str, str]) -> float:
+    """Seconds since `modified`, by the clock of the store alone."""
+    offset = offset_from(headers) or 0.0
+    now: datetime = utc_now()
+    return max(0.0, now.timestamp() - offset - modified)

@@ -1,0 +1,245 @@
+"""Files to and from the bucket, in parts, many at once, hashed in order as they pass.
+
+boto3's own s3transfer is not used. Its downloads write parts in any order, so that hashing needs
+a second pass; told to write in order it waits for itself for ever once a file has more parts than
+it may hold (0.19.3, with checksums `when_required`); it repeats broken reads without a pause, and
+nobody can wait for it to have stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from storage import ChecksumMismatch, FileFacts, StorageUnavailable
+from stores.s3_calls import Lane, retrying
+from stores.s3_errors import PreconditionRefused
+from stores.s3_files import PART, Body, Source, Stop, Target
+from utils import WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from stores.s3_requests import Range, S3Requests
+
+T = TypeVar("T")
+
+#: Parts in memory, of all transfers together: 48 MiB, and what is on its way in sockets.
+PARTS_HELD = 6
+#: Threads that read, hash and write files: each keeps memory of its own, and a disk is one.
+DISK_THREADS = 2
+#: Seconds. How long a part is tried anew, and how long a cancelled transfer may take to stop.
+PATIENCE = 30.0
+STOPPING = 2.0
+
+
+class Transfers:
+    """Uploads and downloads of one bucket; they share threads and memory."""
+
+    def __init__(self, requests: S3Requests, patience: float = PATIENCE) -> None:
+        self._requests = requests
+        self._patience = patience
+        self._network = Lane("s3-files", PARTS_HELD)
+        self._disk = Lane("s3-disk", DISK_THREADS)
+        self._buffers = asyncio.Semaphore(PARTS_HELD)
+
+    def close(self) -> None:
+        """Take no more transfers."""
+        self._network.close()
+        self._disk.close()
+
+    async def upload(
+        self, path: Path, key: str, content_type: str | None, on_bytes: Callable[[int], None]
+    ) -> FileFacts:
+        """As `Store.upload`, to a full key."""
+        source = await self._disk.run(partial(Source, path))
+        job = _Job(self._buffers, on_bytes)
+        try:
+            if source.parts == 1:
+                await self._put_whole(job, source, key, content_type)
+            else:
+                await self._put_parts(job, source, key, content_type)
+        finally:
+            await job.end(self._disk, source.close)
+        return source.facts
+
+    async def download(
+        self, key: str, path: Path, expected: FileFacts | None, on_bytes: Callable[[int], None]
+    ) -> FileFacts:
+        """As `Store.download`, of a full key."""
+        target = await self._disk.run(partial(Target, path))
+        job = _Job(self._buffers, on_bytes)
+        try:
+            await job.take()
+            first = await self._range(job, key, 0, None)
+            if expected is not None and first.total != expected.size:
+                raise ChecksumMismatch(f"{key} has {first.total} bytes, not {expected.size}")
+            await self._keep(job, target, first)
+            async with _together() as group:
+                await self._rest(job, group, target, key, first)
+            await job.run(self._disk, partial(target.appear, expected))
+        finally:
+            await job.end(self._disk, target.discard)
+        return target.facts
+
+    # ---- up
+
+    async def _put_whole(
+        self, job: _Job, source: Source, key: str, content_type: str | None
+    ) -> None:
+        await job.take()
+        data = await job.run(self._disk, source.read)
+        await job.run(self._disk, source.verify)
+        await self._tried(
+            job, lambda: self._requests.put_file(key, Body(data, job.stop), content_type)
+        )
+        job.passed(len(data))
+
+    async def _put_parts(
+        self, job: _Job, source: Source, key: str, content_type: str | None
+    ) -> None:
+        mark = secrets.token_hex(8)
+        begin = partial(self._requests.begin_upload, key, content_type, mark)
+        upload_id = await self._tried(job, begin)
+        try:
+            tags = await self._send_parts(job, source, key, upload_id)
+            await job.run(self._disk, source.verify)
+            await self._complete(job, key, upload_id, tags, mark)
+        except BaseException:  # cancelled too: parts left behind cost money, and no list shows them
+            await self._abort(key, upload_id)
+            raise
+
+    async def _send_parts(self, job: _Job, source: Source, key: str, upload_id: str) -> list[str]:
+        """Parts are read one after the other, while those before are on their way."""
+        sending: list[asyncio.Task[str]] = []
+        async with _together() as group:
+            for number in range(1, source.parts + 1):
+                await job.take()
+                data = await job.run(self._disk, source.read)
+                sending.append(group.create_task(self._send(job, key, upload_id, number, data)))
+                del data  # the sender's alone, so that it is gone when it is sent
+        return [task.result() for task in sending]
+
+    async def _send(
+        self, job: _Job, key: str, upload_id: str, number: int, data: memoryview
+    ) -> str:
+        tag = await self._tried(
+            job,
+            lambda: self._requests.upload_part(key, upload_id, number, Body(data, job.stop)),
+        )
+        job.passed(len(data))
+        job.give()
+        return tag
+
+    async def _complete(
+        self, job: _Job, key: str, upload_id: str, tags: list[str], mark: str
+    ) -> None:
+        """A lost answer is settled by looking whose object is there."""
+
+        def complete() -> None:
+            try:
+                self._requests.complete_upload(key, upload_id, tags)
+            except WorkerError:
+                with suppress(WorkerError):
+                    if self._requests.mark(key) == mark:
+                        return
+                raise
+
+        await self._tried(job, complete)
+
+    async def _abort(self, key: str, upload_id: str) -> None:
+        """Throw the parts away, if that can be done soon: a cancelled task does not wait long."""
+        abort = partial(self._requests.abort_upload, key, upload_id)
+        with suppress(WorkerError, TimeoutError):
+            async with asyncio.timeout(STOPPING):
+                await retrying(lambda: self._network.run(abort), STOPPING)
+
+    # ---- down
+
+    async def _rest(
+        self, job: _Job, group: asyncio.TaskGroup, target: Target, key: str, first: Range
+    ) -> None:
+        """All parts after the first: fetched ahead, written and hashed in their order."""
+        offsets = deque(range(len(first.data), first.total, PART))
+        coming: deque[asyncio.Task[Range]] = deque()
+        while offsets or coming:
+            # never wait for a buffer while holding some: that could be waiting for oneself
+            if offsets and not (coming and self._buffers.locked()):
+                await job.take()
+                fetch = self._range(job, key, offsets.popleft(), first.version)
+                coming.append(group.create_task(fetch))
+            else:
+                await self._keep(job, target, await coming.popleft())
+
+    async def _range(self, job: _Job, key: str, offset: int, version: str | None) -> Range:
+        fetch = partial(self._requests.get_range, key, offset, PART, version, job.stop)
+        try:
+            return await self._tried(job, fetch)
+        except PreconditionRefused:
+            raise StorageUnavailable(f"{key} was replaced while it was downloaded") from None
+
+    async def _keep(self, job: _Job, target: Target, part: Range) -> None:
+        await job.run(self._disk, partial(target.write, part.data))
+        job.passed(len(part.data))
+        job.give()
+
+    async def _tried(self, job: _Job, call: Callable[[], T]) -> T:
+        """Only the request that broke is made anew."""
+        return await retrying(lambda: job.run(self._network, call), self._patience)
+
+
+class _Job:
+    """One transfer: the buffers it holds, how to stop it, whom to tell."""
+
+    def __init__(self, buffers: asyncio.Semaphore, on_bytes: Callable[[int], None]) -> None:
+        self.stop = Stop()
+        self._buffers = buffers
+        self._held = 0
+        self._on_bytes = on_bytes
+
+    async def take(self) -> None:
+        """Wait for room for one part."""
+        await self._buffers.acquire()
+        self._held += 1
+
+    def give(self) -> None:
+        self._held -= 1
+        self._buffers.release()
+
+    def passed(self, count: int) -> None:
+        """That many more bytes have arrived where they go."""
+        self._on_bytes(count)
+
+    async def run(self, lane: Lane, call: Callable[[], T]) -> T:
+        """What `call` returns. When cancelled, stops the job and waits until the call has ended,
+        so that nothing still reads or writes a file that its owner believes to be free."""
+        work = asyncio.ensure_future(lane.run(call))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self.stop.set()
+            await asyncio.wait({work}, timeout=STOPPING)
+            work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            raise
+
+    async def end(self, lane: Lane, close: Callable[[], None]) -> None:
+        """However it went: nothing of it goes on, nothing stays open or held."""
+        self.stop.set()
+        while self._held:
+            self.give()
+        await self.run(lane, close)
+
+
+@asynccontextmanager
+async def _together() -> AsyncIterator[asyncio.TaskGroup]:
+    """A TaskGroup that raises the first failure itself, not a group around it."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
