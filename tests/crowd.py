@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from processes.record import Record, Status, record_key
+from storage import ObjectNotFound
 from tests.faulty_store import FaultyStore
 from tests.kit import Caller, Reply
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from storage import Store
 
 on_every_store = pytest.mark.parametrize("crowd", ["local", "ceph"], indirect=True)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what no event tells of."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
 
 
 class CrowdWorker(Caller):
@@ -25,6 +34,7 @@ class CrowdWorker(Caller):
     def __init__(self, store: Store, scratch: Path, **changes: Any) -> None:
         self.store = FaultyStore(store)
         super().__init__(self.store, scratch, **changes)
+        self.handler._set_up = True  # no recovery in the background: it would count as requests
         self.held: list[asyncio.Task[Reply]] = []
 
     def starts(self, process_id: str, /, job_id: str | None = None, **params: Any) -> Any:
@@ -95,9 +105,16 @@ class Crowd:
 
     async def stored(self, process_id: str, *statuses: Status | str) -> Record:
         """What the store holds, once it has one of these statuses."""
-        while (record := await self.record(process_id)).status not in statuses:
+        return await self.record_when(process_id, lambda record: record.status in statuses)
+
+    async def record_when(self, process_id: str, condition: Callable[[Record], object]) -> Record:
+        """What the store holds, once it is there and meets the condition."""
+        while True:
+            with suppress(ObjectNotFound):
+                record = await self.record(process_id)
+                if condition(record):
+                    return record
             await asyncio.sleep(0.02)
-        return record
 
     async def close(self) -> None:
         for worker in self._workers:

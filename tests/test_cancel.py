@@ -7,7 +7,7 @@ import pytest
 from process_manager import Start
 from processes.notes import leave_note
 from processes.record import cancel_key
-from tests.crowd import on_every_store
+from tests.crowd import on_every_store, until
 
 LONG = {"seconds": 60, "steps": 600}
 
@@ -15,12 +15,6 @@ LONG = {"seconds": 60, "steps": 600}
 def start_of(process_id, job_id=None, **params):
     """What the handler makes of a start of kind `sleep`."""
     return Start(process_id, "sleep", params, params, {}, runpod_job_id=job_id or process_id)
-
-
-async def gone(worker):
-    """Wait until the worker has let go of everything."""
-    while worker.runs():
-        await asyncio.sleep(0.02)
 
 
 # ---- by a caller
@@ -128,8 +122,7 @@ async def test_of_cancel_and_finish_one_wins_and_both_callers_hear_the_same(
     await pause.reached.wait()
     cancel = asyncio.create_task(canceller("cancel", process_id="p"))
     notes = canceller.store.asked
-    while not (notes("put", key="/cancel") or cancel.done()):
-        await asyncio.sleep(0.01)
+    await until(lambda: notes("put", key="/cancel") or cancel.done())
     pause.go.set()
     ended, told = await asyncio.gather(start, cancel)
     stored = await crowd.record("p")
@@ -239,8 +232,7 @@ async def test_a_cancelled_follower_of_the_same_job_stops_the_owner(crowd):
     owner, other = crowd.worker(), crowd.worker()
     start = await owner.running("p", step=1)
     follower = asyncio.create_task(other.manager.deliver(start_of("p", **LONG)))
-    while not other.store.asked("get", key="record"):
-        await asyncio.sleep(0.02)
+    await until(lambda: other.store.asked("get", key="record"))
     follower.cancel()
     await asyncio.wait([follower])
     assert follower.cancelled()
@@ -253,8 +245,7 @@ async def test_a_cancelled_follower_of_another_job_stops_nothing(crowd):
     start = owner.starts("p", **params)
     await owner.seen("p", "running")
     follower = asyncio.create_task(other.manager.deliver(start_of("p", "another", **params)))
-    while not other.store.asked("get", key="record"):
-        await asyncio.sleep(0.02)
+    await until(lambda: other.store.asked("get", key="record"))
     follower.cancel()
     await asyncio.wait([follower])
     assert (await start)["status"] == "completed"
@@ -269,8 +260,7 @@ async def test_the_platforms_note_does_not_stop_a_later_delivery(crowd):
     await pause.reached.wait()
     await owner.die()
     follower = asyncio.create_task(other.manager.deliver(start_of("p", artifacts=1, **params)))
-    while not other.store.asked("get", key="record"):
-        await asyncio.sleep(0.02)
+    await until(lambda: other.store.asked("get", key="record"))
     follower.cancel()
     await asyncio.wait([follower])
     assert other.store.asked("put", key="cancel")
@@ -284,8 +274,7 @@ async def test_the_platforms_note_does_not_replace_a_callers(crowd):
     await owner.die()
     await other("cancel", process_id="p", wait_seconds=0)
     follower = asyncio.create_task(other.manager.deliver(start_of("p", **LONG)))
-    while not other.store.asked("get", key="record"):
-        await asyncio.sleep(0.02)
+    await until(lambda: other.store.asked("get", key="record"))
     follower.cancel()
     await asyncio.wait([follower])
     reply = await crowd.heir().start("p", **LONG)

@@ -10,6 +10,7 @@ from processes.record import ProgressSeen, Record, Status, Writer, new_record, r
 from processes.record_cache import RecordCache
 from processes.slots import Slots
 from processes.worker import Worker
+from tests.crowd import until
 from tests.faulty_store import FaultyStore
 from tests.kit import settings
 from utils import utc_now
@@ -201,8 +202,7 @@ async def test_an_outage_may_last_as_long_as_it_likes(lease_of, monkeypatch):
     lease.store.away = True
     monkeypatch.setattr("processes.lease.random.uniform", lambda _low, _high: 0)
     change = asyncio.create_task(lease.change(running))
-    while len(lease.store.asked("replace")) < 1100:
-        await asyncio.sleep(0.01)
+    await until(lambda: len(lease.store.asked("replace")) >= 1100)
     assert not lease.kept.done()
     lease.store.away = False
     assert (await change).status is Status.RUNNING

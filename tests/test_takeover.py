@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from tests.crowd import on_every_store
+from tests.crowd import on_every_store, until
 from tests.kit import Reply
 
 LONG = {"seconds": 60, "steps": 600}
@@ -14,8 +14,7 @@ def reasons(view: Reply) -> list[str]:
 
 
 async def has_checkpoint(crowd, process_id, *, at_least=1):
-    while len((await crowd.record(process_id)).checkpoints) < at_least:
-        await asyncio.sleep(0.02)
+    await crowd.record_when(process_id, lambda record: len(record.checkpoints) >= at_least)
 
 
 # ---- an owner that is gone
@@ -133,8 +132,7 @@ async def test_a_thawed_owner_kills_its_child_and_writes_nothing(crowd):
     before = len(first.store.stored)
     await first.awake()
     await asyncio.shield(child._gone)  # the whole group is reaped
-    while first.runs():
-        await asyncio.sleep(0.02)
+    await until(lambda: not first.runs())
     assert len(first.store.stored) == before
     assert not first.store.asked("put", "upload", "delete")
     view = await first("process_status", process_id="p")
@@ -221,8 +219,7 @@ async def test_a_start_answers_with_its_own_end_not_with_what_came_after(crowd):
     first = one.starts("p", **params)
     await pause.reached.wait()
     second = two.starts("p", **params)
-    while (await crowd.record("p")).attempt == 1:
-        await asyncio.sleep(0.02)
+    await crowd.record_when("p", lambda record: record.attempt == 2)
     pause.go.set()
     assert ((await first)["attempt"], (await first)["status"]) == (1, "failed")
     assert (await second)["attempt"] == 2

@@ -1,0 +1,209 @@
+"""The list of processes: rows that follow the records, read a page at a time."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from processes.index import IndexEntry, index_key, read_rows, repair
+from processes.record import Status, Writer, new_record
+from storage import StorageUnavailable
+from tests.crowd import on_every_store
+from tests.faulty_store import FaultyStore
+
+EPOCH = datetime(2026, 8, 1, tzinfo=UTC)
+
+
+def record_of(process_id, *, minute=0, kind="sleep"):
+    return new_record(
+        process_id=process_id, kind=kind, params={}, request_hash="h",
+        writer=Writer(worker_id="w", nonce="1"), now=EPOCH + timedelta(minutes=minute),
+    )  # fmt: skip
+
+
+async def rows_of(store):
+    """The keys that there are, whatever they mean."""
+    return [row.key for row in (await store.list("index/")).objects]
+
+
+async def listed(store, **wanted):
+    """Everything, page by page: (id, status), and how many requests it took."""
+    store = FaultyStore(store)
+    rows, cursor = [], None
+    wanted = {"limit": 200, "status": None, "kind": None} | wanted
+    while True:
+        page, cursor = await read_rows(store, cursor=cursor, **wanted)
+        rows += [(row.process_id, row.status.value) for row in page]
+        if cursor is None:
+            return rows, len(store.asked("list"))
+        assert len(store.calls) == len(store.asked("list")), "nothing but LIST"
+
+
+# ---- rows follow records
+
+
+async def test_a_process_has_one_row_which_says_what_its_record_says(crowd):
+    worker = crowd.worker()
+    await worker.start("good")
+    await worker.start("bad", fail_at=1)
+    keys = await rows_of(crowd.store)
+    assert sorted(key.split("~", 1)[1] for key in keys) == [
+        "bad~sleep~failed", "good~sleep~completed",
+    ]  # fmt: skip
+
+
+async def test_what_is_listed_was_stored_before(crowd):
+    worker = crowd.worker()
+    await worker.start("p")
+    order = [call for call in worker.store.calls if "record.json" in call.key or "~" in call.key]
+    stored = []
+    for call in order:
+        if "record.json" in call.key and call.data:
+            stored.append(call.record.status.value)
+        elif call.name == "put":
+            assert call.key.rpartition("~")[2] in stored
+
+
+async def test_a_retried_process_has_one_row(crowd):
+    params = {"steps": 3, "fail_at": 3}
+    await crowd.worker().start("p", **params)
+    await crowd.worker().start("p", **params)
+    assert len(await rows_of(crowd.store)) == 1
+
+
+async def test_a_row_that_could_not_be_removed_is_removed_with_the_next(crowd):
+    store = FaultyStore(crowd.store)
+    entry, record = IndexEntry(store), record_of("p")
+    await entry.show(record)
+    store.fail("delete")
+    with pytest.raises(StorageUnavailable):
+        await entry.show(record.running(EPOCH))
+    await entry.show(record.running(EPOCH).completed(EPOCH, None))
+    assert await rows_of(crowd.store) == [index_key(record, Status.COMPLETED)]
+
+
+async def test_a_row_whose_writing_was_broken_off_is_removed_with_the_next(crowd):
+    store = FaultyStore(crowd.store)
+    entry, record = IndexEntry(store), record_of("p")
+    await entry.show(record)
+    pause = store.pause_after("put", "~running")
+    broken_off = asyncio.create_task(entry.show(record.running(EPOCH)))
+    await pause.reached.wait()
+    broken_off.cancel()
+    await asyncio.wait([broken_off])
+    await entry.show(record.running(EPOCH).completed(EPOCH, None))
+    assert await rows_of(crowd.store) == [index_key(record, Status.COMPLETED)]
+
+
+async def test_what_has_not_changed_costs_no_request(crowd):
+    store = FaultyStore(crowd.store)
+    entry, record = IndexEntry(store), record_of("p")
+    await entry.show(record)
+    store.forget_calls()
+    await entry.show(record.written(EPOCH))
+    assert not store.calls
+
+
+# ---- a worker that dies between the record and its row
+
+
+@pytest.mark.parametrize("survivor", ["delivery", "recovery"])
+async def test_a_row_left_behind_is_mended(crowd, survivor):
+    worker, other = crowd.worker(), crowd.worker()
+    pause = worker.store.pause_before("put", "~completed")  # never let on
+    worker.starts("p")
+    await pause.reached.wait()
+    await crowd.stored("p", "completed")
+    await worker.die()
+    assert (await listed(crowd.store))[0] != [("p", "completed")]
+    if survivor == "delivery":
+        await other.start("p")
+    else:
+        await other.manager.recover()
+    assert [key.rpartition("~")[2] for key in await rows_of(crowd.store)] == ["completed"]
+
+
+async def test_two_rows_of_one_process_are_shown_as_the_later_one(crowd):
+    record = record_of("p")
+    for status in (Status.QUEUED, Status.RUNNING, Status.COMPLETED):
+        await crowd.store.put(index_key(record, status), b"")
+    assert (await listed(crowd.store))[0] == [("p", "completed")]
+    assert (await listed(crowd.store, status=Status.RUNNING))[0] == []
+
+
+async def test_repair_leaves_the_right_row_alone(crowd):
+    record = record_of("p")
+    for status in Status:
+        await crowd.store.put(index_key(record, status), b"")
+    await repair(crowd.store, record.running(EPOCH))
+    assert await rows_of(crowd.store) == [index_key(record, Status.RUNNING)]
+
+
+# ---- pages
+
+
+@on_every_store
+async def test_more_than_a_thousand_processes_are_listed_newest_first(crowd):
+    """Traps 9 and 10: 1200 processes, pages of 200, six requests and no read of a record."""
+    semaphore = asyncio.Semaphore(32)
+
+    async def seed(number):
+        async with semaphore:
+            record = record_of(f"p{number:04d}", minute=number)
+            await crowd.store.put(index_key(record, Status.COMPLETED), b"")
+
+    await asyncio.gather(*(seed(number) for number in range(1200)))
+    rows, requests = await listed(crowd.store)
+    assert [process_id for process_id, _ in rows] == [f"p{n:04d}" for n in reversed(range(1200))]
+    assert requests == 6
+    newest, _ = await read_rows(crowd.store, limit=1, cursor=None, status=None, kind=None)
+    assert newest[0].process_id == "p1199"
+
+
+@pytest.mark.parametrize("page", range(1, 13))
+async def test_wherever_a_page_ends_each_process_is_shown_once(crowd, monkeypatch, page):
+    """Every process has two rows, and the store's own page ends between them, or not."""
+    for number in range(6):
+        record = record_of(f"p{number}", minute=number)
+        await crowd.store.put(index_key(record, Status.RUNNING), b"")
+        await crowd.store.put(index_key(record, Status.COMPLETED), b"")
+    monkeypatch.setattr("processes.index.MAX_PAGE", max(page, 3))
+    for limit in (1, 2, 5, 200):
+        rows, _ = await listed(crowd.store, limit=limit)
+        assert rows == [(f"p{number}", "completed") for number in reversed(range(6))]
+
+
+async def test_filters_go_on_to_the_next_page(crowd, monkeypatch):
+    monkeypatch.setattr("processes.index.MAX_PAGE", 4)
+    for number in range(20):
+        status = Status.FAILED if number == 3 else Status.COMPLETED
+        kind = "train" if number == 4 else "sleep"
+        record = record_of(f"p{number}", minute=number, kind=kind)
+        await crowd.store.put(index_key(record, status), b"")
+    assert (await listed(crowd.store, status=Status.FAILED))[0] == [("p3", "failed")]
+    assert (await listed(crowd.store, kind="train"))[0] == [("p4", "completed")]
+
+
+async def test_what_somebody_else_put_there_is_passed_over(crowd, monkeypatch):
+    """A whole page of it, too."""
+    monkeypatch.setattr("processes.index.MAX_PAGE", 4)
+    for number in range(9):
+        await crowd.store.put(f"index/0-not-ours-{number}", b"")
+    await crowd.store.put(index_key(record_of("p")), b"")
+    assert (await listed(crowd.store))[0] == [("p", "queued")]
+
+
+async def test_ids_that_begin_alike_are_not_mixed_up(crowd):
+    for process_id in ("a", "a-b", "a.b", "ab", "A"):
+        await crowd.store.put(index_key(record_of(process_id)), b"")
+    rows, _ = await listed(crowd.store)
+    assert sorted(process_id for process_id, _ in rows) == ["A", "a", "a-b", "a.b", "ab"]
+
+
+async def test_a_process_started_between_two_pages_moves_no_row(crowd):
+    for number in range(4):
+        await crowd.store.put(index_key(record_of(f"p{number}", minute=number)), b"")
+    page, cursor = await read_rows(crowd.store, limit=2, cursor=None, status=None, kind=None)
+    await crowd.store.put(index_key(record_of("new", minute=9)), b"")
+    rest, _ = await read_rows(crowd.store, limit=2, cursor=cursor, status=None, kind=None)
+    assert [row.process_id for row in (*page, *rest)] == ["p3", "p2", "p1", "p0"]
