@@ -85,10 +85,9 @@ async def test_what_has_not_changed_is_not_sent_again(crowd):
     await owner.die()
     one = await other.manager.lookup.get("p")
     two = await other.manager.lookup.get("p")
-    while two.age_seconds == one.age_seconds:  # whole seconds, on a bucket
+    while two.age_seconds < one.age_seconds + 0.5:  # a bucket's clock may know whole seconds only
         two = await other.manager.lookup.get("p")
     assert two.record is one.record
-    assert two.age_seconds > one.age_seconds
 
 
 async def test_what_nobody_started_is_unknown_and_only_the_store_can_say_so(crowd):
