@@ -194,7 +194,11 @@ class ProcessManager:
     async def _take(self, delivery: _Delivery, watch: LeaseWatch) -> ProcessRun | Snapshot:
         """One try at a delivery: an attempt that runs here, or how things stand elsewhere."""
         start = delivery.start
-        if run := self._runs.get(start.process_id):
+        run = self._runs.get(start.process_id)
+        if run and run.lease.record.released:  # it has ended and only clears up
+            await asyncio.wait([run.task])
+            run = self._runs.get(start.process_id)
+        if run:
             if run.lease.record.request_hash != start.request_hash:
                 raise ProcessExists(f"process {start.process_id} was started with another request")
             return run
@@ -243,12 +247,16 @@ class ProcessManager:
 
     async def _claim(
         self, record: Record, stored: Stored, reason: str, delivery: _Delivery
-    ) -> ProcessRun | None:
-        """Take a process over; None if somebody else was faster."""
+    ) -> ProcessRun | Snapshot | None:
+        """Take a process over, or end it if a caller wanted that; None: somebody was faster."""
         # A caller's wish to stop a process outlives its worker, but not an end that came first.
         # RunPod's ends with the job that it stopped: this delivery is of another, or a retry.
         note = await read_note(self._store, record.process_id)
         settled = note is not None and (record.terminal or note.by_platform)
+        if note and not settled and note.version != record.settled_note:
+            return await self._settle_abandoned(  # no child for it, not even for a moment
+                record, stored, lambda r, now: r.cancelled(now, reason=StopReason.CANCEL)
+            )
         clock = clock_of(record, stored.age_seconds, self._clock)
         claimed = record.claimed(
             delivery.writer, clock(), reason=reason,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 
+from processes.lease import AWAY
 from processes.record import Record, cancel_key, record_key
 from processes.uploads import log_tail_key
 from storage import PresignUnsupported, Store
@@ -33,7 +34,10 @@ class LinkMaker:
         key = (record.process_id, record.attempt)
         made = self._made.get(key)
         if made is None or time.monotonic() - made[0] > REUSED_SECONDS:
-            made = self._made[key] = (time.monotonic(), await self._make(record))
+            try:
+                made = self._made[key] = (time.monotonic(), await self._make(record))
+            except AWAY:  # nobody knows yet what it can do; a view is an answer without links
+                return {}
             while len(self._made) > MAX_REMEMBERED:
                 self._made.popitem(last=False)
         return made[1]

@@ -184,10 +184,17 @@ class FaultyStore:
             return await self._behind.download(key, path, **options)
 
     async def presign_get(self, key: str, **options: Any) -> Any:
+        await self._can_presign()
         return await self._behind.presign_get(key, **options)
 
     async def presign_put(self, key: str, **options: Any) -> Any:
+        await self._can_presign()
         return await self._behind.presign_put(key, **options)
+
+    async def _can_presign(self) -> None:
+        """A worker that has never reached a bucket does not know what it can do."""
+        if self.away:
+            await _unavailable()
 
     async def check(self) -> Any:
         return await self._behind.check()

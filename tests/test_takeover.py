@@ -225,6 +225,20 @@ async def test_a_start_answers_with_its_own_end_not_with_what_came_after(crowd):
     assert (await second)["attempt"] == 2
 
 
+async def test_a_retry_that_meets_the_failed_attempt_clearing_up_is_a_retry(crowd):
+    """On the same worker, while the last row of attempt 1 is on its way."""
+    worker = crowd.worker()
+    params = {"steps": 3, "fail_at": 3}
+    pause = worker.store.pause_after("put", "~failed")
+    first = worker.starts("p", **params)
+    await pause.reached.wait()
+    retry = worker.starts("p", **params)
+    await asyncio.sleep(0)
+    pause.go.set()
+    assert (await first)["attempt"] == 1
+    assert (await retry)["attempt"] == 2
+
+
 # ---- checkpoints
 
 
