@@ -6,6 +6,7 @@ handler. The only module that imports runpod.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import logging
@@ -382,26 +383,24 @@ def _exit(code: int) -> NoReturn:
 
 
 HELP = """\
-A RunPod serverless worker for long GPU jobs.
+A RunPod serverless worker for long GPU jobs. On RunPod it needs no arguments.
 
-  python rp_handler.py                          run ./test_input.json, showing its progress
+by hand:
+  python rp_handler.py                    run ./test_input.json and show its progress
   python rp_handler.py --test_input '{"input": {"action": "kinds"}}'
-                                                run one request
-  python rp_handler.py --rp_serve_api           serve POST /runsync on http://localhost:8000
-
-On RunPod it needs no arguments. Everything is set by environment variables (README). More options,
-of the RunPod SDK: --rp_log_level, --rp_debugger, --rp_api_host, --rp_api_port.
+                                          run one request
+  python rp_handler.py --rp_serve_api     serve POST /runsync on http://localhost:8000
+"""
+AFTER_HELP = """\
+More options, of the RunPod SDK: --rp_log_level, --rp_debugger, --rp_api_host, --rp_api_port.
+Everything else is set by environment variables, see README.md.
 """
 
 
 def main(arguments: list[str]) -> None:
     """Start the worker as the arguments and the environment say."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")  # noqa: T201
-        return
-    _check_test_input(arguments)
+    way_in = _way_in(_parse(arguments))
     settings = load_settings()
-    way_in = _way_in(arguments)
     at_terminal = way_in == "terminal" and sys.stderr.isatty()
     log_to_stderr("WARNING" if at_terminal else "INFO")
     # At its default, DEBUG, the SDK logs whole replies, links and all.
@@ -412,25 +411,33 @@ def main(arguments: list[str]) -> None:
     runpod.serverless.start({"handler": handler, "concurrency_modifier": handler.concurrency})
 
 
-def _way_in(arguments: list[str]) -> WayIn:
-    if "--rp_serve_api" in arguments or os.environ.get("RUNPOD_REALTIME_PORT"):
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The arguments that matter here; the SDK reads them again for itself."""
+    parser = argparse.ArgumentParser(
+        description=HELP, epilog=AFTER_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--test_input", type=_job, metavar="JSON", help="a job, with its `input`")
+    parser.add_argument("--rp_serve_api", action="store_true", help="serve the local API")
+    return parser.parse_known_args(arguments)[0]
+
+
+def _job(text: str) -> object:
+    """Says what is wrong with a test input before the SDK meets it with a traceback."""
+    with suppress(ValueError):
+        job = json.loads(text)
+        if isinstance(job, dict) and job.get("input") is not None:
+            return job
+    raise argparse.ArgumentTypeError(
+        'takes a JSON object such as \'{"input": {"action": "kinds"}}\''
+    )
+
+
+def _way_in(arguments: argparse.Namespace) -> WayIn:
+    if arguments.rp_serve_api or os.environ.get("RUNPOD_REALTIME_PORT"):
         return "api"
-    by_hand = "--test_input" in arguments or "RUNPOD_WEBHOOK_GET_JOB" not in os.environ
+    by_hand = arguments.test_input or "RUNPOD_WEBHOOK_GET_JOB" not in os.environ
     return "terminal" if by_hand else "serverless"
-
-
-def _check_test_input(arguments: list[str]) -> None:
-    """Say what is wrong with `--test_input` before the SDK meets it with a traceback."""
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        text = value if flag == "--test_input" else flag.partition("--test_input=")[2]
-        if not flag.startswith("--test_input"):
-            continue
-        try:
-            job = json.loads(text)
-        except ValueError:
-            job = None
-        if not isinstance(job, dict) or "input" not in job:
-            sys.exit('--test_input takes JSON such as \'{"input": {"action": "kinds"}}\'')
 
 
 if __name__ == "__main__":
