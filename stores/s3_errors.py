@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class NotModified(WorkerError):
-    """304: a conditional GET found the version that the caller has. Never leaves the store."""
-
-
 class PreconditionRefused(WorkerError):
     """409, 412 or a missing key: a conditional write was not carried out, or carried out already
     by the very request whose answer got lost. Never leaves the store."""
@@ -93,6 +89,8 @@ _PASSING = {
 _PASSING_STATUS = {408, 425, 429}
 
 
+#: The connection broke, on this side or the other.
+_BROKEN_OFF = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, OSError)
 #: All that a boto3 call may raise: its own, and what a malformed answer or setting ends in.
 BOTO_ERRORS = (
     boto.ClientError,
@@ -115,23 +113,33 @@ def translate(error: Exception, place: Place, key: str | None = None) -> WorkerE
             "there are no credentials for the store: set BUCKET_ACCESS_KEY_ID and "
             "BUCKET_SECRET_ACCESS_KEY (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         )
-    if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError):
-        return StorageUnavailable(
-            f"{place} cannot be reached: if this lasts, S3_ENDPOINT_URL is wrong, its name does "
-            "not resolve, or a firewall is in the way"
-        )
-    if isinstance(error, boto.ReadTimeoutError):
-        return StorageUnavailable(f"{place} did not answer in time")
-    if isinstance(error, boto.HTTPClientError | boto.IncompleteReadError | OSError):
-        return StorageUnavailable(f"{place} broke off ({type(error).__name__})")
-    if isinstance(error, ResponseParserError | KeyError):
-        return StorageUnavailable(
-            f"{place} gave an answer that is not S3's: if this lasts, correct S3_ENDPOINT_URL"
-        )
+    if passing := _no_answer(error, place):
+        return StorageUnavailable(passing)
     return StorageMisconfigured(
         f"boto3 refuses these settings ({type(error).__name__}): check S3_BUCKET, "
         "S3_ENDPOINT_URL (https://host[:port]), S3_REGION, S3_TLS_BUNDLE and AWS_* variables"
     )
+
+
+def _no_answer(error: Exception, place: Place) -> str | None:
+    """Why there was no answer, or none that can be read; None: that is not what is wrong."""
+    if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError):
+        return (
+            f"{place} cannot be reached: if this lasts, S3_ENDPOINT_URL is wrong, its name does "
+            "not resolve, or a firewall is in the way"
+        )
+    if isinstance(error, boto.ReadTimeoutError):
+        return f"{place} did not answer in time"
+    if isinstance(error, boto.CredentialRetrievalError | boto.MetadataRetrievalError):
+        return (
+            f"boto3 could not fetch credentials for {place}: if this lasts, set "
+            "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY, or mend the role or profile"
+        )
+    if isinstance(error, _BROKEN_OFF):
+        return f"{place} broke off ({type(error).__name__})"
+    if isinstance(error, ResponseParserError | KeyError):
+        return f"{place} gave an answer that is not S3's: if this lasts, correct S3_ENDPOINT_URL"
+    return None
 
 
 def clock_offset(error: BaseException | None) -> float | None:
@@ -154,8 +162,6 @@ def _answer(error: boto.ClientError, place: Place, key: str | None) -> WorkerErr
     """The store answered, with something else than success."""
     code = error.response["Error"].get("Code", "")
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-    if status == 304:
-        return NotModified(key or "")
     if status in (409, 412) and code not in _PASSING:
         return PreconditionRefused(f"{key}: {code}")
     if code == "NoSuchKey":

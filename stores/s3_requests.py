@@ -20,7 +20,6 @@ from botocore.exceptions import ClientError
 from storage import Listed, Page, StorageMisconfigured, StorageUnavailable, Stored
 from stores.s3_errors import (
     BOTO_ERRORS,
-    NotModified,
     Place,
     PreconditionRefused,
     offset_from,
@@ -96,7 +95,7 @@ class S3Requests:
         return self._client(self.config.transfer_timeout)
 
     def get(self, key: str, cached: Stored | None = None) -> Stored:
-        """The object. Raises NotModified never: gives `cached` back, its age made new."""
+        """The object; `cached` itself, its age made new, if it is still that."""
         condition = {"IfNoneMatch": cached.version} if cached else {}
         with self._errors(key):
             try:
@@ -289,7 +288,7 @@ class S3Requests:
             yield
         except BOTO_ERRORS as error:
             failure = translate(error, self.place, key)
-            if isinstance(failure, PreconditionRefused | NotModified) and not conditional:
+            if isinstance(failure, PreconditionRefused) and not conditional:
                 failure = StorageUnavailable(f"{self.place} refused a condition nobody made")
             raise failure from error
 

@@ -147,12 +147,13 @@ class S3Store:
         if not (await self.capabilities()).conditional_writes:
             return await self._put_after_looking(key, data, version)
         call = partial(self._requests.put_if, full, data, version)
-        seconds = self._patience + len(data) / SLOW
+        started = time.monotonic()
         try:
             # once only: a repeated one would be refused because of its own success
-            return await self._writes.run(call, seconds=seconds)
+            return await self._writes.run(call, seconds=self._patience + len(data) / SLOW)
         except (PreconditionRefused, ObjectNotFound, StorageUnavailable) as unclear:
-            found = await self._look(key)
+            # both together take no longer than any other call: a lease waits for the outcome
+            found = await self._look(full, self._retry_seconds - (time.monotonic() - started))
             if found is not None and found.data == data:
                 return found.version
             raise _verdict(key, version, found) from unclear
@@ -160,17 +161,17 @@ class S3Store:
     async def _put_after_looking(self, key: str, data: bytes, version: str | None) -> str:
         """Single-writer mode: atomic among the callers in this process, and only among them."""
         async with self._locks.setdefault(key, asyncio.Lock()):
-            found = await self._look(key)
+            found = await self._look(self._full(key), self._retry_seconds)
             if found is not None and found.data == data:
                 return found.version
             if (found.version if found else None) != version:
                 raise _verdict(key, version, found)
             return await self.put(key, data)
 
-    async def _look(self, key: str) -> Stored | None:
-        """What is there now. Raises StorageUnavailable when that cannot be known."""
+    async def _look(self, full: str, seconds: float) -> Stored | None:
+        """What is there now. Raises StorageUnavailable when that cannot be known in time."""
         try:
-            return await self.get(key)
+            return await self._read(partial(self._requests.get, full), seconds)
         except ObjectNotFound:
             return None
 
@@ -285,9 +286,10 @@ class S3Store:
     def _full(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    async def _read(self, call: Callable[[], T]) -> T:
+    async def _read(self, call: Callable[[], T], seconds: float | None = None) -> T:
         return await retrying(
-            lambda: self._reads.run(call, seconds=self._patience), self._retry_seconds
+            lambda: self._reads.run(call, seconds=self._patience),
+            self._retry_seconds if seconds is None else seconds,
         )
 
     async def _write(self, call: Callable[[], T], size: int = 0) -> T:
