@@ -9,24 +9,36 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-GAP = 1  # pixels around each tile, before the grid is enlarged
+GRID_SIDE = 640  # pixels, about: grids of small images are enlarged, so that one can see them
+GAP = 2  # pixels around each tile
 GAP_GRAY = 60
-GRID_SIDE = 640  # pixels; smaller grids are enlarged by a whole factor, so that one can see them
 CURVE_POINTS = 2000
 
 
 def save_grid(images: NDArray[np.uint8], path: Path) -> None:
-    """Write `images` (n, size, size, 1 or 3), n a square number, as one square PNG."""
+    """Write `images` (n, size, size, 1 or 3), n a square number, as one square PNG.
+
+    They are enlarged smoothly: blocks of 8 x 8 pixels are hard to read as what they show.
+    """
     side = round(len(images) ** 0.5)
-    tiles = np.pad(images, ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=GAP_GRAY)
+    tiles = np.stack([_enlarged(image, GRID_SIDE // side) for image in images])
+    tiles = np.pad(tiles, ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=GAP_GRAY)
     size, colors = tiles.shape[2:]
     rows = tiles.reshape(side, side, size, size, colors).swapaxes(1, 2)
-    pixels = rows.reshape(side * size, side * size, colors)
-    picture = Image.fromarray(pixels[..., 0] if colors == 1 else pixels)
-    factor = max(1, GRID_SIDE // picture.width)
-    picture = picture.resize((factor * picture.width,) * 2, Image.Resampling.NEAREST)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    _to_picture(rows.reshape(side * size, side * size, colors)).save(path)
+
+
+def _enlarged(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """`image` (h, w, 1 or 3) by the largest whole factor that keeps it within `size` pixels."""
+    picture = _to_picture(image)
+    side = picture.width * max(1, size // picture.width)
+    resized = picture.resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(resized).reshape(side, side, -1)
+
+
+def _to_picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def save_loss_plot(losses: NDArray[np.float32], path: Path) -> None:
