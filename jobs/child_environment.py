@@ -12,10 +12,16 @@ _NAMES = frozenset({
     "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_HOME", "CUDA_PATH", "CUDA_CACHE_PATH",
     "CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "CUDA_VERSION", "CUBLAS_WORKSPACE_CONFIG",
     "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_REQUIRE_CUDA",
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF",
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF",
     "PYTORCH_ALLOC_CONF", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TORCH_HOME",
     "XDG_CACHE_HOME",
 })  # fmt: skip
+
+
+#: What a child gets unless the worker's own environment, or the operator, says otherwise. OpenMP's
+#: threads would spin while they wait for each other: next to one busy process on the same cores, a
+#: training step on 2 of them was measured to take 2.4 s instead of 0.13 s.
+_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def child_environment(ours: Mapping[str, str], named: Mapping[str, str]) -> dict[str, str]:
@@ -23,4 +29,4 @@ def child_environment(ours: Mapping[str, str], named: Mapping[str, str]) -> dict
     passed = {
         name: value for name, value in ours.items() if name in _NAMES or name.startswith("LC_")
     }
-    return passed | dict(named)
+    return _DEFAULTS | passed | dict(named)
