@@ -1,0 +1,101 @@
+"""The program itself: started as a person would start it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.worker_process import FOREIGN, eventually
+
+ROOT = Path(__file__).parent.parent
+SLEEP = {"input": {"action": "start", "kind": "sleep", "process_id": "p"}}
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A machine of its own: no bucket, a folder for everything."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
+    return own | {
+        "WORKER_DATA_DIR": str(tmp_path / "data"),
+        "WORKER_SCRATCH_DIR": str(tmp_path / "scratch"),
+    }
+
+
+@pytest.fixture
+def run(environment, tmp_path):
+    """`python rp_handler.py ARGUMENTS` in an empty folder, to its end."""
+
+    def run(*arguments, **changes):
+        command = [sys.executable, ROOT / "rp_handler.py", *arguments]
+        return subprocess.run(
+            command, env=environment | changes, cwd=tmp_path, capture_output=True, text=True
+        )
+
+    return run
+
+
+def test_help_says_how_it_is_used(run):
+    ended = run("--help")
+    assert ended.returncode == 0
+    assert "--test_input" in ended.stdout
+
+
+def test_without_arguments_it_runs_test_input_json(run, tmp_path):
+    (tmp_path / "test_input.json").write_text(json.dumps(SLEEP))
+    ended = run()
+    assert ended.returncode == 0, ended.stderr
+    assert "sleep completed" in ended.stderr
+
+
+def test_test_input_runs_one_request_and_says_where_the_files_are(run, tmp_path):
+    job = {"input": SLEEP["input"] | {"params": {"artifacts": 1}}}
+    ended = run("--test_input", json.dumps(job))
+    assert ended.returncode == 0, ended.stderr
+    path = next(line.strip() for line in ended.stderr.splitlines() if "artifact-1.bin" in line)
+    assert Path(path).is_relative_to(tmp_path / "data")
+    assert Path(path).is_file()
+
+
+def test_a_request_that_fails_ends_with_a_failure(run):
+    ended = run("--test_input", '{"input": {"action": "nonsense"}}')
+    assert ended.returncode == 1
+    assert "unknown_action" in ended.stdout
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"start"', "{}", '{"input": null}'])
+def test_a_test_input_that_is_no_job_gets_a_sentence_and_no_traceback(run, text):
+    ended = run("--test_input", text)
+    assert ended.returncode == 2
+    assert "takes a JSON object" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_setting_that_cannot_be_stops_it_with_a_sentence_that_names_the_variable(run):
+    ended = run("--test_input", json.dumps(SLEEP), WORKER_SLOTS="many")
+    assert ended.returncode == 1
+    assert "WORKER_SLOTS" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+async def test_ctrl_c_stops_the_child_keeps_its_checkpoint_and_says_how_to_go_on(
+    environment, tmp_path
+):
+    job = {"input": SLEEP["input"] | {"params": {"seconds": 600, "steps": 6000,
+                                                 "checkpoint_every": 1}}}  # fmt: skip
+    command = [sys.executable, ROOT / "rp_handler.py", "--test_input", json.dumps(job)]
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as worker:
+        record = tmp_path / "data/processes/p/record.json"
+        await eventually(lambda: record.exists() and '"seq":' in record.read_text(), "a checkpoint")
+        worker.send_signal(signal.SIGINT)
+        _, said = worker.communicate(timeout=30)
+    assert worker.returncode == 128 + signal.SIGINT
+    assert b'"process_id": "p" to resume it' in said
+    kept = json.loads(record.read_text())
+    assert kept["status"] == "interrupted"
+    assert kept["checkpoints"]
