@@ -1,4 +1,4 @@
-"""The worker, action by action, as its manual would tell it. Each on every kind of store."""
+"""The worker, action by action, as its manual would tell it: on a folder and on a real bucket."""
 
 import asyncio
 import hashlib
@@ -10,6 +10,8 @@ import pytest
 
 from jobs import JOBS
 from tests.kit import Caller
+
+pytestmark = pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)
 
 
 @pytest.fixture
