@@ -21,6 +21,10 @@ test: $(VENV)/.dev ## set up everything and run the tests
 	@scripts/ceph-rgw.sh install || echo "Without Ceph RGW, the tests that need it are skipped."
 	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
 
+.PHONY: soak
+soak: $(VENV)/.dev ## 300 processes while workers die, freeze and stop at random (ARGS="--store ceph")
+	$(BIN)/python -m tests.soak $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.dev ## what CI runs: ruff, strict mypy, the tests
 	$(BIN)/ruff format --check .

@@ -44,10 +44,11 @@ async def read_record(store: Store, process_id: str) -> Record | None:
     return Record.model_validate_json(stored.data)
 
 
-async def violations(store: Store, record: Record) -> list[str]:
+async def violations(store: Store, record: Record, *, rows: bool = True) -> list[str]:
     """What is wrong with a process that has ended: a sentence each."""
     found = list(_of_history(record.history))
-    found += await _of_index(store, record)
+    if rows:
+        found += await _of_index(store, record)
     found += await _of_checkpoints(store, record)
     if record.status is Status.COMPLETED:
         found += await _of_artifacts(store, record)
