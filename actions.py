@@ -116,6 +116,12 @@ class DownloadAction(Action):
     cursor: str | None = Field(default=None, max_length=1000)
 
 
+class HealthAction(Action):
+    """How this worker and its store are; a live round trip."""
+
+    action: Literal["health"]
+
+
 class KindsAction(Action):
     """The kinds, each with the JSON schema of its params."""
 
@@ -128,6 +134,7 @@ AnyAction = (
     | ProcessesAction
     | CancelAction
     | DownloadAction
+    | HealthAction
     | KindsAction
 )
 ACTIONS: dict[str, type[AnyAction]] = {

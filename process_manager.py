@@ -62,6 +62,10 @@ __all__ = ["ProcessManager", "Start", "WorkerBusy"]
 log = logging.getLogger(__name__)
 
 
+#: The rest of the grace period is for replies that are under way.
+DRAIN_SHARE = 0.9
+
+
 class WorkerBusy(WorkerError):
     """No slot is free and the caller did not want to wait."""
 
@@ -103,11 +107,15 @@ class ProcessManager:
         self._worker = Worker(store, self._cache, settings, Slots(settings.slots), clock)
         self._runs: dict[str, ProcessRun] = {}
         self.lookup = ProcessLookup(self._worker, self._runs)
+        #: Processes that are being created; each will want a slot.
+        self._beginning = 0
         self.draining = False
 
-    def run_of(self, process_id: str) -> ProcessRun | None:
-        """The attempt at this process on this worker, if there is one."""
-        return self._runs.get(process_id)
+    def running_and_queued(self) -> tuple[int, int]:
+        """How many processes hold a slot here, and how many wait for one."""
+        wanting = [run for run in self._runs.values() if run.wants_slot]
+        queued = sum(self._worker.slots.position(run.process_id) is not None for run in wanting)
+        return len(wanting) - queued, queued
 
     # ---- start
 
@@ -202,13 +210,29 @@ class ProcessManager:
             if run.lease.record.request_hash != start.request_hash:
                 raise ProcessExists(f"process {start.process_id} was started with another request")
             return run
-        if start.reject_when_busy and self._worker.slots.all_taken:
+        if start.reject_when_busy and self._is_busy() and not await self._exists(start.process_id):
             raise WorkerBusy("every slot of this worker is taken; try again, or leave out on_busy")
         if delivery.first is None:
             delivery.first = _first_record(delivery, self._clock())
-            with suppress(ObjectExists):
+            self._beginning += 1
+            try:
                 return self._hold(await Lease.create(self._worker, delivery.first), delivery)
+            except ObjectExists:
+                pass
+            finally:
+                self._beginning -= 1
         return await self._take_existing(delivery, watch)
+
+    def _is_busy(self) -> bool:
+        wanted = sum(run.wants_slot for run in self._runs.values()) + self._beginning
+        return wanted >= self._settings.slots
+
+    async def _exists(self, process_id: str) -> bool:
+        try:
+            await self._store.get(record_key(process_id))
+        except ObjectNotFound:
+            return False
+        return True
 
     async def _take_existing(self, delivery: _Delivery, watch: LeaseWatch) -> ProcessRun | Snapshot:
         start = delivery.start
@@ -370,7 +394,8 @@ class ProcessManager:
         for run in runs:
             run.stop(StopReason.DRAIN)
         if runs:
-            await asyncio.wait([r.task for r in runs], timeout=self._settings.grace_seconds)
+            patience = self._settings.grace_seconds * DRAIN_SHARE
+            await asyncio.wait([r.task for r in runs], timeout=patience)
 
     async def recover(self) -> None:
         """What a worker owes and should know when it starts. Never delays a request.

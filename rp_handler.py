@@ -24,6 +24,7 @@ import console
 from actions import (
     CancelAction,
     DownloadAction,
+    HealthAction,
     KindsAction,
     ProcessesAction,
     ProcessStatusAction,
@@ -32,9 +33,11 @@ from actions import (
     parse_params,
     process_id_of,
 )
+from health import health
 from jobs import JOBS
 from process_manager import ProcessManager, Start
 from processes.files import MAX_ROWS, Artifact, choose, linked, read_artifacts
+from processes.lease import AWAY
 from processes.links import LinkMaker
 from processes.lookup import UnknownProcess
 from processes.record import Snapshot, Status, view
@@ -50,11 +53,13 @@ log = logging.getLogger(__name__)
 MAX_REPLY_BYTES = 8_000_000
 #: RunPod's own /status shows progress at most this often.
 UPDATE_SECONDS = 2.0
+#: The last part of the grace period of a drain is for replies that are under way.
+REPLIES_SHARE = 0.1
 #: The SDK gives this id to every job of `--test_input`.
 LOCAL_JOB_ID = "local_test"
-#: Requests at a time, by role. A `gpu` worker takes as many as it has slots, so that it never
-#: swallows a start that an idle worker could run.
-CONCURRENCY = {"all": 8, "control": 32}
+#: Requests at a time of a `control` worker; of an `all` worker beside those that fill its slots.
+#: A `gpu` worker takes no more than it has slots: it never swallows what an idle one could run.
+CONTROL_CONCURRENCY, SPARE_CONCURRENCY = 32, 7
 
 Reply = dict[str, JsonValue]
 #: How requests come in: from RunPod's queue, to the SDK's local server, or by hand.
@@ -123,7 +128,15 @@ class Handler:
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.getsignal(number)
             loop.add_signal_handler(number, self._begin_shutdown, number, before)
-        self._recovery = loop.create_task(self.manager.recover())
+        self._background = [
+            loop.create_task(self.manager.recover()), loop.create_task(self._check_store())
+        ]  # fmt: skip
+
+    async def _check_store(self) -> None:
+        """A store that cannot work is said at start-up, in words, and not at the first start."""
+        health = await self._store.check()
+        if not health.ok:
+            log.error("the store %s does not work: %s", self._store.url, health.message)
 
     def concurrency(self, _current: int) -> int:
         """For the SDK: how many jobs to take at a time. Constant, or it stops taking any.
@@ -131,7 +144,10 @@ class Handler:
         The SDK calls this inside its loop before it takes the first job: the moment to set up.
         """
         self.set_up()
-        return CONCURRENCY.get(self._settings.role, self._settings.slots)
+        slots = self._settings.slots
+        return {"control": CONTROL_CONCURRENCY, "gpu": slots, "all": slots + SPARE_CONCURRENCY}[
+            self._settings.role
+        ]
 
     # ---- actions
 
@@ -148,6 +164,8 @@ class Handler:
                 return await self._cancel(action)
             case DownloadAction():
                 return await self._download(action)
+            case HealthAction():
+                return await health(self._store, self.manager, self._settings)
             case KindsAction():
                 return {
                     "kinds": {name: job.params.model_json_schema() for name, job in JOBS.items()}
@@ -169,10 +187,11 @@ class Handler:
             return await self._view(await self.manager.begin(start))
         async with self._progress_shown(job, start.process_id):
             snapshot = await self.manager.deliver(start)
-        reply = await self._ended(snapshot)
         if snapshot.record.status is Status.INTERRUPTED and self._way_in != "api":
+            if self._way_in == "terminal":
+                console.print_end(snapshot, [])
             return await self._leave_to_others()
-        return reply
+        return await self._ended(snapshot)
 
     async def _leave_to_others(self) -> Reply:
         """For a worker that drains: without an answer RunPod delivers the job again, elsewhere.
@@ -188,11 +207,13 @@ class Handler:
     async def _ended(self, snapshot: Snapshot) -> Reply:
         """The reply of a start: the view, its files, and `error` if the process failed."""
         record = snapshot.record
-        artifacts = await read_artifacts(self._store, record)
-        reply, rows = await self._view(snapshot), []
-        with suppress(PresignUnsupported):
+        reply, rows, artifacts = await self._view(snapshot), [], []
+        # How it ended is known and stored. The links may also be had later, by `download`.
+        with suppress(PresignUnsupported, *AWAY):
+            artifacts = await read_artifacts(self._store, record)
             rows = await self._rows(snapshot, artifacts[:MAX_ROWS])
         reply["files"] = [*rows]
+        reply["next_cursor"] = rows[-1]["path"] if len(artifacts) > len(rows) > 0 else None
         if self._way_in == "terminal":
             console.print_end(snapshot, [str(row["url"]) for row in rows])
         if record.failure is not None and record.status is Status.FAILED:
@@ -246,7 +267,7 @@ class Handler:
         }
 
     async def _artifacts(self, snapshot: Snapshot) -> list[Artifact]:
-        if run := self.manager.run_of(snapshot.record.process_id):
+        if run := self._lookup.held(snapshot.record.process_id):
             return [Artifact.of(file) for file in run.uploads.files()]
         return await read_artifacts(self._store, snapshot.record)
 
@@ -304,12 +325,14 @@ class Handler:
         last: Reply = {}
         async with AsyncClientSession() as session:
             while not await _set_within(done, UPDATE_SECONDS):
-                with suppress(WorkerError):
+                try:
                     seen = await self._view(await self._lookup.get(process_id))
                     news = {k: seen[k] for k in ("status", "progress", "attempt", "artifacts")}
                     if news != last and not done.is_set():
                         await send_result(session, {"status": "IN_PROGRESS", "output": seen}, job)
                         last = news
+                except (WorkerError, OSError, TimeoutError) as error:
+                    log.warning("a progress update was not sent: %r", error)
 
     # ---- the end of the worker
 
@@ -325,7 +348,7 @@ class Handler:
         log.info("%s: draining", signal.Signals(number).name)
         await self.manager.drain()
         with suppress(TimeoutError):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(self._settings.grace_seconds * REPLIES_SHARE):
                 while self._jobs_in_progress() > self._unanswered:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         _exit(0 if self._way_in == "serverless" else 128 + number)
@@ -407,7 +430,11 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN" if at_terminal else "INFO")
     import runpod
 
-    handler = Handler(open_store(settings), settings, way_in=way_in)
+    try:
+        store = open_store(settings)
+    except WorkerError as error:
+        sys.exit(str(error))
+    handler = Handler(store, settings, way_in=way_in)
     runpod.serverless.start({"handler": handler, "concurrency_modifier": handler.concurrency})
 
 

@@ -73,7 +73,7 @@ class ChecksumMismatch(WorkerError):
 
 
 class PresignUnsupported(WorkerError):
-    """This store cannot make links; `download_file` reads its files in chunks instead."""
+    """This store cannot make links: its files are read by whoever has its keys."""
 
     code = "presign_unsupported"
 

@@ -20,7 +20,7 @@ Links = dict[str, str]
 
 
 class LinkMaker:
-    """Presigned links to a process: `status` (GET the record), `cancel` (PUT anything), `log`.
+    """Presigned links to a process: `status` (GET the record), `cancel` (PUT nothing), `log`.
 
     The record never holds a secret, and a note needs no content: both may be in anyone's hands.
     """
@@ -52,8 +52,9 @@ class LinkMaker:
                 record_key(process_id), expires_in=VALID_SECONDS
             )
             links["log"] = await store.presign_get(log_key, expires_in=VALID_SECONDS)
+            # Signed for no bytes at all: owners read the note at every poll.
             links["cancel"] = await store.presign_put(
-                cancel_key(process_id), expires_in=VALID_SECONDS
+                cancel_key(process_id), expires_in=VALID_SECONDS, size=0
             )
         except PresignUnsupported:
             pass  # a folder can be read by a link but not written; some buckets do neither

@@ -49,7 +49,7 @@ class ProcessLookup:
             UnknownProcess: the store says there is none.
             StorageUnavailable, StorageMisconfigured: it cannot be asked, and there is no copy.
         """
-        if run := self._held(process_id):
+        if run := self.held(process_id):
             position = self._worker.slots.position(process_id)
             return Snapshot(run.lease.record, "memory", run.lease.age_seconds, False, position)
         copy = await self._worker.cache.find(process_id)
@@ -62,7 +62,7 @@ class ProcessLookup:
                 raise
             return Snapshot(copy.record, "cache", copy.age_now(), stale=True)
 
-    def _held(self, process_id: str) -> ProcessRun | None:
+    def held(self, process_id: str) -> ProcessRun | None:
         """The attempt here that may speak for the process; not one that has lost it."""
         run = self._runs.get(process_id)
         return run if run and not run.lease.lost.is_set() else None
@@ -102,7 +102,7 @@ class ProcessLookup:
             left = deadline - time.monotonic()
             if snapshot.record.revision > since_revision or snapshot.record.released or left <= 0:
                 return snapshot
-            if run := self._held(process_id):
+            if run := self.held(process_id):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(run.lease.revision_above(since_revision), left)
             else:

@@ -105,6 +105,8 @@ class ArtifactsSummary(RecordPart):
 
     count: int = 0
     total_bytes: int = 0
+    #: Of files under way too, and of those that went up more than once.
+    sent_bytes: int = 0
 
 
 class Record(RecordPart):

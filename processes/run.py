@@ -48,6 +48,9 @@ T = TypeVar("T")
 #: The log's last lines reach the store this often while it grows.
 LOG_SECONDS = 10.0
 LOG_TAIL_LINES = 200
+#: Of the grace period of a drain: for the child to end, and for its last checkpoint to be stored.
+#: The rest is for the record, and for replies.
+CHILD_SHARE, CHECKPOINT_SHARE = 0.4, 0.25
 
 
 class StopReason(StrEnum):
@@ -80,6 +83,8 @@ class ProcessRun:
         scratch = worker.settings.scratch_dir
         self._folder = scratch / "work" / f"{self.process_id}.{record.writer.nonce}"
         self._uploads = Uploads(worker, lease, self._folder)
+        #: Whether it runs a child or waits to; not any more when only files are left to store.
+        self.wants_slot = True
         self._stopping = asyncio.Event()
         self._reason: StopReason | None = None
         self._child: Child | None = None
@@ -105,7 +110,7 @@ class ProcessRun:
     # ---- the attempt, top to bottom
 
     async def _live(self) -> None:
-        aides = [asyncio.create_task(aide) for aide in self._aides()]
+        aides = [asyncio.create_task(self._heeded(aide)) for aide in self._aides()]
         try:
             await self._attempt()
         except LeaseLost:
@@ -129,6 +134,13 @@ class ProcessRun:
             self._keep_index(),
         ]  # fmt: skip
 
+    async def _heeded(self, aide: Coroutine[Any, Any, None]) -> None:
+        """An aide that breaks must be heard of; without a lease kept, `lost` ends the run."""
+        try:
+            await aide
+        except Exception:
+            log.exception("process %s: a fault beside the attempt", self.process_id)
+
     async def _attempt(self) -> None:
         verdict: Verdict = Stopped()
         async with self._worker.slots.taken_by(self.process_id, unless=self._stopping) as got_slot:
@@ -137,6 +149,7 @@ class ProcessRun:
                     resume_from = await self._unless_stopping(self._restore())
                     verdict = await self._run_child(resume_from)
         # The slot is free again: the next child may use the GPU while this one's files travel.
+        self.wants_slot = False
         await self._settle(verdict)
 
     async def _restore(self) -> Path | None:
@@ -234,7 +247,7 @@ class ProcessRun:
     async def _store_last_checkpoint(self) -> None:
         """Bounded: without it an interval of work is lost, over the deadline the whole drain is."""
         try:
-            async with asyncio.timeout(self._settings.grace_seconds / 2):
+            async with asyncio.timeout(self._settings.grace_seconds * CHECKPOINT_SHARE):
                 await self._uploads.checkpoints_stored()
         except TimeoutError:
             log.warning("process %s: the last checkpoint was not stored", self.process_id)
@@ -269,7 +282,7 @@ class ProcessRun:
         await self._stopping.wait()
         grace = self._settings.cancel_grace_seconds
         if self._reason is StopReason.DRAIN:
-            grace = min(grace, self._settings.grace_seconds / 2)
+            grace = min(grace, self._settings.grace_seconds * CHILD_SHARE)
         if self._reason is StopReason.LOST:  # its work is somebody else's by now
             grace = 0
         await child.stop(grace_seconds=grace)

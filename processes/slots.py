@@ -14,10 +14,6 @@ class Slots:
         self._semaphore = asyncio.Semaphore(count)
         self._waiting: dict[str, None] = {}  # a dict keeps the order of arrival
 
-    @property
-    def all_taken(self) -> bool:
-        return self._semaphore.locked()
-
     def position(self, process_id: str) -> int | None:
         """1 for the next in line, None for one that does not wait."""
         if process_id not in self._waiting:

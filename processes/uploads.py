@@ -12,7 +12,6 @@ import logging
 import mimetypes
 import os
 import shutil
-import stat
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from jobs.runner import CheckpointSealed
 from processes.lease import AWAY, Lease, LeaseLost
 from processes.record import ArtifactsSummary, Checkpoint, StoredFile, attempt_prefix
 from processes.worker import Worker
-from storage import ChecksumMismatch, InvalidKey, ObjectNotFound, Store
+from storage import ChecksumMismatch, FileFacts, InvalidKey, ObjectNotFound, Store, check_key
 from utils import WorkerError
 
 log = logging.getLogger(__name__)
@@ -89,9 +88,12 @@ class Uploads:
         self._attempt = lease.record.attempt
         self._stored: dict[str, tuple[_Seen, StoredFile]] = {}
         self._refused: list[str] = []
+        self._sent_bytes = 0
         self._slots = asyncio.Semaphore(CONCURRENT_FILES)
         self._offers: dict[str, asyncio.Task[None]] = {}
         self._newest: CheckpointSealed | None = None
+        #: Sealed folders that nobody needs any more, to be removed off the event loop.
+        self._overtaken: list[Path] = []
         self._sending: asyncio.Task[None] | None = None
 
     def offer(self, path: str) -> None:
@@ -104,7 +106,7 @@ class Uploads:
     def seal(self, sealed: CheckpointSealed) -> None:
         """Send a checkpoint, after the one that is on its way; an older one waiting is dropped."""
         if self._newest is not None:
-            shutil.rmtree(self._newest.path, ignore_errors=True)
+            self._overtaken.append(self._newest.path)
         self._newest = sealed
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send_checkpoints())
@@ -122,7 +124,8 @@ class Uploads:
         """
         while self._offers:
             await asyncio.wait(list(self._offers.values()))
-        paths, self._refused = await asyncio.to_thread(_walk, self._outputs)
+        prefix = artifact_key(self._process_id, self._attempt, "")
+        paths, self._refused = await asyncio.to_thread(_walk, self._outputs, prefix)
         try:
             async with asyncio.TaskGroup() as sends:
                 for path in paths:
@@ -145,11 +148,17 @@ class Uploads:
 
     def summary(self) -> ArtifactsSummary:
         files = [file for _, file in self._stored.values()]
-        return ArtifactsSummary(count=len(files), total_bytes=sum(file.size for file in files))
+        total = sum(file.size for file in files)
+        return ArtifactsSummary(count=len(files), total_bytes=total, sent_bytes=self._sent_bytes)
 
     def files(self) -> list[StoredFile]:
         """What is stored so far, by path."""
         return sorted((file for _, file in self._stored.values()), key=lambda file: file.path)
+
+    def _count(self, sent: int) -> None:
+        """A long upload is seen to move."""
+        self._sent_bytes += sent
+        self._lease.report(lambda record: record.with_artifacts(self.summary()))
 
     async def close(self) -> None:
         """Stop whatever is still on its way."""
@@ -179,7 +188,9 @@ class Uploads:
         content_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
         try:
             facts = await self._patiently(
-                lambda: self._store.upload(source, key, content_type=content_type)
+                lambda: self._store.upload(
+                    source, key, content_type=content_type, on_bytes=self._count
+                )
             )
         except (ChecksumMismatch, InvalidKey, FileNotFoundError) as error:
             raise UploadFailed(f"artifact {path!r} could not be stored: {error}") from error
@@ -196,14 +207,18 @@ class Uploads:
                 # The job goes on: its next checkpoint may fare better, and the last one still is.
                 log.warning("checkpoint %d was not stored: %s", sealed.seq, error)
             finally:
-                await asyncio.to_thread(shutil.rmtree, sealed.path, ignore_errors=True)
+                self._overtaken.append(sealed.path)
+                while self._overtaken:
+                    done_with = self._overtaken.pop()
+                    await asyncio.to_thread(shutil.rmtree, done_with, ignore_errors=True)
 
     async def _send_checkpoint(self, sealed: CheckpointSealed) -> None:
-        paths, _ = await asyncio.to_thread(_walk, sealed.path)
-        if not paths:
-            log.warning("checkpoint %d holds no file and is not kept", sealed.seq)
-            return
         checkpoint = Checkpoint(attempt=self._attempt, seq=sealed.seq, files=())
+        prefix = checkpoint_key(self._process_id, checkpoint, "")
+        paths, refused = await asyncio.to_thread(_walk, sealed.path, prefix)
+        if refused or not paths:
+            log.warning("checkpoint %d is not kept: it is empty, or holds %s", sealed.seq, refused)
+            return
         files = []
         for path in paths:
             key = checkpoint_key(self._process_id, checkpoint, path)
@@ -270,14 +285,12 @@ async def _fetch(store: Store, key: str, file: StoredFile, target: Path) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         try:
-            facts = await store.download(key, path)
+            await store.download(key, path, expected=FileFacts(file.size, file.sha256))
         except AWAY as error:
             log.warning("the store is away, a checkpoint waits: %s", error)
             await asyncio.sleep(1)
-            continue
-        if (facts.size, facts.sha256) != (file.size, file.sha256):
-            raise ChecksumMismatch(f"{file.path} is not what was stored")
-        return
+        else:
+            return
 
 
 def _look(path: Path) -> _Seen:
@@ -285,21 +298,32 @@ def _look(path: Path) -> _Seen:
     return _Seen(status.st_size, status.st_mtime_ns)
 
 
-def _walk(root: Path) -> tuple[list[str], list[str]]:
+def _walk(root: Path, prefix: str) -> tuple[list[str], list[str]]:
     """Regular files under `root`, by relative path, and what is refused: links that point out,
-    and whatever is neither file nor folder."""
+    what is neither file nor folder, and what no key under `prefix` can be called."""
     found: list[str] = []
     refused: list[str] = []
-    inside = root.resolve()
     for folder, folders, names in os.walk(root):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         for name in [*names, *links]:
             path = Path(folder) / name
             relative = path.relative_to(root).as_posix()
-            real = path.resolve()
-            ok = real.is_relative_to(inside) and real.exists() and stat.S_ISREG(real.stat().st_mode)
-            (found if ok else refused).append(relative)
+            good = _is_own_file(path, root.resolve()) and _can_be_key(prefix + relative)
+            (found if good else refused).append(relative)
     return sorted(found), sorted(refused)
+
+
+def _is_own_file(path: Path, inside: Path) -> bool:
+    real = path.resolve()
+    return real.is_relative_to(inside) and real.is_file()
+
+
+def _can_be_key(key: str) -> bool:
+    try:
+        check_key(key)
+    except InvalidKey:
+        return False
+    return True
 
 
 def _first(group: BaseExceptionGroup[WorkerError]) -> WorkerError:

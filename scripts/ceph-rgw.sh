@@ -118,7 +118,8 @@ fail() { # what was awaited, and whose log explains why it did not come
 wait_for() { # DAEMON COMMAND...: at most 60 seconds
   local deadline=$((SECONDS + 60))
   until "${@:2}" 2>/dev/null; do
-    ours "$RUN/$1.pid" || fail "$1 ended while starting (are ports $PORT to $((PORT + 20)) free?)" "$1"
+    # not `ours`: between its fork and its exec a daemon still bears the name of this script
+    kill -0 "$(cat "$RUN/$1.pid")" 2>/dev/null || fail "$1 ended while starting (are ports $PORT to $((PORT + 20)) free?)" "$1"
     [ $SECONDS -lt $deadline ] || fail "$1 did not start within 60 seconds" "$1"
     sleep 0.1
   done

@@ -66,7 +66,7 @@ _LOCKS = 256
 #: A file nobody has written to for so long lost its writer. Were that wrong, the writer's rename
 #: would fail as `StorageUnavailable` and nothing would be damaged.
 _ABANDONED_SECONDS = 3600.0
-_THREADS = 16
+_THREADS, _FILE_THREADS = 16, 8
 
 
 class LocalStore:
@@ -79,6 +79,8 @@ class LocalStore:
         self._hidden = self._root / local_files.HIDDEN
         self._prepared = False
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="local-store")
+        # Files have threads of their own: a record's heartbeat never waits behind a copy.
+        self._file_pool = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="local-files")
         self.url = self._root.as_uri()
 
     async def capabilities(self) -> Capabilities:
@@ -121,7 +123,7 @@ class LocalStore:
     ) -> FileFacts:
         """See `Store.upload`."""
         with local_files.transfer(on_bytes) as transfer:
-            return await self._run(partial(self._upload, path, key, transfer))
+            return await self._run(partial(self._upload, path, key, transfer), self._file_pool)
 
     async def download(
         self,
@@ -133,7 +135,9 @@ class LocalStore:
     ) -> FileFacts:
         """See `Store.download`. Makes the folders `path` lies in."""
         with local_files.transfer(on_bytes) as transfer:
-            return await self._run(partial(self._download, key, path, expected, transfer))
+            return await self._run(
+                partial(self._download, key, path, expected, transfer), self._file_pool
+            )
 
     async def presign_get(self, key: str, *, expires_in: int, filename: str | None = None) -> str:
         """A `file://` URL. It neither expires nor renames; there is no server to see to that."""
@@ -164,12 +168,13 @@ class LocalStore:
 
     async def close(self) -> None:
         """See `Store.close`. Waits for the calls under way."""
+        await asyncio.to_thread(self._file_pool.shutdown)
         await asyncio.to_thread(self._pool.shutdown)
 
     # ---- all below runs in the pool's threads
 
-    async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+    async def _run(self, call: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool or self._pool, call)
 
     def _get(self, key: str, cached: Stored | None) -> Stored:
         with self._opened(key) as file:

@@ -40,7 +40,9 @@ NO_CONDITIONS = (
     "conditional writes are not atomic here: single-writer mode, each write reads first, so that "
     "two workers at one process can overwrite each other; use a store with If-Match, or one worker"
 )
-NO_LINKS = "links cannot be fetched here: results are read in chunks with download_file"
+NO_LINKS = (
+    "links cannot be fetched here: `download` refuses; fetch results with the store's own keys"
+)
 NO_MULTI_DELETE = "objects are deleted one by one, because this store has no DeleteObjects"
 
 

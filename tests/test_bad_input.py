@@ -137,7 +137,7 @@ async def test_nothing_gets_a_traceback_out_of_the_worker(call, noise, action):
 
 
 def test_every_action_of_the_table_parses_its_smallest_request():
-    smallest = {"start": {"kind": "sleep"}, "processes": {}, "kinds": {}}
+    smallest = {"start": {"kind": "sleep"}, "processes": {}, "kinds": {}, "health": {}}
     for name in ACTIONS:
         fields = smallest.get(name, {"process_id": "p"})
         assert parse_action({"action": name, **fields}).action == name

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 #: From the street to the cellar. A room may import what stands below it, and its own.
 ROOMS = [
     {"rp_handler"},
-    {"actions", "console"},
+    {"actions", "console", "health"},
     {"process_manager"},
     {"processes"},
     {"jobs", "stores"},

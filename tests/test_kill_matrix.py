@@ -138,7 +138,7 @@ async def test_a_training_that_was_killed_makes_the_same_model_to_the_bit(
     undisturbed = new_case("train_diffusion", TRAIN).life("undisturbed")
     assert await nursery.run(undisturbed) == 0
     model = await _model(undisturbed.place)
-    # As the first checkpoint is about to be stored, when the second is, and when the record says so.
+    # As the first checkpoint is about to be stored, when the second is, when the record says so.
     first, second, *_ = [k for k, w in enumerate(undisturbed.writes, 1) if "/checkpoints/" in w]
     deaths = [Death("before", first, "worker"), Death("after", second, "both"),
               Death("after", second + 1, "child")]  # fmt: skip
@@ -149,7 +149,8 @@ async def test_a_training_that_was_killed_makes_the_same_model_to_the_bit(
         again = case.life("second")
         assert await nursery.run(again) == 0
         assert again.reply is not None
-        assert (again.reply["status"], again.reply["attempt"]) == ("completed", 2), death
+        assert again.reply["status"] == "completed", (death, again.reply["failure"])
+        assert again.reply["attempt"] == 2, death
         assert await _model(case.place) == model, death
 
     await asyncio.gather(*map(go_through, deaths))

@@ -44,7 +44,7 @@ async def test_a_process_is_named_after_its_runpod_job_unless_the_caller_names_i
 
 async def test_start_comes_back_with_links_to_the_files(call):
     reply = await call.start("p", artifacts=2, artifact_bytes=1000)
-    assert reply["artifacts"] == {"count": 2, "total_bytes": 2000}
+    assert (reply["artifacts"]["count"], reply["artifacts"]["total_bytes"]) == (2, 2000)
     for file in reply["files"]:
         data = fetch(file["url"])
         assert len(data) == file["size"] == 1000
@@ -262,3 +262,24 @@ async def test_kinds_gives_the_schema_of_each_kinds_params(call):
     assert kinds.keys() == JOBS.keys()
     for schema in kinds.values():
         assert all("description" in field for field in schema["properties"].values())
+
+
+# ---- health
+
+
+async def test_health_says_that_the_worker_is_ready_and_what_its_store_can_do(call):
+    reply = await call("health")
+    assert reply["status"] == "ready"
+    assert reply["store"]["ok"]
+    assert reply["store"]["capabilities"]["conditional_writes"]
+
+
+async def test_health_counts_what_runs_and_what_waits(call):
+    first = asyncio.create_task(call.start("first", seconds=60))
+    await call.seen("first", "running")
+    second = asyncio.create_task(call.start("second"))
+    await call.until("second", lambda view: view["queue_position"] == 1)
+    reply = await call("health")
+    assert (reply["status"], reply["running"], reply["queued"]) == ("busy", 1, 1)
+    await call("cancel", process_id="first")
+    await asyncio.gather(first, second)
