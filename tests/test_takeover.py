@@ -306,7 +306,7 @@ async def test_two_attempts_on_one_worker_do_not_forget_each_other(crowd):
     params = {"steps": 3, "fail_at": 3}
     first = worker.starts("p", **params)
     await pause.reached.wait()
-    run = worker.manager.run_of("p")
+    run = worker.manager._runs.get("p")
     worker.manager._runs["p"] = later = object()
     pause.go.set()
     await first
