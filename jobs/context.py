@@ -88,6 +88,7 @@ class JobContext:
         """Hand over a finished file or folder under `checkpoints` to resume from.
 
         It is *moved*, so that nothing can change it while it travels; write the next one anew.
+        Files travel, empty folders do not.
         """
         self._seals += 1
         sealed = self._sealed / f"{self._seals:06d}"

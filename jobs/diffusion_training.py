@@ -276,7 +276,7 @@ def fingerprint(params: Params, pixels: NDArray[np.uint8]) -> dict[str, JsonValu
 def save_checkpoint(context: JobContext, training: Training) -> None:
     """Hand over the training, and the samples so far: nobody could draw those again."""
     folder = context.checkpoints / f"step-{training.step:06d}"
-    (folder / "samples").mkdir(parents=True)
+    (folder / "samples").mkdir(parents=True)  # lost on its way to another worker while empty
     for path in sorted((context.outputs / "samples").glob("*.png")):
         shutil.copy(path, folder / "samples")
     torch.save(training.state(), folder / "training.pt")
@@ -298,7 +298,7 @@ def load_checkpoint(context: JobContext, training: Training, folder: Path) -> No
     if saved != training.fingerprint:
         changed = [name for name, value in training.fingerprint.items() if saved.get(name) != value]
         raise JobFailed("checkpoint_mismatch", f"Made with other {', '.join(changed)}.")
-    for path in sorted((folder / "samples").iterdir()):
+    for path in sorted((folder / "samples").glob("*.png")):
         copied = context.outputs / "samples" / path.name
         copied.parent.mkdir(exist_ok=True)
         shutil.copy(path, copied)

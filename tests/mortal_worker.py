@@ -44,9 +44,8 @@ class Death(NamedTuple):
     moment: str  # "before" or "after"
     write: int
     victim: str  # "worker", "child" or "both"
-
-    def __str__(self) -> str:
-        return f"{self.victim} killed {self.moment} write {self.write}"
+    #: Counts only writes to keys that hold this.
+    key: str = ""
 
 
 class Life(NamedTuple):
@@ -87,10 +86,11 @@ class Life(NamedTuple):
 class NumberedWrites:
     """A store that counts what is written to it, and tells `at` before and after each."""
 
-    def __init__(self, behind: Store, at: Any, log: Path) -> None:
+    def __init__(self, behind: Store, at: Any, log: Path, counted: str) -> None:
         self._behind = behind
         self._at = at
         self._log = log
+        self._counted = counted
         self._numbers = itertools.count(1)
 
     def __getattr__(self, name: str) -> Any:
@@ -98,8 +98,10 @@ class NumberedWrites:
         return partial(self._write, name, found) if name in WRITES else found
 
     async def _write(self, name: str, write: Any, *args: Any, **options: Any) -> Any:
-        number = next(self._numbers)
         key = args[1] if name == "upload" else args[0]
+        if self._counted not in str(key):
+            return await write(*args, **options)
+        number = next(self._numbers)
         with self._log.open("a") as log:
             log.write(f"{name} {key}\n")
         await self._at("before", number)
@@ -117,7 +119,8 @@ async def deliver(life: Life) -> Reply:
 
     folder = Path(life.folder)
     store = open_place(life.place)
-    numbered: Any = NumberedWrites(store, at, folder / "writes.txt")
+    counted = life.death.key if life.death else ""
+    numbered: Any = NumberedWrites(store, at, folder / "writes.txt", counted)
     handler = Handler(numbered, settings(folder / "disk", **life.settings), way_in="api")
     return await handler({"id": life.job_id, "input": life.request})
 
