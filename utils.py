@@ -168,8 +168,9 @@ class Settings(BaseSettings):
     slots: Annotated[int, Field(ge=1, le=64, description="Processes that run at a time.")] = 1
     max_attempts: Annotated[
         int,
-        Field(ge=1, le=100, description="Attempts of one process before it fails for good."),
-    ] = 5
+        Field(ge=1, le=100, description="Attempts of a process before it fails for good; those "
+                                        "that a worker's drain called off do not count."),
+    ] = 5  # fmt: skip
     allow_detach: Annotated[
         bool,
         Field(description="Let `start` return at once. Only where the worker is not stopped when "

@@ -165,8 +165,10 @@ class Record(RecordPart):
 
     @property
     def runs(self) -> int:
-        """How many attempts got as far as a child."""
-        return sum(entry.status is Status.RUNNING for entry in self.history)
+        """How many attempts got as far as a child and were not called off by a worker's drain."""
+        begun = {entry.attempt for entry in self.history if entry.status is Status.RUNNING}
+        drained = {entry.attempt for entry in self.history if entry.status is Status.INTERRUPTED}
+        return len(begun - drained)
 
     def encode(self) -> bytes:
         # A job's words may hold half a character (a file name that is no UTF-8, say). Pydantic's

@@ -228,6 +228,14 @@ def test_a_process_that_began_often_enough_is_given_up():
     assert decision.failure.code == "too_many_attempts"
 
 
+def test_an_attempt_that_a_drain_called_off_does_not_count():
+    """Scaling down is the platform's doing; a long job must survive any number of it."""
+    record = running()
+    for _ in range(5):
+        record = record.interrupted(NOW, reason="drain").claimed(ME, NOW, reason="").running(NOW)
+    assert (record.attempt, record.runs) == (6, 1)
+
+
 def test_only_attempts_that_got_as_far_as_a_child_count():
     """A worker that is drained while a process waits for its slot has tried nothing."""
     record = queued()
