@@ -22,8 +22,9 @@ test: $(VENV)/.dev ## set up everything and run the tests
 	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
 
 .PHONY: soak
-soak: $(VENV)/.dev ## 300 processes while workers die, freeze and stop at random (ARGS="--store ceph")
+soak: $(VENV)/.dev ## 300 processes while workers die, freeze and stop (ARGS="--store ceph"); all deaths
 	$(BIN)/python -m tests.soak $(ARGS)
+	KILL_MATRIX=all $(BIN)/python -m pytest tests/test_kill_matrix.py
 
 .PHONY: check
 check: $(VENV)/.dev ## what CI runs: ruff, strict mypy, the tests
