@@ -256,6 +256,8 @@ def log_to_stderr(level: str) -> None:
     else:
         handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler])
+    # It logs each URL it fetches, and a presigned one is as good as a key.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class JsonLines(logging.Formatter):
