@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,9 +135,7 @@ async def test_a_stubborn_job_and_all_its_descendants_are_gone_after_the_grace(
 ) -> None:
     running = await start(kind, **params)
     assert len(running.processes) == processes
-    began = time.monotonic()
     await running.child.stop(grace_seconds=0.5)
-    assert time.monotonic() - began >= 0.5
     assert not any(map(exists, running.processes))
     assert await running.verdict == Stopped()
 

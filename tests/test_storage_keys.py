@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from storage import MAX_KEY_BYTES, InvalidKey, check_key, check_prefix
+from storage import MAX_KEY_BYTES, MAX_PART_BYTES, InvalidKey, check_key, check_prefix
 from tests import servers
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from storage import Store
 
+LONGEST = "a/" * (MAX_KEY_BYTES // 2 - 1) + "ab"
 REFUSED = {
     "empty": "",
     "absolute": "/etc/passwd",
@@ -34,7 +35,8 @@ REFUSED = {
     "zero-width joiner": "a\u200db",
     "lone surrogate": "a\ud800b",
     "decomposed": "a\u0308",
-    "over-long": "a" * (MAX_KEY_BYTES + 1),
+    "over-long": "a/" * (MAX_KEY_BYTES // 2) + "ab",
+    "over-long part": "a" * (MAX_PART_BYTES + 1),
     "over-long in UTF-8": "ä" * (MAX_KEY_BYTES // 2 + 1),
 }
 
@@ -46,7 +48,19 @@ def test_a_bad_key_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["a", "a/b", "...", "..a/b..", ".hidden", "~x", "a b", "ä/日本/😀", "a" * MAX_KEY_BYTES]
+    "key",
+    [
+        "a",
+        "a/b",
+        "...",
+        "..a/b..",
+        ".hidden",
+        "~x",
+        "a b",
+        "ä/日本/😀",
+        "a" * MAX_PART_BYTES,
+        LONGEST,
+    ],
 )
 def test_a_good_key_is_returned_as_it_is(key: str) -> None:
     assert check_key(key) == key

@@ -166,7 +166,7 @@ async def test_a_store_without_links_says_so(
     proxy.rule = always(refusal, link)
     found = await store.capabilities()
     assert found[:3] == (True, False, True)
-    assert "download_file" in found.degraded[0]
+    assert "links" in found.degraded[0]
     with pytest.raises(PresignUnsupported):
         await store.presign_get("a", expires_in=60)
     with pytest.raises(PresignUnsupported):

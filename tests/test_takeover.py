@@ -24,7 +24,7 @@ async def has_checkpoint(crowd, process_id, *, at_least=1):
 async def test_a_process_whose_worker_died_goes_on_elsewhere_from_its_checkpoint(crowd):
     """End to end, with a real lease: 20 of 40 steps are saved when the worker dies."""
     first, second = crowd.worker(), crowd.worker()
-    params = {"steps": 40, "seconds": 8, "checkpoint_every": 20}
+    params = {"steps": 40, "seconds": 16, "checkpoint_every": 20}
     await first.running("p", **params)
     await has_checkpoint(crowd, "p")
     await first.die()
