@@ -1,5 +1,6 @@
 """The program itself: started as a person would start it."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from stores.s3_store import S3Store
+from tests.kit import Caller
 from tests.worker_process import FOREIGN, eventually
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +82,35 @@ def test_a_setting_that_cannot_be_stops_it_with_a_sentence_that_names_the_variab
     assert ended.returncode == 1
     assert "WORKER_SLOTS" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"S3_BUCKET": "b", "BUCKET_ACCESS_KEY_ID": "a"}, "set both or none"),
+        ({"S3_BUCKET": "b", "S3_PREFIX": "../x"}, "S3_PREFIX"),
+    ],
+)
+def test_a_bucket_that_cannot_be_meant_stops_it_with_a_sentence(run, changes, says):
+    ended = run("--test_input", json.dumps(SLEEP), **changes)
+    assert ended.returncode == 1
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+async def test_a_store_that_cannot_be_reached_is_said_at_start_and_in_health(tmp_path, caplog):
+    store = S3Store(
+        bucket="b", endpoint_url="http://127.0.0.1:9", region="us-east-1", access_key_id="a",
+        secret_access_key="b", retry_seconds=0.1,
+    )  # fmt: skip
+    call = Caller(store, tmp_path)
+    health = await call("health")
+    assert health["status"] == "broken"
+    assert "S3_ENDPOINT_URL is wrong" in health["store"]["message"]
+    while "does not work" not in caplog.text:  # noqa: ASYNC110 - a log tells nobody
+        await asyncio.sleep(0.02)
+    assert "S3_ENDPOINT_URL is wrong" in caplog.text
+    await store.close()
 
 
 async def test_ctrl_c_stops_the_child_keeps_its_checkpoint_and_says_how_to_go_on(
