@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from tqdm import tqdm
 
 from processes.record import ProgressSeen, Snapshot, Status
-from utils import WorkerError
+from utils import WorkerError, set_within
 
 #: How often the bar is redrawn, and how often a line is printed where there is no terminal.
 BAR_SECONDS, LINE_SECONDS = 0.2, 15.0
@@ -34,7 +34,7 @@ async def _show_bar(look: Look, done: asyncio.Event) -> None:
     with tqdm(desc="starting", total=1, bar_format=layout, dynamic_ncols=True) as bar:
         over = False
         while not over:
-            over = await _done_within(done, BAR_SECONDS)
+            over = await set_within(done, BAR_SECONDS)
             with suppress(WorkerError):  # not recorded yet, or the store is away
                 _draw(bar, await look())
 
@@ -50,19 +50,13 @@ def _draw(bar: tqdm[Any], snapshot: Snapshot) -> None:
 
 
 async def _print_lines(look: Look, done: asyncio.Event) -> None:
-    while not await _done_within(done, LINE_SECONDS):
+    while not await set_within(done, LINE_SECONDS):
         with suppress(WorkerError):
             record = (await look()).record
             if progress := record.progress:
                 of = f" of {progress.total}" if progress.total else ""
                 eta = f", {progress.eta_seconds:.0f} s left" if progress.eta_seconds else ""
                 _say(f"{record.kind}: step {progress.step}{of}, {_figures(progress)}{eta}")
-
-
-async def _done_within(done: asyncio.Event, seconds: float) -> bool:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(done.wait(), seconds)
-    return done.is_set()
 
 
 def _figures(progress: ProgressSeen) -> str:

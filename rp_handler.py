@@ -42,7 +42,7 @@ from processes.links import LinkMaker
 from processes.lookup import UnknownProcess
 from processes.record import Snapshot, Status, view
 from storage import PresignUnsupported, Store, open_store
-from utils import Settings, WorkerError, load_settings, log_to_stderr, new_id, utc_now
+from utils import Settings, WorkerError, load_settings, log_to_stderr, new_id, set_within, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -324,7 +324,7 @@ class Handler:
 
         last: Reply = {}
         async with AsyncClientSession() as session:
-            while not await _set_within(done, UPDATE_SECONDS):
+            while not await set_within(done, UPDATE_SECONDS):
                 try:
                     seen = await self._view(await self._lookup.get(process_id))
                     news = {k: seen[k] for k in ("status", "progress", "attempt", "artifacts")}
@@ -384,12 +384,6 @@ def _bounded(reply: Reply) -> Reply:
     if size > MAX_REPLY_BYTES:
         raise ReplyTooLarge(f"the reply would be {size} bytes; ask for less at a time")
     return reply
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
-    return event.is_set()
 
 
 async def _nothing() -> None:
