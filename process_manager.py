@@ -16,6 +16,9 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+from inputs.blob_cache import BlobCache
+
+from inputs.sources import shown
 from processes.delivery import (
     Answer,
     Claim,
@@ -27,12 +30,10 @@ from processes.delivery import (
 )  # fmt: skip
 from processes.index import repair
 from processes.lease import AWAY, Lease, LeaseWatch
-from processes.lookup import (
-    FOLLOW_SECONDS,
-    ProcessLookup,
-    decode_record,
-)
+from processes.lookup import FOLLOW_SECONDS, ProcessLookup
+from processes.manifest import Manifests
 from processes.notes import leave_note, read_note
+from processes.reading import decode_record
 from processes.record import (
     Record,
     Snapshot,
@@ -44,6 +45,7 @@ from processes.record import (
 )
 from processes.record_cache import RecordCache
 from processes.recovery import recover
+from processes.removal import ProcessActive, delete_process
 from processes.run import ProcessRun, StopReason
 from processes.slots import Slots
 from processes.worker import Worker
@@ -51,6 +53,7 @@ from storage import (
     ObjectChanged,
     ObjectExists,
     ObjectNotFound,
+    Removed,
     StorageUnavailable,
     Store,
     Stored,
@@ -62,6 +65,8 @@ __all__ = ["ProcessManager", "Start", "WorkerBusy"]
 log = logging.getLogger(__name__)
 
 
+#: Archives that are written at a time: each takes memory and the store's bandwidth, no slot.
+ARCHIVES_AT_ONCE = 2
 #: The rest of the grace period is for replies that are under way.
 DRAIN_SHARE = 0.9
 
@@ -104,7 +109,11 @@ class ProcessManager:
         # Workers on one machine may share a disk, but copies of two stores must not meet.
         store_name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
         self._cache = RecordCache(settings.scratch_dir / "records" / store_name)
-        self._worker = Worker(store, self._cache, settings, Slots(settings.slots), clock)
+        self._worker = Worker(
+            store, self._cache, Manifests(store),
+            BlobCache(settings.scratch_dir / "inputs", settings.input_cache_bytes), settings,
+            Slots(settings.slots), Slots(ARCHIVES_AT_ONCE), clock,
+        )  # fmt: skip
         self._runs: dict[str, ProcessRun] = {}
         self.lookup = ProcessLookup(self._worker, self._runs)
         #: Processes that are being created; each will want a slot.
@@ -113,9 +122,9 @@ class ProcessManager:
 
     def running_and_queued(self) -> tuple[int, int]:
         """How many processes hold a slot here, and how many wait for one."""
-        wanting = [run for run in self._runs.values() if run.wants_slot]
-        queued = sum(self._worker.slots.position(run.process_id) is not None for run in wanting)
-        return len(wanting) - queued, queued
+        wanting = sum(run.wants_slot for run in self._runs.values())
+        running = self._worker.slots.taken
+        return running, wanting - running
 
     # ---- start
 
@@ -242,6 +251,8 @@ class ProcessManager:
             delivery.first = None  # it was deleted just now: begin anew
             return await self._take(delivery, watch)
         record = decode_record(start.process_id, stored.data)
+        if record.deleted:
+            raise ProcessExists(f"process {start.process_id} is being deleted; try again")
         if record.writer == delivery.writer and not record.released:
             # Our own write, whose answer was lost.
             clock = clock_of(record, stored.age_seconds, self._clock)
@@ -295,7 +306,7 @@ class ProcessManager:
         return self._hold(lease, delivery)
 
     def _hold(self, lease: Lease, delivery: _Delivery) -> ProcessRun:
-        run = ProcessRun(self._worker, lease, delivery.start.params)
+        run = ProcessRun(self._worker, lease, delivery.start)
         delivery.followed = True
         self._runs[run.process_id] = run
         run.task.add_done_callback(lambda _: self._let_go(run))
@@ -385,6 +396,19 @@ class ProcessManager:
         with suppress(*AWAY):
             await repair(self._store, record)
 
+    async def delete(self, process_id: str) -> Removed:
+        """Remove a process that has ended, with all that it stored. There is no way back.
+
+        Raises:
+            UnknownProcess: there is none.
+            ProcessActive: it has not ended.
+        """
+        if run := self._runs.get(process_id):
+            if not run.lease.record.released:
+                raise ProcessActive(f"process {process_id} runs here; `cancel` it first")
+            await asyncio.wait([run.task])  # it has ended and only clears up
+        return await delete_process(self._worker, process_id)
+
     # ---- come and go
 
     async def drain(self) -> None:
@@ -413,6 +437,7 @@ def _first_record(delivery: _Delivery, now: datetime) -> Record:
         request_hash=start.request_hash, writer=delivery.writer, now=now,
         runpod_job_id=start.runpod_job_id, labels=start.labels,
         timeout_seconds=start.timeout_seconds,
+        inputs={name: shown(each.source) for name, each in start.inputs.items()},
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from utils import WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from utils import Settings
@@ -312,3 +312,35 @@ def open_store(settings: Settings) -> Store:
     from stores.s3_store import S3Store
 
     return S3Store.from_settings(settings)
+
+
+class Removed(NamedTuple):
+    """What a deletion removed."""
+
+    objects: int
+    bytes: int
+
+
+async def list_all(store: Store, prefix: str) -> AsyncIterator[Listed]:
+    """All that begins with `prefix`, in key order, page by page."""
+    after: str | None = None
+    while True:
+        page = await store.list(prefix, start_after=after)
+        for row in page.objects:
+            yield row
+        if page.next is None:
+            return
+        after = page.next
+
+
+async def delete_all(store: Store, prefix: str, *, but: str | None = None) -> Removed:
+    """Remove all that begins with `prefix`, except the key `but`."""
+    objects = size = 0
+    while True:
+        page = await store.list(prefix)
+        rows = [row for row in page.objects if row.key != but]
+        await store.delete([row.key for row in rows])
+        objects += len(rows)
+        size += sum(row.size for row in rows)
+        if page.next is None or not rows:
+            return Removed(objects, size)

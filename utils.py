@@ -17,6 +17,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import (
     AliasChoices,
     BaseModel,
+    ByteSize,
     Field,
     JsonValue,
     SecretStr,
@@ -182,6 +183,40 @@ class Settings(BaseSettings):
         str,
         Field(description="Names of environment variables that jobs may see, comma-separated."),
     ] = ""
+
+    # ---- files that come in. Sizes may be written as 20GiB.
+    max_upload_bytes: Annotated[
+        ByteSize, Field(gt=0, description="The largest file that a caller may upload.")
+    ] = ByteSize(50 << 30)
+    max_folder_bytes: Annotated[
+        ByteSize, Field(gt=0, description="What an input folder may hold.")
+    ] = ByteSize(200 << 30)
+    max_folder_files: Annotated[
+        int, Field(ge=1, le=100_000, description="How many files an input folder may hold.")
+    ] = 10_000
+    single_put_bytes: Annotated[
+        ByteSize,
+        Field(ge=5 << 20, le=5 << 30, description="What the store takes in one PUT; larger uploads "
+                                                  "are given links to parts."),
+    ] = ByteSize(5 << 30)  # fmt: skip
+    max_input_bytes: Annotated[
+        ByteSize,
+        Field(
+            gt=0, description="What the inputs of one process may hold; unpacked, as much again."
+        ),
+    ] = ByteSize(200 << 30)
+    input_timeout_seconds: Annotated[
+        float, Field(gt=0, description="An input that takes longer to fetch fails the process.")
+    ] = 3600.0
+    input_cache_bytes: Annotated[
+        ByteSize,
+        Field(ge=0, description="Inputs kept on the scratch disk for the next process."),
+    ] = ByteSize(20 << 30)
+    allowed_hosts: Annotated[
+        str,
+        Field(description="Private hosts that inputs may come from, comma-separated, as `name` or "
+                          "`name:port`; they may speak http."),
+    ] = ""  # fmt: skip
 
     # ---- the protocol's times, in seconds
     heartbeat_seconds: Annotated[

@@ -29,6 +29,8 @@ class Status(StrEnum):
 
 
 TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+#: A record stays small: a longer list of artifacts is in the manifest only.
+MAX_FILES_INLINE = 100
 #: Failure codes that the protocol itself acts on.
 STOPPED_BY_PLATFORM = "stopped_by_platform"
 TOO_MANY_ATTEMPTS = "too_many_attempts"
@@ -116,6 +118,8 @@ class Record(RecordPart):
     kind: str
     #: As validated; values of secret fields are masked before they get here.
     params: dict[str, JsonValue]
+    #: What the job was given, by name, as it may be shown: URLs without what may be secret in them.
+    inputs: dict[str, str] = {}
     #: Of kind, params and inputs as the caller gave them: is this the same request again?
     request_hash: str
     status: Status
@@ -139,11 +143,16 @@ class Record(RecordPart):
     failure: Failure | None = None
     result: JsonValue = None
     artifacts: ArtifactsSummary = ArtifactsSummary()
+    #: All artifacts of an attempt that has ended, if they are few: links to them then cost no
+    #: second read. None: the manifest lists them.
+    files: tuple[StoredFile, ...] | None = None
     #: Oldest first; at most two.
     checkpoints: tuple[Checkpoint, ...] = ()
     #: Seconds each attempt spent `queued`, `startup`, `running`, `upload`; keyed by attempt.
     timings: dict[int, dict[str, float]] = {}
     history: tuple[HistoryEntry, ...] = ()
+    #: A caller had it deleted: it is gone for everybody, and what is left of it is being removed.
+    deleted: bool = False
 
     @property
     def terminal(self) -> bool:
@@ -194,7 +203,8 @@ class Record(RecordPart):
         fresh = {"started_at": None, "finished_at": None, "progress": None, "failure": None,
                  "cancel_requested": False,
                  "settled_note": settled_note or self.settled_note,
-                 "runpod_job_id": runpod_job_id, "artifacts": ArtifactsSummary()}  # fmt: skip
+                 "runpod_job_id": runpod_job_id, "artifacts": ArtifactsSummary(),
+                 "files": None}  # fmt: skip
         claim = self._with(attempt=self.attempt + 1, writer=writer, **fresh)
         return claim._entered(Status.QUEUED, now, reason)
 
@@ -239,6 +249,12 @@ class Record(RecordPart):
     def with_artifacts(self, artifacts: ArtifactsSummary) -> Record:
         return self._with(artifacts=artifacts)
 
+    def with_files(self, files: tuple[StoredFile, ...]) -> Record:
+        return self._with(files=files if len(files) <= MAX_FILES_INLINE else None)
+
+    def with_deletion(self) -> Record:
+        return self._with(deleted=True)
+
     def with_cancel_requested(self) -> Record:
         return self._with(cancel_requested=True)
 
@@ -280,12 +296,13 @@ def new_record(
     runpod_job_id: str | None = None,
     labels: dict[str, str] | None = None,
     timeout_seconds: float | None = None,
+    inputs: dict[str, str] | None = None,
 ) -> Record:
     """The first version of a record: queued, attempt 1, revision 1."""
     record = Record(
         process_id=process_id, kind=kind, params=params, request_hash=request_hash,
         status=Status.QUEUED, writer=writer, runpod_job_id=runpod_job_id, labels=labels or {},
-        timeout_seconds=timeout_seconds, created_at=now, updated_at=now,
+        timeout_seconds=timeout_seconds, inputs=inputs or {}, created_at=now, updated_at=now,
     )  # fmt: skip
     return record._entered(Status.QUEUED, now, "started").written(now)
 
@@ -353,6 +370,10 @@ def record_key(process_id: str) -> str:
 
 def cancel_key(process_id: str) -> str:
     return f"processes/{process_id}/cancel"
+
+
+def process_prefix(process_id: str) -> str:
+    return f"processes/{process_id}/"
 
 
 def attempt_prefix(process_id: str, attempt: int) -> str:

@@ -8,7 +8,8 @@ from contextlib import suppress
 
 from processes.index import repair
 from processes.lease import AWAY
-from processes.lookup import FOLLOW_SECONDS, ProcessLookup, RecordUnreadable, UnknownProcess
+from processes.lookup import FOLLOW_SECONDS, ProcessLookup
+from processes.reading import RecordUnreadable, UnknownProcess
 from processes.record import record_key
 from processes.record_cache import Copy
 from processes.run import ProcessRun

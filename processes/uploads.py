@@ -13,14 +13,13 @@ import mimetypes
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
-
-from pydantic import BaseModel
+from typing import NamedTuple, Protocol, TypeVar
 
 from jobs.runner import CheckpointSealed
-from processes.lease import AWAY, Lease, LeaseLost
+from processes.lease import AWAY, Lease, LeaseLost, until_answered
+from processes.manifest import Manifest, artifact_key, manifest_key
 from processes.record import ArtifactsSummary, Checkpoint, StoredFile, attempt_prefix
 from processes.worker import Worker
 from storage import ChecksumMismatch, FileFacts, InvalidKey, ObjectNotFound, Store, check_key
@@ -40,26 +39,6 @@ class UploadFailed(WorkerError):
     retryable = True
 
 
-class Manifest(BaseModel, frozen=True, extra="ignore"):
-    """The list of an attempt's artifacts, written after all of them."""
-
-    process_id: str
-    attempt: int
-    #: Whether this is all that a completed process made; False after a failure or a stop.
-    complete: bool
-    files: tuple[StoredFile, ...]
-    #: Links that point out of the output folder, and names that no key may have: left behind.
-    refused: tuple[str, ...] = ()
-
-
-def artifact_key(process_id: str, attempt: int, path: str) -> str:
-    return f"{attempt_prefix(process_id, attempt)}artifacts/{path}"
-
-
-def manifest_key(process_id: str, attempt: int) -> str:
-    return f"{attempt_prefix(process_id, attempt)}manifest.json"
-
-
 def checkpoint_key(process_id: str, checkpoint: Checkpoint, path: str) -> str:
     prefix = attempt_prefix(process_id, checkpoint.attempt)
     return f"{prefix}checkpoints/{checkpoint.seq:06d}/{path}"
@@ -67,6 +46,14 @@ def checkpoint_key(process_id: str, checkpoint: Checkpoint, path: str) -> str:
 
 def log_tail_key(process_id: str, attempt: int) -> str:
     return f"{attempt_prefix(process_id, attempt)}logs/tail.txt"
+
+
+class Stream(Protocol):
+    """An artifact in the making: its bytes, once, and how many there will be."""
+
+    size: int
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
 
 
 class _Seen(NamedTuple):
@@ -87,6 +74,8 @@ class Uploads:
         self._process_id = lease.record.process_id
         self._attempt = lease.record.attempt
         self._stored: dict[str, tuple[_Seen, StoredFile]] = {}
+        #: Artifacts that never were files here.
+        self._streamed: dict[str, StoredFile] = {}
         self._refused: list[str] = []
         self._sent_bytes = 0
         self._slots = asyncio.Semaphore(CONCURRENT_FILES)
@@ -135,11 +124,41 @@ class Uploads:
         for gone in set(self._stored) - set(paths):
             del self._stored[gone]
 
+    async def store_stream(
+        self, path: str, begin: Callable[[], Stream], on_progress: Callable[[int, int], None]
+    ) -> None:
+        """Store an artifact that is no file here. `begin` is called anew for each try.
+
+        `on_progress(bytes so far, bytes in all)` is called on the event loop.
+
+        Raises:
+            UploadFailed: it could not be stored; or what the stream raises.
+        """
+        key = artifact_key(self._process_id, self._attempt, path)
+        content_type = _content_type(path)
+
+        async def send() -> FileFacts:
+            stream, sent = begin(), 0
+
+            def passed(count: int) -> None:
+                nonlocal sent
+                sent += count
+                on_progress(sent, stream.size)
+
+            return await self._store.upload_stream(
+                stream.chunks(), key, size=stream.size, content_type=content_type, on_bytes=passed
+            )
+
+        facts = await self._patiently(send)
+        self._streamed[path] = StoredFile(
+            path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
+        )
+
     async def write_manifest(self, *, complete: bool) -> None:
         """Say in the store what is there; for `complete`, the commit point of the process."""
         manifest = Manifest(
             process_id=self._process_id, attempt=self._attempt, complete=complete,
-            files=tuple(sorted((file for _, file in self._stored.values()), key=lambda f: f.path)),
+            files=tuple(self.files()),
             refused=tuple(self._refused),
         )  # fmt: skip
         key = manifest_key(self._process_id, self._attempt)
@@ -147,13 +166,14 @@ class Uploads:
         await self._patiently(lambda: self._store.put(key, data, content_type="application/json"))
 
     def summary(self) -> ArtifactsSummary:
-        files = [file for _, file in self._stored.values()]
+        files = self.files()
         total = sum(file.size for file in files)
         return ArtifactsSummary(count=len(files), total_bytes=total, sent_bytes=self._sent_bytes)
 
     def files(self) -> list[StoredFile]:
         """What is stored so far, by path."""
-        return sorted((file for _, file in self._stored.values()), key=lambda file: file.path)
+        files = [*self._streamed.values(), *(file for _, file in self._stored.values())]
+        return sorted(files, key=lambda file: file.path)
 
     def _count(self, sent: int) -> None:
         """A long upload is seen to move."""
@@ -185,7 +205,7 @@ class Uploads:
 
     async def _store_file(self, source: Path, path: str) -> StoredFile:
         key = artifact_key(self._process_id, self._attempt, path)
-        content_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        content_type = _content_type(path)
         try:
             facts = await self._patiently(
                 lambda: self._store.upload(
@@ -283,14 +303,12 @@ async def restore(
 async def _fetch(store: Store, key: str, file: StoredFile, target: Path) -> None:
     path = target / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            await store.download(key, path, expected=FileFacts(file.size, file.sha256))
-        except AWAY as error:
-            log.warning("the store is away, a checkpoint waits: %s", error)
-            await asyncio.sleep(1)
-        else:
-            return
+    expected = FileFacts(file.size, file.sha256)
+    await until_answered(lambda: store.download(key, path, expected=expected))
+
+
+def _content_type(path: str) -> str:
+    return mimetypes.guess_type(path)[0] or "application/octet-stream"
 
 
 def _look(path: Path) -> _Seen:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from inputs.blob_cache import BlobCache
+
+from processes.manifest import Manifests
 from processes.record_cache import RecordCache
 from processes.slots import Slots
 from storage import Store
@@ -15,7 +18,13 @@ class Worker(NamedTuple):
 
     store: Store
     cache: RecordCache
+    manifests: Manifests
+    #: Inputs that more than one process may need.
+    blobs: BlobCache
     settings: Settings
+    #: For attempts that run a child.
     slots: Slots
+    #: For archives, which this worker writes itself.
+    archive_slots: Slots
     #: Wall-clock time, for what is written down. No decision depends on it.
     clock: Clock
