@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from inputs.public_web import check_url, parse_allowed_hosts
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from actions import ACTIONS, ID_PATTERN, AnyAction
+from inputs.public_web import check_url, parse_allowed_hosts
 from inputs.sources import FromWeb, Input, parse_source
 from jobs import JOBS
 from utils import Settings, WorkerError

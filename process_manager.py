@@ -17,7 +17,6 @@ from datetime import datetime
 from typing import Any
 
 from inputs.blob_cache import BlobCache
-
 from inputs.sources import shown
 from processes.delivery import (
     Answer,

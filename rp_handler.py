@@ -175,7 +175,7 @@ class Handler:
 
     async def _archive(self, action: BulkDownloadAction, job: dict[str, Any]) -> Reply:
         """A process like any other, but of this worker's own doing: any role may write one."""
-        params = {
+        params: Reply = {
             "process_ids": [*dict.fromkeys(action.process_ids)], "pattern": action.pattern
         }  # fmt: skip
         start = Start(

@@ -22,10 +22,9 @@ from inputs.errors import (
 )
 from inputs.fetch import Limits, fetch
 from inputs.files import Blob
-from inputs.public_web import Web, parse_allowed_hosts
-
 from inputs.folder_files import UnknownFolder, file_key
 from inputs.folders import InputFolders
+from inputs.public_web import Web, parse_allowed_hosts
 from inputs.sources import FromFolder, FromKey, FromProcess, FromWeb, Input, parse_source
 from processes.lease import until_answered
 from processes.manifest import artifact_key
@@ -238,7 +237,7 @@ def _named(what: str) -> Iterator[None]:
 
 def _below(files: Mapping[str, T], path: str | None) -> Iterator[tuple[str, T]]:
     """What `path` names among `files`: one file (and no path is left of it), or all in a folder."""
-    if path in files:
+    if path is not None and path in files:
         yield "", files[path]
         return
     prefix = f"{path}/" if path else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from inputs.blob_cache import BlobCache
-
 from processes.manifest import Manifests
 from processes.record_cache import RecordCache
 from processes.slots import Slots

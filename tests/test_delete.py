@@ -1,0 +1,182 @@
+"""Removing a process, an input folder, one file: exactly that, for everybody, even if cut short."""
+
+import asyncio
+
+import pytest
+
+from processes.index import index_key
+from tests import servers
+from tests.crowd import on_every_store
+
+
+async def deleted(worker, **what):
+    """With the confirmation that it takes."""
+    confirm = what.get("path") or what.get("folder") or what.get("process_id")
+    return await worker("delete", confirm=confirm, **what)
+
+
+# ---- a process
+
+
+@on_every_store
+async def test_a_deleted_process_leaves_nothing_and_touches_no_other(crowd):
+    """Not even one whose id begins with its own. Trap 23."""
+    worker = crowd.worker()
+    for name in ("p", "p1", "p-2"):
+        await worker.start(name, artifacts=2, steps=2, checkpoint_every=1)
+    others = [key for key in await servers.keys_of(crowd.store)
+              if not key.startswith("processes/p/") and "~p~" not in key]  # fmt: skip
+    reply = await deleted(worker, process_id="p")
+    assert reply["process_id"] == "p"
+    assert reply["deleted"]["objects"] >= 4
+    assert reply["deleted"]["bytes"] > 32
+    assert await servers.keys_of(crowd.store) == others
+
+
+@on_every_store
+async def test_a_deleted_process_is_not_found_by_anybody(crowd, monkeypatch):
+    """A worker that knew its end looks again after a while; here at once."""
+    monkeypatch.setattr("processes.lookup.FINAL_SECONDS", 0)
+    owner, other = crowd.worker(), crowd.worker()
+    await owner.start("p", artifacts=1)
+    await other("process_status", process_id="p")
+    await deleted(owner, process_id="p")
+    for worker in (owner, other):
+        assert (await worker("process_status", process_id="p"))["status"] == "not_found"
+        assert (await worker("download", process_id="p"))["error"]["code"] == "unknown_process"
+        assert (await worker("processes"))["processes"] == []
+
+
+async def test_a_process_that_has_not_ended_is_not_deleted(crowd):
+    owner, other = crowd.worker(), crowd.worker()
+    running = await owner.running("p")
+    for worker in (owner, other):
+        assert (await deleted(worker, process_id="p"))["error"]["code"] == "process_active"
+    assert (await owner("cancel", process_id="p"))["status"] == "cancelled"
+    await running
+
+
+async def test_a_deletion_and_a_resumption_cannot_both_succeed(crowd):
+    """Whoever writes the record first."""
+    one, other = crowd.worker(), crowd.worker()
+    await one.start("p", fail_at=1)
+    pause = other.store.pause_before("replace", "record.json")
+    deleting = asyncio.create_task(deleted(other, process_id="p"))
+    await pause.reached.wait()
+    assert (await one.start("p", fail_at=1))["attempt"] == 2
+    pause.go.set()
+    assert (await deleting)["error"]["code"] == "process_active"
+    assert (await crowd.record("p")).attempt == 2
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+async def test_a_deletion_that_was_cut_short_is_finished_by_the_next(crowd, nth):
+    """From its first write on there is no such process; what is left is removed by whoever asks."""
+    one, other = crowd.worker(), crowd.worker()
+    await one.start("p", artifacts=2)
+    one.store.fail("delete", nth=nth)
+    assert (await deleted(one, process_id="p"))["error"]["code"] == "storage_unavailable"
+    assert (await other("process_status", process_id="p"))["status"] == "not_found"
+    assert (await other.start("p"))["error"]["code"] == "process_exists"
+    assert "deleted" in await deleted(other, process_id="p")
+    assert await servers.keys_of(crowd.store) == []
+
+
+async def test_the_id_of_a_deleted_process_can_be_used_again(crowd):
+    worker = crowd.worker()
+    await worker.start("p", artifacts=3)
+    await deleted(worker, process_id="p")
+    reply = await worker.start("p", artifacts=1)
+    assert (reply["status"], reply["attempt"], len(reply["files"])) == ("completed", 1, 1)
+
+
+async def test_files_of_a_deleted_process_are_not_those_of_its_namesake(crowd, monkeypatch):
+    """Also for a worker that remembers the old manifest."""
+    monkeypatch.setattr("processes.lookup.FINAL_SECONDS", 0)
+    worker, other = crowd.worker(), crowd.worker()
+    for count in (150, 120):
+        await worker.start("p", artifacts=count)
+        reply = await other("download", process_id="p")
+        assert len(reply["files"]) == count
+        await deleted(worker, process_id="p")
+
+
+async def test_a_row_that_a_dead_worker_left_goes_too(crowd):
+    worker = crowd.worker()
+    await worker.start("p")
+    await crowd.store.put(index_key(await crowd.record("p"), "running"), b"")
+    await deleted(worker, process_id="p")
+    assert await servers.keys_of(crowd.store, "index/") == []
+
+
+# ---- an input folder
+
+
+@on_every_store
+async def test_a_folder_is_deleted_and_no_other_one(crowd):
+    store, worker = crowd.store, crowd.worker()
+    for key in ("inputs/f/a", "inputs/f/b/c", "inputs/foo/a", "inputs/f-1/a"):
+        await store.put(key, b"12")
+    await worker("upload", folder="f", complete=True)
+    reply = await deleted(worker, folder="f")
+    assert reply == {"folder": "f", "deleted": {"objects": 2, "bytes": 4}}
+    assert await servers.keys_of(store) == ["inputs/f-1/a", "inputs/foo/a"]
+
+
+async def test_a_folder_whose_deletion_was_cut_short_is_not_complete_any_more(crowd):
+    worker = crowd.worker()
+    await crowd.store.put("inputs/f/a", b"12")
+    await worker("upload", folder="f", complete=True)
+    worker.store.fail("delete", nth=2)
+    assert (await deleted(worker, folder="f"))["error"]["code"] == "storage_unavailable"
+    assert not (await worker("list_files", folder="f"))["complete"]
+    assert (await deleted(worker, folder="f"))["deleted"]["objects"] == 1
+
+
+@on_every_store
+async def test_one_file_is_deleted_and_the_manifest_says_so(crowd):
+    store, worker = crowd.store, crowd.worker()
+    for name in ("a", "b"):
+        await store.put(f"inputs/f/{name}", name.encode())
+    await worker("upload", folder="f", complete=True)
+    reply = await deleted(worker, folder="f", path="a")
+    assert reply["deleted"] == {"objects": 1, "bytes": 1}
+    folder = await worker("list_files", folder="f")
+    assert [file["path"] for file in folder["files"]] == ["b"]
+    assert folder["complete"]
+    manifest = (await store.get("inputs/f/.worker/manifest.json")).data
+    assert b'"path":"a"' not in manifest
+
+
+@pytest.mark.parametrize("what", [{"folder": "f"}, {"folder": "f", "path": "a"}])
+async def test_what_is_not_there_cannot_be_deleted(crowd, what):
+    assert (await deleted(crowd.worker(), **what))["error"]["code"] == "unknown_folder"
+
+
+# ---- asking
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"process_id": "p"},
+        {"process_id": "p", "confirm": "q"},
+        {"process_id": "p", "confirm": ""},
+        {"folder": "f", "confirm": "p"},
+        {"folder": "f", "path": "a", "confirm": "f"},
+        {"process_id": "p", "path": "a", "confirm": "p"},
+        {"process_id": "p", "folder": "f", "confirm": "p"},
+        {"confirm": ""},
+        {"folder": "f", "path": "../g/a", "confirm": "../g/a"},
+        {"folder": "f", "path": ".worker/manifest.json", "confirm": ".worker/manifest.json"},
+    ],
+)
+async def test_nothing_is_deleted_that_was_not_named_twice(crowd, request_):
+    worker = crowd.worker()
+    await worker.start("p")
+    await crowd.store.put("inputs/f/a", b"")
+    await worker("upload", folder="f", complete=True)
+    before = await servers.keys_of(crowd.store)
+    code = (await worker("delete", **request_))["error"]["code"]
+    assert code in ("invalid_request", "invalid_key")
+    assert await servers.keys_of(crowd.store) == before
