@@ -1,7 +1,7 @@
 """The stores that keep the contract of `storage`: a folder, and an S3 bucket.
 
 `local_store` stands on `local_files`. `s3_store` decides what a failed or unclear request means;
-`s3_requests` makes them, `s3_errors` types what boto3 raises, `s3_calls` keeps them off the event
-loop, `s3_transfer` moves files (`s3_files` is its disk side), and `store_probe` finds out what a
+`s3_requests` makes them with the boto3 client that `s3_client` sets up, `s3_errors` types what
+boto3 raises, `s3_calls` keeps them off the event loop, `s3_transfer` moves files (`s3_files` is its disk side), and `store_probe` finds out what a
 bucket really does.
 """

@@ -28,8 +28,9 @@ from storage import (
     check_prefix,
 )
 from stores.s3_calls import Lane, retrying
+from stores.s3_client import S3Config
 from stores.s3_errors import PreconditionRefused, clock_offset
-from stores.s3_requests import S3Config, S3Requests, attachment
+from stores.s3_requests import S3Requests, attachment
 from stores.s3_transfer import Transfers
 from stores.store_probe import probe
 from utils import WorkerError
