@@ -128,7 +128,7 @@ def copy(source: FileIO, target: BinaryIO, transfer: Transfer) -> FileFacts:
 
 
 def sync(file: BinaryIO) -> None:
-    """To the disk, stamped by the same clock as `LocalStore._now` reads."""
+    """To the disk, stamped by the same clock as `LocalObjects` reads."""
     file.flush()
     os.utime(file.fileno())
     os.fsync(file.fileno())
