@@ -35,14 +35,18 @@ from storage import (
     MAX_PAGE,
     ChecksumMismatch,
     FileFacts,
+    FolderPage,
     InvalidKey,
     ObjectChanged,
     ObjectExists,
+    ObjectFacts,
     ObjectNotFound,
     Page,
     Stored,
+    check_folder,
     check_key,
     check_prefix,
+    check_range,
 )
 from stores import local_files
 
@@ -75,6 +79,19 @@ class LocalObjects:
         if cached is not None and cached.version == version:
             return cached._replace(modified=modified, age_seconds=age)
         return Stored(data, version, modified, age)
+
+    def stat(self, key: str) -> ObjectFacts:
+        """Every write makes a new file, so its number and time stamp tell it from the last."""
+        with self._opened(key) as file:
+            facts = os.fstat(file.fileno())
+        version = f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
+        return ObjectFacts(facts.st_size, version, facts.st_mtime)
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        self.checked(key)
+        check_range(offset, length)
+        with self._opened(key) as file:
+            return os.pread(file.fileno(), length, offset)
 
     def write(self, key: str, data: bytes) -> str:
         path = self._path(key)
@@ -111,6 +128,15 @@ class LocalObjects:
         more = len(rows) > limit
         return Page(rows[:limit], rows[limit - 1].key if more else None)
 
+    def list_folders(self, prefix: str, start_after: str | None, limit: int) -> FolderPage:
+        limit, folder = min(limit, MAX_PAGE), self._path(check_prefix(prefix) + "_").parent
+        after = "" if start_after is None else f"{check_folder(prefix, start_after)}/"
+        with self._at_work():
+            names = list(islice(local_files.folders(folder, prefix, after), limit + 1))
+            self._now()  # as in `list`
+        more = len(names) > limit
+        return FolderPage(names[:limit], names[limit - 1] if more else None)
+
     def delete(self, keys: Sequence[str]) -> None:
         paths = [self._path(key) for key in keys]
         with self._at_work():
@@ -133,6 +159,27 @@ class LocalObjects:
                 with self._locked(key):
                     self._publish(temporary, target)
             return facts
+
+    def draft(self) -> local_files.Draft:
+        """For `begin`, `append` and `publish`, one after the other. Makes nothing."""
+        return local_files.Draft(self._hidden / "writing")
+
+    def begin(self, draft: local_files.Draft, key: str) -> None:
+        self._path(key)  # so that what could never be published is refused at once
+        with self._at_work():
+            draft.open()
+
+    def append(self, draft: local_files.Draft, data: bytes) -> None:
+        with self._at_work():
+            draft.write(data)
+
+    def publish(self, draft: local_files.Draft, key: str) -> FileFacts:
+        target = self._path(key)
+        with self._at_work():
+            facts = draft.sync()
+            with self._locked(key):
+                self._publish(draft.path, target)
+        return facts
 
     def download(
         self, key: str, path: Path, expected: FileFacts | None, transfer: local_files.Transfer
@@ -160,6 +207,10 @@ class LocalObjects:
         if os.path.realpath(path.parent) != str(path.parent):
             raise InvalidKey("a folder of this key is a link, and links are not followed")
         return path
+
+    def link(self, key: str) -> str:
+        """A `file://` URL. Asks nobody."""
+        return (self.root / self.checked(key)).as_uri()
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

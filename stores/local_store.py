@@ -18,17 +18,23 @@ from storage import (
     MAX_PAGE,
     Capabilities,
     FileFacts,
+    FolderPage,
+    Links,
+    ObjectFacts,
     Page,
+    PartLinks,
     PresignUnsupported,
     Stored,
     StoreHealth,
+    Wanted,
 )
 from stores import local_files
 from stores.local_objects import LocalObjects
+from stores.streams import check_size, closing
 from utils import WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
 T = TypeVar("T")
@@ -55,6 +61,15 @@ class LocalStore:
         """See `Store.get`."""
         return await self._run(partial(self._objects.get, key, cached))
 
+    async def stat(self, key: str) -> ObjectFacts:
+        """See `Store.stat`."""
+        return await self._run(partial(self._objects.stat, key))
+
+    async def get_range(self, key: str, *, offset: int, length: int) -> bytes:
+        """See `Store.get_range`."""
+        call = partial(self._objects.get_range, key, offset, length)
+        return await self._run(call, self._file_pool)
+
     async def put(self, key: str, data: bytes, *, content_type: str | None = None) -> str:
         """See `Store.put`. A file has no content type: what is given is dropped."""
         return await self._run(partial(self._objects.write, key, data))
@@ -72,6 +87,12 @@ class LocalStore:
     ) -> Page:
         """See `Store.list`. Reads the folders it must, not the tree."""
         return await self._run(partial(self._objects.list, prefix, start_after or "", limit))
+
+    async def list_folders(
+        self, prefix: str, *, start_after: str | None = None, limit: int = MAX_PAGE
+    ) -> FolderPage:
+        """See `Store.list_folders`."""
+        return await self._run(partial(self._objects.list_folders, prefix, start_after, limit))
 
     async def delete(self, keys: Sequence[str]) -> None:
         """See `Store.delete`. Folders that this leaves empty go too."""
@@ -91,6 +112,30 @@ class LocalStore:
                 partial(self._objects.upload, path, key, transfer), self._file_pool
             )
 
+    async def upload_stream(
+        self,
+        chunks: AsyncIterator[bytes],
+        key: str,
+        *,
+        size: int,
+        content_type: str | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> FileFacts:
+        """See `Store.upload_stream`. Holds one chunk, and no thread while it waits for the next."""
+        async with closing(chunks):
+            draft, came = self._objects.draft(), 0
+            try:
+                await self._to_the_end(partial(self._objects.begin, draft, key))
+                async for chunk in chunks:
+                    came += len(chunk)
+                    check_size(came, size)
+                    await self._to_the_end(partial(self._objects.append, draft, chunk))
+                    if on_bytes is not None:
+                        on_bytes(len(chunk))
+                return await self._to_the_end(partial(self._objects.publish, draft, key))
+            finally:
+                await self._to_the_end(draft.discard)
+
     async def download(
         self,
         key: str,
@@ -107,12 +152,34 @@ class LocalStore:
 
     async def presign_get(self, key: str, *, expires_in: int, filename: str | None = None) -> str:
         """A `file://` URL. It neither expires nor renames; there is no server to see to that."""
-        return (self._objects.root / self._objects.checked(key)).as_uri()
+        return self._objects.link(key)
+
+    async def presign_gets(self, wanted: Sequence[Wanted], *, expires_in: int) -> Links:
+        """See `presign_get`."""
+        return await self._run(lambda: [self._objects.link(each.key) for each in wanted])
 
     async def presign_put(
         self, key: str, *, expires_in: int, content_type: str | None = None, size: int | None = None
     ) -> str:
         """Always refused: nothing would take in what is sent to a `file://` URL."""
+        self._objects.checked(key)
+        raise PresignUnsupported("a store in a folder has no links to write to")
+
+    async def presign_parts(
+        self,
+        key: str,
+        *,
+        size: int,
+        part_size: int,
+        expires_in: int,
+        content_type: str | None = None,
+    ) -> PartLinks:
+        """Always refused, as `presign_put`."""
+        self._objects.checked(key)
+        raise PresignUnsupported("a store in a folder has no links to write to")
+
+    async def join_parts(self, key: str, upload_id: str, *, size: int) -> None:
+        """Always refused: there are no parts without `presign_parts`."""
         self._objects.checked(key)
         raise PresignUnsupported("a store in a folder has no links to write to")
 
@@ -141,3 +208,13 @@ class LocalStore:
 
     async def _run(self, call: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool or self._pool, call)
+
+    async def _to_the_end(self, call: Callable[[], T]) -> T:
+        """As `_run`. When cancelled, waits until the call has ended, so that nothing writes to a
+        file that is about to be discarded."""
+        work = asyncio.ensure_future(self._run(call, self._file_pool))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait({work})
+            raise
