@@ -110,13 +110,14 @@ def parse_allowed_hosts(text: str) -> AllowedHosts:
 
 
 def _allowed_host(text: str) -> tuple[str, int | None]:
+    no_host = f"{text!r} is no host: write a name or an address, and a port if need be"
     try:
         url = httpx.URL(f"//{text}")  # no scheme, or its usual port would not be told from none
         host = _host(url)
     except (httpx.InvalidURL, InputRefused):
-        host = ""
-    if not host or url.raw_path not in (b"", b"/") or url.userinfo:
-        raise ValueError(f"{text!r} is no host: write a name or an address, and a port if need be")
+        raise ValueError(no_host) from None
+    if url.raw_path not in (b"", b"/") or url.userinfo:
+        raise ValueError(no_host)
     return host, url.port
 
 

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from utils import WorkerError
 
 #: More than two chunks, and no two alike.
-CONTENT = random.Random(7).randbytes(2 * CHUNK + 12345)
+CONTENT = random.Random(7).randbytes(2 * CHUNK + 12345)  # noqa: S311 - no secret
 HALF = len(CONTENT) // 2
+QUERY = "key=secret"
 STRONG = {"ETag": '"v1"'}
 HERE = parse_allowed_hosts("127.0.0.1")
 
@@ -67,7 +68,7 @@ async def get(server: WebServer, path: Path, **changes: Any) -> Blob | None:
             if name in kind._fields:
                 fields[name] = changes.pop(name)
     return await fetch(
-        f"{server.url}/folder/file?key=secret", path, web=Web(**web), limits=Limits(**limits),
+        f"{server.url}/folder/file?{QUERY}", path, web=Web(**web), limits=Limits(**limits),
         **changes,
     )  # fmt: skip
 
@@ -94,9 +95,7 @@ def rest(content: bytes, first: int, **headers: str) -> Reply:
 async def test_a_file_is_fetched_and_hashed(
     server: WebServer, path: Path, content: bytes, chunked: bool
 ) -> None:
-    server.answer = lambda _: Reply(
-        body=content, headers=STRONG, chunked=chunked and content != b""
-    )
+    server.answer = lambda _: Reply(body=content, headers=STRONG, chunked=chunked)
     counts: list[int] = []
     assert await get(server, path, on_bytes=counts.append) == blob(content, '"v1"')
     assert path.read_bytes() == content
@@ -106,7 +105,7 @@ async def test_a_file_is_fetched_and_hashed(
 async def test_it_asks_for_the_bytes_as_they_are(server: WebServer, path: Path) -> None:
     await get(server, path)
     (asked,) = server.asked
-    assert asked.path == "/folder/file?key=secret"
+    assert asked.path == f"/folder/file?{QUERY}"
     assert asked.headers["accept-encoding"] == "identity"
     assert {"range", "if-range", "if-none-match", "cookie"}.isdisjoint(asked.headers)
 
@@ -190,7 +189,7 @@ async def test_no_error_tells_the_query(server: WebServer, path: Path, reply: Re
     with pytest.raises(Exception, match=r"127\.0\.0\.1|https") as caught:
         await get(server, path, expected_sha256="0" * 64, max_bytes=50, read_seconds=0.2, tries=1)
     told = "".join(traceback.format_exception(caught.value))
-    assert "secret" not in told.replace("key=secret", "", told.count('f"{server.url}'))
+    assert "secret" not in told
 
 
 # ---- sizes that lie
@@ -302,7 +301,7 @@ async def test_who_gets_further_each_time_is_not_given_up(server: WebServer, pat
 async def test_a_server_may_give_less_than_the_rest(server: WebServer, path: Path) -> None:
     server.answer = in_turn(
         Reply(body=b"0123456789", headers=STRONG, breaks_after=2),
-        Reply(206, b"345"[:0] + b"234", {"Content-Range": "bytes 2-4/10"}),
+        Reply(206, b"234", {"Content-Range": "bytes 2-4/10"}),
         rest(b"0123456789", 5),
     )
     assert await get(server, path) == blob(b"0123456789", '"v1"')
@@ -397,7 +396,7 @@ async def test_a_full_disk_is_said_in_words(
 ) -> None:
     full_disk()
     server.answer = lambda _: Reply(body=b"x")
-    with pytest.raises(InputNotStored, match="No space left on device$") as caught:
+    with pytest.raises(InputNotStored, match=r"No space left on device$") as caught:
         await get(server, path)
     assert caught.value.retryable
     assert len(server.asked) == 1
