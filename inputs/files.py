@@ -49,7 +49,7 @@ async def new_part_beside(path: Path) -> AsyncIterator[Path]:
 
 
 async def remove(path: Path) -> None:
-    """The file is gone, if it was there; even if the caller is cancelled. Gigabytes take a while."""
+    """See it gone, even if the caller is cancelled. Off the event loop: gigabytes take a while."""
     await asyncio.shield(asyncio.to_thread(path.unlink, missing_ok=True))
 
 

@@ -43,6 +43,8 @@ _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 #: How a browser, and many a resolver, knows an IPv4 address: by its last part.
 _LIKE_A_NUMBER = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
 _PORTS = {"https": 443, "http": 80}
+#: Some servers answer nobody who does not say these.
+_ABOUT_US = {"User-Agent": "runpod-worker", "Accept": "*/*"}
 #: Not public, whatever `is_global` of this Python says. IPv4: protocol assignments (a cloud has
 #: its metadata there), 6to4 relays, and a cloud's own service on an address that looks public.
 #: IPv6: Teredo and others; documentation; 6to4, where a packet is sent on to the IPv4 inside.
@@ -108,13 +110,14 @@ def parse_allowed_hosts(text: str) -> AllowedHosts:
 
 
 def _allowed_host(text: str) -> tuple[str, int | None]:
+    no_host = f"{text!r} is no host: write a name or an address, and a port if need be"
     try:
         url = httpx.URL(f"//{text}")  # no scheme, or its usual port would not be told from none
         host = _host(url)
     except (httpx.InvalidURL, InputRefused):
-        host = ""
-    if not host or url.raw_path not in (b"", b"/") or url.userinfo:
-        raise ValueError(f"{text!r} is no host: write a name or an address, and a port if need be")
+        raise ValueError(no_host) from None
+    if url.raw_path not in (b"", b"/") or url.userinfo:
+        raise ValueError(no_host)
     return host, url.port
 
 
@@ -250,15 +253,16 @@ async def _send(
 ) -> AsyncIterator[httpx.Response]:
     """The answer of the first address that can be connected to.
 
-    A client for each hop: its cookies and its connections, which it would know again by their
-    address alone, must not be met by another name at the same address. `trust_env=False`: a proxy
-    would look names up for itself.
+    By a bare transport: what a client of httpx adds (cookies, a look at where a redirect leads,
+    proxies, the URL in the log) must not happen here. One for each hop: it knows its connections
+    again by their address, and would send on them what is for another name at that address.
     """
-    timeout = httpx.Timeout(web.read_seconds, connect=web.connect_seconds)
-    async with httpx.AsyncClient(
-        verify=web.tls or _usual_tls(), transport=web.transport, trust_env=False, timeout=timeout
-    ) as client:
-        response = await _first_answer(client, hop, addresses, headers)
+    async with web.transport or httpx.AsyncHTTPTransport(
+        verify=web.tls or _usual_tls(), trust_env=False
+    ) as transport:
+        timeout = httpx.Timeout(web.read_seconds, connect=web.connect_seconds)
+        requests = [_pinned(hop, address, headers, timeout) for address in addresses]
+        response = await _first_answer(transport, hop, requests)
         try:
             yield response
         finally:
@@ -266,13 +270,13 @@ async def _send(
 
 
 async def _first_answer(
-    client: httpx.AsyncClient, hop: Hop, addresses: Sequence[Address], headers: Mapping[str, str]
+    transport: httpx.AsyncBaseTransport, hop: Hop, requests: Sequence[httpx.Request]
 ) -> httpx.Response:
     """Raises InputRefused (the certificate), InputUnreachable."""
     failure: Exception | None = None
-    for address in addresses:
+    for request in requests:
         try:
-            return await client.send(_pinned(client, hop, address, headers), stream=True)
+            return await transport.handle_async_request(request)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             failure = error
             _check_trust(error, hop)
@@ -283,17 +287,17 @@ async def _first_answer(
 
 
 def _pinned(
-    client: httpx.AsyncClient, hop: Hop, address: Address, headers: Mapping[str, str]
+    hop: Hop, address: Address, headers: Mapping[str, str], timeout: httpx.Timeout
 ) -> httpx.Request:
     """A request that goes to `address` and is the host's for all else: virtual host, certificate.
 
     For a host that is an address, its certificate must name that address.
     """
-    return client.build_request(
+    return httpx.Request(
         "GET",
         hop.url.copy_with(host=str(address)),
-        headers={**headers, "Host": hop.url.netloc.decode("ascii")},
-        extensions={"sni_hostname": hop.host},
+        headers={**_ABOUT_US, **headers, "Host": hop.url.netloc.decode("ascii")},
+        extensions={"sni_hostname": hop.host, "timeout": timeout.as_dict()},
     )
 
 
