@@ -5,38 +5,44 @@ from __future__ import annotations
 from utils import WorkerError
 
 
-class InputRefused(WorkerError):
+class InputError(WorkerError):
+    """An input of a process could not be had."""
+
+    code = "input_failed"
+
+
+class InputRefused(InputError):
     """It is not fetched from there, or not as it is offered; the message says which rule holds."""
 
     code = "input_refused"
 
 
-class InputMissing(WorkerError):
+class InputMissing(InputError):
     """The other side is there and says that it has no such thing."""
 
     code = "input_missing"
 
 
-class InputTooLarge(WorkerError):
+class InputTooLarge(InputError):
     """It has more bytes than an input may have, announced or sent."""
 
     code = "input_too_large"
 
 
-class InputMismatch(WorkerError):
+class InputMismatch(InputError):
     """It is whole, but not what was announced: another SHA-256, another size."""
 
     code = "input_mismatch"
 
 
-class InputUnreachable(WorkerError):
+class InputUnreachable(InputError):
     """The other side did not answer, or not usefully, after every try."""
 
     code = "input_unreachable"
     retryable = True
 
 
-class InputNotStored(WorkerError):
+class InputNotStored(InputError):
     """This worker's own disk did not take it, as a rule because it is full."""
 
     code = "input_not_stored"

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
+from inputs.errors import InputError
 from jobs.runner import (
     ArtifactReady,
     Attempt,
