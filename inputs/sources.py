@@ -102,7 +102,7 @@ def shown(source: str) -> str:
     if not isinstance(parse_source(source), FromWeb):
         return source
     parts = urlsplit(source)
-    return f"{parts.scheme}://{parts.hostname}{parts.path}{'?...' if parts.query else ''}"
+    return f"{parts.scheme}://{parts.netloc}{parts.path}{'?...' if parts.query else ''}"
 
 
 def _name_and_path(rest: str) -> tuple[str, str | None]:
