@@ -1,0 +1,250 @@
+"""Files that more than one process needs: fetched once for a worker, copied for each.
+
+Every process gets a copy and never a link: it may write to its inputs. Workers may share the
+folder, so nothing in it is believed to stay: a file that vanished is fetched again.
+
+A blob is two files. `{key}-{sha256}.blob` has the bytes, and was last modified when it was last
+used; `{key}.json` says which bytes are the newest. The key is a hash of the identity, which may be
+a secret (a presigned URL) and is never written down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from inputs.errors import InputNotStored
+from inputs.files import CHUNK, Blob, disk_errors, new_part_beside, part_beside, remove, write_at
+
+log = logging.getLogger(__name__)
+
+#: Makes the path a whole file. Given what is here already, it may answer None: that is still good.
+Fetch = Callable[[Path, Blob | None], Awaitable[Blob | None]]
+
+#: Whoever writes a temporary file does not pause for so long: it was killed.
+_ABANDONED_SECONDS = 3600.0
+#: Times that a blob may vanish between its fetch and its copy, which only other workers can do.
+_ROUNDS = 3
+
+
+class _Found(NamedTuple):
+    """A file to copy from, for as long as somebody of its share waits."""
+
+    blob: Blob
+    path: Path
+    #: False: it is larger than the cache and goes with the last who waits.
+    kept: bool
+
+
+class _Share:
+    """What callers of one identity wait for together."""
+
+    def __init__(self, bring: asyncio.Task[_Found]) -> None:
+        self.bring = bring
+        self.waiting = 0
+
+
+class BlobCache:
+    """Blobs by identity, in `folder`, of `max_bytes` in all. 0 keeps nothing, shares all the same.
+
+    The sum is kept whenever nothing is under way; what is being fetched or copied is never removed.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._shares: dict[str, _Share] = {}
+        #: Callers by key.
+        self._busy: Counter[str] = Counter()
+        self._prepared = False
+
+    async def place(self, identity: str, target: Path, fetch: Fetch, *, immutable: bool) -> Blob:
+        """Make `target` what `identity` means, replacing what was there; its folder must exist.
+
+        `immutable` says that one identity never means other bytes: then what is here is not asked
+        about again. Callers of one identity at the same time share one `fetch`, that of the first;
+        it is cancelled when none of them waits any more.
+
+        Raises:
+            InputNotStored: the disk did not take it.
+            Exception: whatever `fetch` raised, to all who shared it.
+        """
+        key = hashlib.sha256(identity.encode()).hexdigest()
+        self._busy[key] += 1
+        try:
+            blob = await self._place(key, target, fetch, immutable)
+        finally:
+            self._busy[key] -= 1
+            self._busy += Counter()  # forgets keys that nobody calls for
+        await self._evict()
+        return blob
+
+    async def _place(self, key: str, target: Path, fetch: Fetch, immutable: bool) -> Blob:
+        for _ in range(_ROUNDS):
+            share = self._join(key, fetch, immutable)
+            try:
+                found = await asyncio.shield(share.bring)
+                if await self._deliver(share, found, target):
+                    return found.blob
+            finally:
+                await self._leave(key, share)
+        raise InputNotStored("the input was removed from this worker's disk again and again")
+
+    def _join(self, key: str, fetch: Fetch, immutable: bool) -> _Share:
+        share = self._shares.get(key)
+        if share is None:
+            bring = asyncio.create_task(self._bring(key, fetch, immutable))
+            share = self._shares[key] = _Share(bring)
+            # Who comes later asks for himself: it may have changed since.
+            bring.add_done_callback(lambda _: self._forget(key, share))
+        share.waiting += 1
+        return share
+
+    async def _leave(self, key: str, share: _Share) -> None:
+        """The last one turns off the light."""
+        share.waiting -= 1
+        if share.waiting:
+            return
+        self._forget(key, share)
+        share.bring.cancel()  # nothing happens to one that is done
+        (end,) = await asyncio.gather(share.bring, return_exceptions=True)
+        if isinstance(end, _Found) and not end.kept:
+            await remove(end.path)
+
+    def _forget(self, key: str, share: _Share) -> None:
+        if self._shares.get(key) is share:
+            del self._shares[key]
+
+    async def _bring(self, key: str, fetch: Fetch, immutable: bool) -> _Found:
+        """See to it that the newest bytes are here."""
+        await self._prepare()
+        known = await asyncio.to_thread(self._look_up, key)
+        if known and immutable:
+            return _Found(known, self._content(key, known), kept=True)
+        part = part_beside(self._side(key))
+        try:
+            blob = await fetch(part, known)
+            if blob is None:
+                assert known is not None, "a fetch that knew of nothing found it unchanged"
+                return _Found(known, self._content(key, known), kept=True)
+            if blob.size > self._max_bytes:
+                return _Found(blob, part, kept=False)
+            with disk_errors():
+                await asyncio.to_thread(self._keep, key, blob, part, known)
+        except BaseException:
+            await remove(part)
+            raise
+        await self._evict()
+        return _Found(blob, self._content(key, blob), kept=True)
+
+    async def _deliver(self, share: _Share, found: _Found, target: Path) -> bool:
+        """Whether `target` is it now; False if the bytes vanished or are not what they were."""
+        if not found.kept and share.waiting == 1:
+            with suppress(OSError):  # another file system, say: then it is copied
+                found.path.replace(target)
+                return True
+        with disk_errors():
+            return await _copied(found.path, target, found.blob.size)
+
+    # ---- the folder
+
+    async def _prepare(self) -> None:
+        if not self._prepared:
+            with disk_errors():
+                await asyncio.to_thread(self._sweep)
+            self._prepared = True
+
+    async def _evict(self) -> None:
+        try:
+            await asyncio.to_thread(self._remove_oldest, frozenset(self._busy))
+        except OSError as error:  # no reason to fail who has what was asked for
+            log.warning("old inputs were not removed: %s", error.strerror)
+
+    def _side(self, key: str) -> Path:
+        return self._folder / f"{key}.json"
+
+    def _content(self, key: str, blob: Blob) -> Path:
+        return self._folder / f"{key}-{blob.sha256}.blob"
+
+    def _look_up(self, key: str) -> Blob | None:
+        """What is here and whole. To look is to use."""
+        try:
+            blob = Blob.model_validate_json(self._side(key).read_bytes())
+            content = self._content(key, blob)
+            os.utime(content)
+            return blob if content.stat().st_size == blob.size else None
+        except (OSError, ValidationError):
+            return None
+
+    def _keep(self, key: str, blob: Blob, part: Path, old: Blob | None) -> None:
+        """First the bytes, then the word about them: a reader finds the old pair or the new."""
+        part.replace(self._content(key, blob))
+        side = self._side(key)
+        written = part_beside(side)
+        try:
+            written.write_text(blob.model_dump_json())
+            written.replace(side)
+        finally:
+            written.unlink(missing_ok=True)
+        if old is not None and old.sha256 != blob.sha256:
+            self._content(key, old).unlink(missing_ok=True)
+
+    def _remove_oldest(self, busy: frozenset[str]) -> None:
+        contents = []
+        for path in self._folder.glob("*.blob"):
+            with suppress(FileNotFoundError):  # another worker's doing
+                facts = path.stat()
+                contents.append((facts.st_mtime_ns, facts.st_size, path))
+        excess = sum(size for _, size, _ in contents) - self._max_bytes
+        for _, size, path in sorted(contents):
+            key = path.name.partition("-")[0]
+            if excess > 0 and key not in busy:
+                self._side(key).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+                excess -= size
+
+    def _sweep(self) -> None:
+        """Make the folder, and remove what killed writers left in it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.glob(".*.part"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    path.unlink()
+
+
+async def _copied(source: Path, target: Path, size: int) -> bool:
+    """Whether `target` is a whole copy of `source`, which should have `size` bytes.
+
+    A thread for each piece and not for all: a few large copies would keep every thread that the
+    worker has for small things.
+    """
+    copied = 0
+    async with new_part_beside(target) as part:
+        try:
+            while count := await asyncio.to_thread(_copy_some, source, part, copied):
+                copied += count
+        except FileNotFoundError:
+            return False
+        if copied != size:
+            return False
+        part.replace(target)
+        return True
+
+
+def _copy_some(source: Path, part: Path, offset: int) -> int:
+    """Bytes copied; 0 at the end."""
+    with source.open("rb", buffering=0) as original:
+        original.seek(offset)
+        data = original.read(CHUNK)
+    write_at(part, offset, data)
+    return len(data)
