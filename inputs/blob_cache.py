@@ -14,22 +14,20 @@ import asyncio
 import hashlib
 import logging
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from inputs.errors import InputNotStored
-from inputs.files import CHUNK, Blob, disk_errors, part_beside, remove
+from inputs.files import CHUNK, Blob, disk_errors, new_part_beside, part_beside, remove, write_at
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 #: Makes the path a whole file. Given what is here already, it may answer None: that is still good.
 Fetch = Callable[[Path, Blob | None], Awaitable[Blob | None]]
 
@@ -81,7 +79,6 @@ class BlobCache:
             InputNotStored: the disk did not take it.
             Exception: whatever `fetch` raised, to all who shared it.
         """
-        await self._prepare()
         key = hashlib.sha256(identity.encode()).hexdigest()
         self._busy[key] += 1
         try:
@@ -130,6 +127,7 @@ class BlobCache:
 
     async def _bring(self, key: str, fetch: Fetch, immutable: bool) -> _Found:
         """See to it that the newest bytes are here."""
+        await self._prepare()
         known = await asyncio.to_thread(self._look_up, key)
         if known and immutable:
             return _Found(known, self._content(key, known), kept=True)
@@ -155,10 +153,8 @@ class BlobCache:
             with suppress(OSError):  # another file system, say: then it is copied
                 found.path.replace(target)
                 return True
-        abandoned = threading.Event()
         with disk_errors():
-            copy = asyncio.to_thread(_copy, found.path, target, found.blob.size, abandoned)
-            return await _finish(copy, abandoned)
+            return await _copied(found.path, target, found.blob.size)
 
     # ---- the folder
 
@@ -226,31 +222,29 @@ class BlobCache:
                     path.unlink()
 
 
-async def _finish(call: Awaitable[T], abandoned: threading.Event) -> T:
-    """What a thread returns. If the caller is cancelled, it is told, and waited for."""
-    running = asyncio.ensure_future(call)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        abandoned.set()
-        await asyncio.wait([running])
-        raise
+async def _copied(source: Path, target: Path, size: int) -> bool:
+    """Whether `target` is a whole copy of `source`, which should have `size` bytes.
 
-
-def _copy(source: Path, target: Path, size: int, abandoned: threading.Event) -> bool:
-    """Whether `target` is a whole copy of `source`, which should have `size` bytes."""
-    try:
-        original = source.open("rb", buffering=0)
-    except FileNotFoundError:
-        return False
-    part = part_beside(target)
-    try:
-        with original, part.open("xb") as copy:
-            while not abandoned.is_set() and (chunk := original.read(CHUNK)):
-                copy.write(chunk)
-        if abandoned.is_set() or part.stat().st_size != size:
+    A thread for each piece and not for all: a few large copies would keep every thread that the
+    worker has for small things.
+    """
+    copied = 0
+    async with new_part_beside(target) as part:
+        try:
+            while count := await asyncio.to_thread(_copy_some, source, part, copied):
+                copied += count
+        except FileNotFoundError:
+            return False
+        if copied != size:
             return False
         part.replace(target)
         return True
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def _copy_some(source: Path, part: Path, offset: int) -> int:
+    """Bytes copied; 0 at the end."""
+    with source.open("rb", buffering=0) as original:
+        original.seek(offset)
+        data = original.read(CHUNK)
+    write_at(part, offset, data)
+    return len(data)

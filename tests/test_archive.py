@@ -2,6 +2,9 @@
 
 import asyncio
 import io
+import json
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -181,3 +184,23 @@ async def test_a_file_that_shrinks_while_it_is_read_ends_the_stream(crowd):
     stream = ArchiveStream(crowd.store, [Member("a", "a", 100, None)])
     with pytest.raises(ArchiveFailed, match="size"):
         [chunk async for chunk in stream.chunks()]
+
+
+@pytest.mark.big
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("place", "size"), [("local", 1 << 30), ("ceph", 100 << 20)], indirect=["place"]
+)
+def test_five_gigabytes_are_archived_in_64_mebibytes_of_memory(place, size, tmp_path):
+    """On a folder; on Ceph RGW, which keeps everything in memory here, half a gigabyte."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.big_archive", json.dumps(place), tmp_path, str(size)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout)
+    assert told["status"] == "completed"
+    assert told["result"] == {"files": 5, "bytes": 5 * size, "not_found": []}
+    assert 5 * size < told["size"] < 5 * size + 2000
+    assert told["extra_bytes"] < 64 << 20

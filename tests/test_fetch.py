@@ -202,6 +202,12 @@ async def test_more_is_announced_than_may_be(server: WebServer, path: Path) -> N
     assert await get(server, path, max_bytes=11)
 
 
+async def test_too_much_is_refused_before_any_of_it_is_sent(server: WebServer, path: Path) -> None:
+    server.answer = lambda _: Reply(announced=10**12, silent_after=0)
+    with pytest.raises(InputTooLarge, match="1000000000000 bytes"):
+        await get(server, path, read_seconds=10)
+
+
 async def test_a_stream_without_an_end_is_left_when_it_is_too_large(
     server: WebServer, path: Path
 ) -> None:
