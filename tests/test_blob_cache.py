@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,7 @@ from inputs.errors import InputMissing, InputNotStored
 from inputs.fetch import Limits, fetch
 from inputs.files import CHUNK, Blob
 from inputs.public_web import Web, parse_allowed_hosts
+from tests.blobs import HeldUp, Origin
 from tests.web_server import Asked, Reply, WebServer
 
 if TYPE_CHECKING:
@@ -26,39 +25,6 @@ if TYPE_CHECKING:
 
 #: An identity may be as good as a key.
 LINK = "https://bucket.test/file?X-Signature=secret"
-
-
-class Origin:
-    """Where the bytes come from; counts who comes, and lets a test hold them up."""
-
-    def __init__(self, content: bytes = b"content") -> None:
-        self.content = content
-        #: What each fetch was told to be here already.
-        self.asked: list[Blob | None] = []
-        self.fails_with: Exception | None = None
-        self.open = asyncio.Event()
-        self.open.set()
-        self.cancelled = asyncio.Event()
-
-    @property
-    def blob(self) -> Blob:
-        sha256 = hashlib.sha256(self.content).hexdigest()
-        return Blob(size=len(self.content), sha256=sha256, etag=f'"{sha256[:8]}"')
-
-    async def fetch(self, path: Path, known: Blob | None) -> Blob | None:
-        self.asked.append(known)
-        try:
-            await self.open.wait()
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
-        if self.fails_with is not None:
-            path.write_bytes(b"half of")
-            raise self.fails_with
-        if known is not None and known.etag == self.blob.etag:
-            return None
-        path.write_bytes(self.content)
-        return self.blob
 
 
 @pytest.fixture
@@ -310,25 +276,6 @@ async def test_what_was_not_used_for_longest_goes_first(inputs: Path, folder: Pa
     await keep(cache, "d", b"d" * 10, inputs / "d")
     assert contents(folder) == [letter * 10 for letter in (b"a", b"c", b"d")]
     assert len(names(folder)) == 6  # nothing is left of b
-
-
-class HeldUp:
-    """The first piece of a copy waits until it is let go."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.started, self.go_on, self.ended = (threading.Event() for _ in range(3))
-        self._copy_some = blob_cache._copy_some
-        monkeypatch.setattr(blob_cache, "_copy_some", self)
-
-    def __call__(self, source: Path, part: Path, offset: int) -> int:
-        if self.started.is_set():
-            return self._copy_some(source, part, offset)
-        self.started.set()
-        try:
-            assert self.go_on.wait(60)
-            return self._copy_some(source, part, offset)
-        finally:
-            self.ended.set()
 
 
 async def test_what_is_being_copied_is_not_removed(

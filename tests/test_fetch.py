@@ -26,10 +26,10 @@ from inputs.errors import (
 from inputs.fetch import Limits, fetch, validator
 from inputs.files import CHUNK, Blob
 from inputs.public_web import Web, parse_allowed_hosts
-from tests.web_server import Asked, Reply, WebServer, in_turn
+from tests.web_server import Asked, Reply, WebServer, in_turn, rest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from utils import WorkerError
@@ -79,12 +79,6 @@ def blob(content: bytes, etag: str | None = None) -> Blob:
 
 def asks_for(asked: Asked) -> tuple[str | None, str | None]:
     return asked.headers.get("range"), asked.headers.get("if-range")
-
-
-def rest(content: bytes, first: int, **headers: str) -> Reply:
-    """The honest answer to a request for what begins at `first`."""
-    span = f"bytes {first}-{len(content) - 1}/{len(content)}"
-    return Reply(206, content[first:], {"Content-Range": span, **headers})
 
 
 # ---- when all is well
@@ -338,16 +332,12 @@ async def test_without_proof_that_it_is_the_same_it_begins_anew(
 @pytest.mark.parametrize(
     "second",
     [
-        rest(b"0123456789", 0),
-        rest(b"0123456789", 6),
-        rest(b"0123456789abc", 5),
-        rest(b"0123456789", 5, ETag='"v2"'),
-        Reply(206, b"56789"),
+        rest(b"0123456789", 0), rest(b"0123456789", 6), rest(b"0123456789abc", 5),
+        rest(b"0123456789", 5, ETag='"v2"'), Reply(206, b"56789"), Reply(416),
         Reply(206, b"56789", {"Content-Range": "bytes 5-9/*"}),
         Reply(206, b"56789", {"Content-Range": "bytes 5-10/10"}),
-        Reply(416),
     ],
-)
+)  # fmt: skip
 async def test_a_part_that_does_not_fit_is_not_used(
     server: WebServer, path: Path, second: Reply
 ) -> None:
@@ -389,18 +379,13 @@ def test_what_proves_that_a_file_is_the_same(headers: dict[str, str], proof: str
 # ---- this worker's disk
 
 
-@pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+async def test_a_full_disk_is_said_in_words(
+    server: WebServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/path")
 
-    return lambda: monkeypatch.setattr(fetch_module, "write_at", fail)
-
-
-async def test_a_full_disk_is_said_in_words(
-    server: WebServer, path: Path, full_disk: Callable[[], None]
-) -> None:
-    full_disk()
+    monkeypatch.setattr(fetch_module, "write_at", fail)
     server.answer = lambda _: Reply(body=b"x")
     with pytest.raises(InputNotStored, match=r"No space left on device$") as caught:
         await get(server, path)

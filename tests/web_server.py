@@ -136,3 +136,9 @@ def in_turn(*replies: Reply) -> Callable[[Asked], Reply]:
     """One reply for each request; the last one for all that follow."""
     waiting = list(replies)
     return lambda _: waiting.pop(0) if len(waiting) > 1 else waiting[0]
+
+
+def rest(content: bytes, first: int, **headers: str) -> Reply:
+    """The honest answer to a request for what begins at `first`."""
+    span = f"bytes {first}-{len(content) - 1}/{len(content)}"
+    return Reply(206, content[first:], {"Content-Range": span, **headers})
