@@ -35,6 +35,8 @@ Fetch = Callable[[Path, Blob | None], Awaitable[Blob | None]]
 _ABANDONED_SECONDS = 3600.0
 #: Times that a blob may vanish between its fetch and its copy, which only other workers can do.
 _ROUNDS = 3
+#: Share of the limit that is free again after something had to be removed.
+SPARED = 0.1
 
 
 class _Found(NamedTuple):
@@ -58,6 +60,7 @@ class BlobCache:
     """Blobs by identity, in `folder`, of `max_bytes` in all. 0 keeps nothing, shares all the same.
 
     The sum is kept whenever nothing is under way; what is being fetched or copied is never removed.
+    Workers that share the folder each look when they themselves have brought enough.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -67,6 +70,8 @@ class BlobCache:
         #: Callers by key.
         self._busy: Counter[str] = Counter()
         self._prepared = False
+        #: Bytes that may still come before somebody must look at all that is here.
+        self._room = 0
 
     async def place(self, identity: str, target: Path, fetch: Fetch, *, immutable: bool) -> Blob:
         """Make `target` what `identity` means, replacing what was there; its folder must exist.
@@ -141,6 +146,7 @@ class BlobCache:
                 return _Found(blob, part, kept=False)
             with disk_errors():
                 await asyncio.to_thread(self._keep, key, blob, part, known)
+            self._room -= blob.size
         except BaseException:
             await remove(part)
             raise
@@ -165,8 +171,10 @@ class BlobCache:
             self._prepared = True
 
     async def _evict(self) -> None:
+        if self._room > 0:
+            return
         try:
-            await asyncio.to_thread(self._remove_oldest, frozenset(self._busy))
+            self._room = await asyncio.to_thread(self._remove_oldest, frozenset(self._busy))
         except OSError as error:  # no reason to fail who has what was asked for
             log.warning("old inputs were not removed: %s", error.strerror)
 
@@ -199,19 +207,22 @@ class BlobCache:
         if old is not None and old.sha256 != blob.sha256:
             self._content(key, old).unlink(missing_ok=True)
 
-    def _remove_oldest(self, busy: frozenset[str]) -> None:
+    def _remove_oldest(self, busy: frozenset[str]) -> int:
+        """Down to SPARED below the limit, or every small file would have to look again. The room."""
         contents = []
         for path in self._folder.glob("*.blob"):
             with suppress(FileNotFoundError):  # another worker's doing
                 facts = path.stat()
                 contents.append((facts.st_mtime_ns, facts.st_size, path))
-        excess = sum(size for _, size, _ in contents) - self._max_bytes
+        room = self._max_bytes - sum(size for _, size, _ in contents)
+        spared = int(self._max_bytes * SPARED) if room < 0 else 0
         for _, size, path in sorted(contents):
             key = path.name.partition("-")[0]
-            if excess > 0 and key not in busy:
+            if room < spared and key not in busy:
                 self._side(key).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
-                excess -= size
+                room += size
+        return room
 
     def _sweep(self) -> None:
         """Make the folder, and remove what killed writers left in it."""

@@ -267,7 +267,7 @@ def a_minute_passes(folder: Path) -> None:
 
 
 async def test_what_was_not_used_for_longest_goes_first(inputs: Path, folder: Path) -> None:
-    cache = BlobCache(folder, max_bytes=30)
+    cache = BlobCache(folder, max_bytes=35)
     for letter in "abc":
         await keep(cache, letter, letter.encode() * 10, inputs / letter)
         a_minute_passes(folder)
