@@ -20,7 +20,7 @@ def sha256(data):
 @pytest.fixture(autouse=True)
 def _knows_the_kind(monkeypatch):
     """Worker and child know the kind that tells what it was given."""
-    monkeypatch.setitem(JOBS, "show_inputs", input_jobs.JOB)
+    monkeypatch.setitem(JOBS, "show_inputs", input_jobs.KINDS["show_inputs"])
     monkeypatch.setattr(runner, "ENTRY", (input_jobs.__file__,))
 
 
