@@ -1,4 +1,4 @@
-"""A stream on its way up: cut into parts as its chunks come, and hashed. Near end of a transfer."""
+"""The near end of a stream on its way up: cut into parts as its chunks come, and hashed."""
 
 from __future__ import annotations
 
