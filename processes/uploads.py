@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 #: Files of one attempt that travel at the same time; a big one is sent in parts by the store.
 CONCURRENT_FILES = 8
+#: When an artifact has failed, the others have this long to be stored all the same.
+LAST_CHANCE_SECONDS = 60.0
 
 
 class UploadFailed(WorkerError):
@@ -115,14 +117,27 @@ class Uploads:
             await asyncio.wait(list(self._offers.values()))
         prefix = artifact_key(self._process_id, self._attempt, "")
         paths, self._refused = await asyncio.to_thread(_walk, self._outputs, prefix)
-        try:
-            async with asyncio.TaskGroup() as sends:
-                for path in paths:
-                    sends.create_task(self._send(path))
-        except* WorkerError as group:
-            raise _first(group) from group
+        await self._send_all(paths)
         for gone in set(self._stored) - set(paths):
             del self._stored[gone]
+
+    async def _send_all(self, paths: list[str]) -> None:
+        """All of them; one that fails is told when the others had a chance to arrive."""
+        sends = [asyncio.create_task(self._send(path)) for path in paths]
+        try:
+            if not sends:
+                return
+            done, others = await asyncio.wait(sends, return_when=asyncio.FIRST_EXCEPTION)
+            if others:
+                more, _ = await asyncio.wait(others, timeout=LAST_CHANCE_SECONDS)
+                done |= more
+            for send in sends:
+                if send in done:
+                    send.result()
+        finally:
+            for send in sends:
+                send.cancel()
+            await asyncio.gather(*sends, return_exceptions=True)
 
     async def store_stream(
         self, path: str, begin: Callable[[], Stream], on_progress: Callable[[int, int], None]
@@ -342,9 +357,3 @@ def _can_be_key(key: str) -> bool:
     except InvalidKey:
         return False
     return True
-
-
-def _first(group: BaseExceptionGroup[WorkerError]) -> WorkerError:
-    for error in group.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    raise AssertionError("an empty group")

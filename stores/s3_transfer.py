@@ -60,7 +60,7 @@ class Transfers:
         self, path: Path, key: str, content_type: str | None, on_bytes: Callable[[int], None]
     ) -> FileFacts:
         """As `Store.upload`, to a full key."""
-        source = await self._disk.run(partial(Source, path))
+        source = await self._open(partial(Source, path), Source.close)
         job = _Job(self._buffers, on_bytes)
         try:
             if source.parts == 1:
@@ -104,7 +104,7 @@ class Transfers:
         self, key: str, path: Path, expected: FileFacts | None, on_bytes: Callable[[int], None]
     ) -> FileFacts:
         """As `Store.download`, of a full key."""
-        target = await self._disk.run(partial(Target, path))
+        target = await self._open(partial(Target, path), Target.discard)
         job = _Job(self._buffers, on_bytes)
         try:
             await job.take()
@@ -118,6 +118,20 @@ class Transfers:
         finally:
             await job.end(self._disk, target.discard)
         return target.facts
+
+    async def _open(self, make: Callable[[], T], close: Callable[[T], None]) -> T:
+        """What `make` makes. If the caller is gone when it is made, it is closed again."""
+
+        def close_again(made: asyncio.Future[T]) -> None:
+            if not made.cancelled() and made.exception() is None:
+                close(made.result())
+
+        making = asyncio.ensure_future(self._disk.run(make))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(close_again)
+            raise
 
     # ---- up
 
