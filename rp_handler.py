@@ -170,6 +170,8 @@ class Handler:
                     "`detach` is refused: RunPod stops an idle worker and the job with it; on a "
                     "Pod or an always-on worker, set WORKER_ALLOW_DETACH=1"
                 )
+            if self.manager.draining:
+                return await self._leave_to_others()
             return await self._view(await self.manager.begin(start))
         return await self._see_through(start, job)
 

@@ -208,7 +208,7 @@ class BlobCache:
             self._content(key, old).unlink(missing_ok=True)
 
     def _remove_oldest(self, busy: frozenset[str]) -> int:
-        """Down to SPARED below the limit, or the next small file would look again. The room left."""
+        """To SPARED below the limit, or the next small file would look again. The room left."""
         contents = []
         for path in self._folder.glob("*.blob"):
             with suppress(FileNotFoundError):  # another worker's doing

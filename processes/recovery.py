@@ -53,7 +53,13 @@ async def _read_ahead(worker: Worker, lookup: ProcessLookup) -> None:
     """The newest records, and the rows that a worker which died left behind them."""
     rows, _ = await lookup.list(limit=RECOVERED_RECORDS, cursor=None, status=None, kind=None)
     for row in rows:
-        with suppress(UnknownProcess, RecordUnreadable):
+        try:
             record = (await lookup.get(row.process_id)).record
+        except UnknownProcess:
+            # Records come before rows: it was deleted, while somebody else repaired its row.
+            await worker.store.delete([row.key])
+        except RecordUnreadable:
+            continue
+        else:
             if record.released and record.status is not row.status:
                 await repair(worker.store, record)

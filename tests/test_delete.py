@@ -109,6 +109,16 @@ async def test_a_row_that_a_dead_worker_left_goes_too(crowd):
     assert await servers.keys_of(crowd.store, "index/") == []
 
 
+async def test_a_row_that_came_after_the_deletion_is_removed_when_a_worker_starts(crowd):
+    worker = crowd.worker()
+    await worker.start("p")
+    row = index_key(await crowd.record("p"))
+    await deleted(worker, process_id="p")
+    await crowd.store.put(row, b"")  # whoever repairs rows read the record before it was deleted
+    await crowd.worker().manager.recover()
+    assert (await worker("processes"))["processes"] == []
+
+
 # ---- an input folder
 
 
