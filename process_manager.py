@@ -8,7 +8,6 @@ this worker only reads, and leaves a note beside the record when somebody wants 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -16,7 +15,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from inputs.blob_cache import BlobCache
 from inputs.sources import shown
 from processes.delivery import (
     Answer,
@@ -30,7 +28,6 @@ from processes.delivery import (
 from processes.index import repair
 from processes.lease import AWAY, Lease, LeaseWatch
 from processes.lookup import FOLLOW_SECONDS, ProcessLookup
-from processes.manifest import Manifests
 from processes.notes import leave_note, read_note
 from processes.reading import decode_record
 from processes.record import (
@@ -42,12 +39,10 @@ from processes.record import (
     new_record,
     record_key,
 )
-from processes.record_cache import RecordCache
 from processes.recovery import recover
 from processes.removal import ProcessActive, delete_process
 from processes.run import ProcessRun, StopReason
-from processes.slots import Slots
-from processes.worker import Worker
+from processes.worker import new_worker
 from storage import (
     ObjectChanged,
     ObjectExists,
@@ -64,8 +59,6 @@ __all__ = ["ProcessManager", "Start", "WorkerBusy"]
 log = logging.getLogger(__name__)
 
 
-#: Archives that are written at a time: each takes memory and the store's bandwidth, no slot.
-ARCHIVES_AT_ONCE = 2
 #: The rest of the grace period is for replies that are under way.
 DRAIN_SHARE = 0.9
 
@@ -105,14 +98,7 @@ class ProcessManager:
         self._store = store
         self._settings = settings
         self._clock = clock
-        # Workers on one machine may share a disk, but copies of two stores must not meet.
-        store_name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
-        self._cache = RecordCache(settings.scratch_dir / "records" / store_name)
-        self._worker = Worker(
-            store, self._cache, Manifests(store),
-            BlobCache(settings.scratch_dir / "inputs", settings.input_cache_bytes), settings,
-            Slots(settings.slots), Slots(ARCHIVES_AT_ONCE), clock,
-        )  # fmt: skip
+        self._worker = new_worker(store, settings, clock)
         self._runs: dict[str, ProcessRun] = {}
         self.lookup = ProcessLookup(self._worker, self._runs)
         #: Processes that are being created; each will want a slot.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 from inputs.blob_cache import BlobCache
@@ -27,3 +28,24 @@ class Worker(NamedTuple):
     archive_slots: Slots
     #: Wall-clock time, for what is written down. No decision depends on it.
     clock: Clock
+
+
+#: Archives that are written at a time: each takes memory and the store's bandwidth, no slot.
+ARCHIVES_AT_ONCE = 2
+
+
+def new_worker(store: Store, settings: Settings, clock: Clock) -> Worker:
+    """A worker at `store`, with the folders on its scratch disk that it may share with others."""
+    scratch = settings.scratch_dir
+    # Workers on one machine may share a disk, but copies of two stores must not meet.
+    store_name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
+    return Worker(
+        store=store,
+        cache=RecordCache(scratch / "records" / store_name),
+        manifests=Manifests(store),
+        blobs=BlobCache(scratch / "inputs", settings.input_cache_bytes),
+        settings=settings,
+        slots=Slots(settings.slots),
+        archive_slots=Slots(ARCHIVES_AT_ONCE),
+        clock=clock,
+    )
