@@ -159,6 +159,8 @@ class BulkDownloadAction(Action):
     def _only_an_archive_is_a_process(self) -> Self:
         if self.process_id is not None and not self.archive:
             raise ValueError("`process_id` names the process that writes an `archive`")
+        if self.cursor is not None and self.archive:
+            raise ValueError("an `archive` has no pages: leave out `cursor`")
         return self
 
 

@@ -33,6 +33,8 @@ from utils import Settings, utc_now
 
 #: Rows of one page at most; fewer where they would not fit into a reply.
 MAX_ROWS = 1000
+#: Processes of a bulk download that are looked up at a time.
+AT_ONCE = 10
 
 FileAction = (
     DownloadAction
@@ -82,7 +84,7 @@ class FileActions:
 
     async def page_of_files(
         self, snapshot: Snapshot, *, path: str | None = None, pattern: str | None = None,
-        after: str = "", expires_in: int = 3600,
+        after: str = "", expires_in: int,
     ) -> Reply:  # fmt: skip
         """`files`: rows with links of as many artifacts after `after` as one reply can carry.
 
@@ -90,7 +92,10 @@ class FileActions:
             UnknownArtifact: none has this `path`.
             PresignUnsupported: this store has no links.
         """
-        artifacts = choose(await self._lookup.artifacts(snapshot), path=path, pattern=pattern)
+        if path is not None:
+            artifacts = [await self._lookup.artifact(snapshot, path)]
+        else:
+            artifacts = choose(await self._lookup.artifacts(snapshot), pattern)
         left = [artifact for artifact in artifacts if artifact.path > after]
         pairs = [(snapshot.record, artifact) for artifact in left[:MAX_ROWS]]
         rows = await self._rows(pairs, expires_in)
@@ -108,9 +113,11 @@ class FileActions:
     async def _bulk_download(self, action: BulkDownloadAction) -> Reply:
         process_ids = list(dict.fromkeys(action.process_ids))
         first, after = _place(action.cursor, process_ids)
-        items = await asyncio.gather(
-            *(self._item(process_id, action.pattern) for process_id in process_ids[first:])
-        )
+        items: list[_Item] = []
+        while first < len(process_ids) and sum(len(item.left) for item in items) <= MAX_ROWS:
+            asked = process_ids[first : first + AT_ONCE]
+            items += await asyncio.gather(*(self._item(each, action.pattern) for each in asked))
+            first += len(asked)
         if after:
             begun = [artifact for artifact in items[0].left if artifact.path > after]
             items = [items[0]._replace(left=begun), *items[1:]] if begun else items[1:]
@@ -134,7 +141,7 @@ class FileActions:
         except RecordUnreadable:
             return _Item(process_id, None, [], "unreadable")
         artifacts = await self._lookup.artifacts(snapshot)
-        return _Item(process_id, snapshot.record, choose(artifacts, path=None, pattern=pattern))
+        return _Item(process_id, snapshot.record, choose(artifacts, pattern))
 
     async def _rows(self, pairs: list[tuple[Record, Artifact]], expires_in: int) -> list[JsonValue]:
         """A row with a fresh link for each, as many as one reply can carry."""
@@ -157,8 +164,7 @@ class FileActions:
 
     async def _download_file(self, action: DownloadFileAction) -> Reply:
         snapshot = await self._lookup.get(action.process_id)
-        artifacts = await self._lookup.artifacts(snapshot)
-        [artifact] = choose(artifacts, path=action.path, pattern=None)
+        artifact = await self._lookup.artifact(snapshot, action.path)
         if action.offset > artifact.size:
             raise InvalidRequest(f"`offset` lies beyond the {artifact.size} bytes of the artifact")
         record = snapshot.record

@@ -29,7 +29,7 @@ from processes.index import repair
 from processes.lease import AWAY, Lease, LeaseWatch
 from processes.lookup import FOLLOW_SECONDS, ProcessLookup
 from processes.notes import leave_note, read_note
-from processes.reading import decode_record
+from processes.reading import decode_record, present, read_stored
 from processes.record import (
     Record,
     Snapshot,
@@ -233,11 +233,12 @@ class ProcessManager:
         try:
             stored = await self._store.get(record_key(start.process_id))
         except ObjectNotFound:
-            delivery.first = None  # it was deleted just now: begin anew
+            delivery.first = None  # it was removed just now: begin anew
             return await self._take(delivery, watch)
         record = decode_record(start.process_id, stored.data)
         if record.deleted:
-            raise ProcessExists(f"process {start.process_id} is being deleted; try again")
+            anew = await self._begin_anew(record, stored, delivery)
+            return anew or await self._take(delivery, watch)
         if record.writer == delivery.writer and not record.released:
             # Our own write, whose answer was lost.
             clock = clock_of(record, stored.age_seconds, self._clock)
@@ -264,6 +265,26 @@ class ProcessManager:
                     record, stored, lambda r, now: r.failed(now, failure)
                 )
                 return settled or await self._take(delivery, watch)
+
+    async def _begin_anew(
+        self, erased: Record, stored: Stored, delivery: _Delivery
+    ) -> ProcessRun | None:
+        """Use the id of a deleted process again; None: somebody was faster.
+
+        Raises:
+            UnknownProcess: this delivery has followed the process that was deleted. Nobody asked
+                for it again.
+        """
+        if delivery.followed:
+            present(erased)
+        note = await read_note(self._store, erased.process_id)
+        first = _first_record(delivery, self._clock())
+        first = first.after(erased, settled_note=note.version if note else None)
+        try:
+            lease = await Lease.claim(self._worker, first, stored.version, self._clock)
+        except ObjectChanged:
+            return None
+        return self._hold(lease, delivery)
 
     async def _claim(
         self, record: Record, stored: Stored, reason: str, delivery: _Delivery
@@ -347,11 +368,11 @@ class ProcessManager:
         if process_id in self._runs:
             return await self.lookup.get(process_id)
         try:
-            stored = await self._store.get(record_key(process_id))
+            stored = await read_stored(self._store, process_id)
         except AWAY:
             watch.saw_nothing()
             return await self.lookup.get(process_id)
-        record = decode_record(process_id, stored.data)
+        record = present(decode_record(process_id, stored.data))
         gone = watch.saw(stored.version, stored.age_seconds) or record.status is Status.INTERRUPTED
         if gone and not record.terminal:
             reason = "cancelled; no worker was running it"

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Links that come with the end of a start work so long.
+LINKS_SECONDS = 3600
 #: RunPod's own /status shows progress at most this often.
 UPDATE_SECONDS = 2.0
 #: The last part of the grace period of a drain is for replies that are under way.
@@ -184,9 +186,11 @@ class Handler:
             process_id=_process_id(action.process_id, job), kind=ARCHIVE, params=params,
             shown_params=params, labels={}, runpod_job_id=_job_id(job),
         )  # fmt: skip
-        return await self._see_through(start, job)
+        return await self._see_through(start, job, expires_in=action.expires_in)
 
-    async def _see_through(self, start: Start, job: dict[str, Any]) -> Reply:
+    async def _see_through(
+        self, start: Start, job: dict[str, Any], *, expires_in: int = LINKS_SECONDS
+    ) -> Reply:
         """Hold the request until the process ends; the reply is how it did."""
         if self.manager.draining:
             return await self._leave_to_others()
@@ -196,7 +200,7 @@ class Handler:
             if self._way_in == "terminal":
                 console.print_end(snapshot, [])
             return await self._leave_to_others()
-        return await self._ended(snapshot)
+        return await self._ended(snapshot, expires_in)
 
     async def _leave_to_others(self) -> Reply:
         """For a worker that drains: without an answer RunPod delivers the job again, elsewhere.
@@ -209,14 +213,14 @@ class Handler:
         self._unanswered += 1
         return await asyncio.Future()
 
-    async def _ended(self, snapshot: Snapshot) -> Reply:
+    async def _ended(self, snapshot: Snapshot, expires_in: int) -> Reply:
         """The reply of a start: the view, its files, and `error` if the process failed."""
         record = snapshot.record
         reply = await self._view(snapshot)
         page: Reply = {"files": [], "next_cursor": None}
         # How it ended is known and stored. The links may also be had later, by `download`.
         with suppress(PresignUnsupported, *AWAY):
-            page = await self._files.page_of_files(snapshot)
+            page = await self._files.page_of_files(snapshot, expires_in=expires_in)
         if self._way_in == "terminal":
             console.print_end(snapshot, urls_of(page))
         if record.failure is not None and record.status is Status.FAILED:

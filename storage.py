@@ -475,14 +475,14 @@ async def list_all(store: Store, prefix: str) -> AsyncIterator[Listed]:
         after = page.next
 
 
-async def delete_all(store: Store, prefix: str, *, but: str | None = None) -> Removed:
-    """Remove all that begins with `prefix`, except the key `but`."""
+async def delete_all(store: Store, prefix: str) -> Removed:
+    """Remove all that begins with `prefix`."""
     objects = size = 0
     while True:
         page = await store.list(prefix)
-        rows = [row for row in page.objects if row.key != but]
-        await store.delete([row.key for row in rows])
-        objects += len(rows)
-        size += sum(row.size for row in rows)
-        if page.next is None or not rows:
+        if page.objects:
+            await store.delete([row.key for row in page.objects])
+        objects += len(page.objects)
+        size += sum(row.size for row in page.objects)
+        if page.next is None:
             return Removed(objects, size)

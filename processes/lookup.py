@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from processes.index import Row, read_rows
 from processes.lease import AWAY
-from processes.manifest import Artifact
+from processes.manifest import Artifact, find
 from processes.reading import UnknownProcess, decode_record, present, read_stored
 from processes.record import Snapshot, Status
 from processes.record_cache import Copy
@@ -60,6 +60,16 @@ class ProcessLookup:
         if run := self.held(snapshot.record.process_id):
             return [Artifact.of(file) for file in run.uploads.files()]
         return await self._worker.manifests.artifacts(snapshot.record)
+
+    async def artifact(self, snapshot: Snapshot, path: str) -> Artifact:
+        """One of them.
+
+        Raises:
+            UnknownArtifact: none has this path.
+        """
+        if self.held(snapshot.record.process_id):
+            return find(await self.artifacts(snapshot), path)
+        return await self._worker.manifests.artifact(snapshot.record, path)
 
     async def _read(self, process_id: str, copy: Copy | None) -> Snapshot:
         try:

@@ -37,7 +37,7 @@ async def read_record(store: Store, process_id: str) -> Record:
     """The record, fresh from the store.
 
     Raises:
-        UnknownProcess: there is none, or it is being deleted.
+        UnknownProcess: there is none, or none any more.
         RecordUnreadable: what is there is none.
     """
     return present(decode_record(process_id, (await read_stored(store, process_id)).data))
@@ -54,7 +54,7 @@ def decode_record(process_id: str, data: bytes) -> Record:
 
 
 def present(record: Record) -> Record:
-    """`record` itself, unless it is being deleted: then there is no such process any more."""
+    """`record` itself, unless it was deleted: then there is no such process any more."""
     if record.deleted:
         raise UnknownProcess(f"there is no process {record.process_id}; it was deleted")
     return record

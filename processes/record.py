@@ -151,7 +151,7 @@ class Record(RecordPart):
     #: Seconds each attempt spent `queued`, `startup`, `running`, `upload`; keyed by attempt.
     timings: dict[int, dict[str, float]] = {}
     history: tuple[HistoryEntry, ...] = ()
-    #: A caller had it deleted: it is gone for everybody, and what is left of it is being removed.
+    #: A caller had it deleted: there is no such process any more, and this only says so.
     deleted: bool = False
 
     @property
@@ -252,8 +252,24 @@ class Record(RecordPart):
     def with_files(self, files: tuple[StoredFile, ...]) -> Record:
         return self._with(files=files if len(files) <= MAX_FILES_INLINE else None)
 
-    def with_deletion(self) -> Record:
-        return self._with(deleted=True)
+    def erased(self, writer: Writer) -> Record:
+        """What stays of a deleted process: that there was one, and how far its attempts counted."""
+        return Record(
+            process_id=self.process_id, kind=self.kind, params={}, request_hash="",
+            status=Status.CANCELLED, revision=self.revision, attempt=self.attempt, writer=writer,
+            created_at=self.created_at, updated_at=self.updated_at, deleted=True,
+        )  # fmt: skip
+
+    def after(self, erased: Record, settled_note: str | None) -> Record:
+        """This first record, in the place of an `erased` one.
+
+        Its attempts go on counting, so that whoever still removes the old files touches no new one.
+        """
+        attempt = erased.attempt + 1
+        history = tuple(entry.model_copy(update={"attempt": attempt}) for entry in self.history)
+        return self._with(
+            revision=erased.revision, attempt=attempt, settled_note=settled_note, history=history
+        )
 
     def with_cancel_requested(self) -> Record:
         return self._with(cancel_requested=True)
@@ -370,10 +386,6 @@ def record_key(process_id: str) -> str:
 
 def cancel_key(process_id: str) -> str:
     return f"processes/{process_id}/cancel"
-
-
-def process_prefix(process_id: str) -> str:
-    return f"processes/{process_id}/"
 
 
 def attempt_prefix(process_id: str, attempt: int) -> str:

@@ -36,16 +36,14 @@ from jobs.runner import (
 )
 from processes.archive import (
     ARCHIVE,
-    ARCHIVE_PATH,
     ArchiveFailed,
     ArchiveParams,
-    ArchiveStream,
-    gather_contents,
+    write_archive,
 )
 from processes.delivery import Start
 from processes.index import IndexEntry
 from processes.inputs import Inputs
-from processes.lease import AWAY, Change, Lease, LeaseLost, until_answered
+from processes.lease import AWAY, Change, Lease, LeaseLost
 from processes.notes import read_note
 from processes.record import ProgressSeen, Record
 from processes.uploads import UploadFailed, Uploads, log_tail_key, restore
@@ -96,7 +94,7 @@ class ProcessRun:
         self._uploads = Uploads(worker, lease, self._folder)
         #: Whether it runs a child or waits to; not any more when only files are left to store.
         self.wants_slot = start.kind != ARCHIVE
-        self.slots = worker.slots if self.wants_slot else worker.archive_slots
+        self.slots = worker.slots if self.wants_slot else worker.archive_places
         self._stopping = asyncio.Event()
         self._reason: StopReason | None = None
         self._child: Child | None = None
@@ -159,7 +157,7 @@ class ProcessRun:
             try:
                 await self._unless_stopping(self._bring_inputs())
                 verdict = await self._work_in_a_slot()
-            except (InputError, ArchiveFailed) as error:
+            except (InputError, ArchiveFailed, UploadFailed) as error:
                 verdict = Failed(_failure(error))
         # The slot is free again: the next child may use the GPU while this one's files travel.
         self.wants_slot = False
@@ -190,11 +188,9 @@ class ProcessRun:
         self._enter("running")
         self.lease.submit(lambda r: r.running(self._clock()))
         params = ArchiveParams.model_validate(self._start.params)
-        contents = await until_answered(lambda: gather_contents(self._worker, params))
-        await self._uploads.store_stream(
-            ARCHIVE_PATH, lambda: ArchiveStream(self._store, contents.members), self._archive_grew
+        return Completed(
+            await write_archive(self._worker, self._uploads, params, self._archive_grew)
         )
-        return Completed(contents.summary())
 
     def _archive_grew(self, so_far: int, size: int) -> None:
         self._heard(Progress(step=so_far, total=size, message="bytes of the archive", metrics={}))

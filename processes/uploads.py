@@ -28,6 +28,8 @@ from utils import WorkerError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+#: Called with bytes so far and bytes in all.
+OnProgress = Callable[[int, int], None]
 #: Files of one attempt that travel at the same time; a big one is sent in parts by the store.
 CONCURRENT_FILES = 8
 #: When an artifact has failed, the others have this long to be stored all the same.
@@ -50,7 +52,7 @@ def log_tail_key(process_id: str, attempt: int) -> str:
     return f"{attempt_prefix(process_id, attempt)}logs/tail.txt"
 
 
-class Stream(Protocol):
+class Content(Protocol):
     """An artifact in the making: its bytes, once, and how many there will be."""
 
     size: int
@@ -78,6 +80,8 @@ class Uploads:
         self._stored: dict[str, tuple[_Seen, StoredFile]] = {}
         #: Artifacts that never were files here.
         self._streamed: dict[str, StoredFile] = {}
+        #: Of all artifacts.
+        self._total_bytes = 0
         self._refused: list[str] = []
         self._sent_bytes = 0
         self._slots = asyncio.Semaphore(CONCURRENT_FILES)
@@ -119,7 +123,7 @@ class Uploads:
         paths, self._refused = await asyncio.to_thread(_walk, self._outputs, prefix)
         await self._send_all(paths)
         for gone in set(self._stored) - set(paths):
-            del self._stored[gone]
+            self._forget_artifact(gone)
 
     async def _send_all(self, paths: list[str]) -> None:
         """All of them; one that fails is told when the others had a chance to arrive."""
@@ -140,34 +144,39 @@ class Uploads:
             await asyncio.gather(*sends, return_exceptions=True)
 
     async def store_stream(
-        self, path: str, begin: Callable[[], Stream], on_progress: Callable[[int, int], None]
+        self, path: str, begin: Callable[[], Awaitable[Content]], on_progress: OnProgress
     ) -> None:
         """Store an artifact that is no file here. `begin` is called anew for each try.
 
         `on_progress(bytes so far, bytes in all)` is called on the event loop.
 
         Raises:
-            UploadFailed: it could not be stored; or what the stream raises.
+            UploadFailed: it could not be stored. Also what `chunks` raises.
         """
         key = artifact_key(self._process_id, self._attempt, path)
         content_type = _content_type(path)
 
         async def send() -> FileFacts:
-            stream, sent = begin(), 0
+            content, sent = await begin(), 0
 
             def passed(count: int) -> None:
                 nonlocal sent
                 sent += count
-                on_progress(sent, stream.size)
+                on_progress(sent, content.size)
 
             return await self._store.upload_stream(
-                stream.chunks(), key, size=stream.size, content_type=content_type, on_bytes=passed
+                content.chunks(),
+                key,
+                size=content.size,
+                content_type=content_type,
+                on_bytes=passed,
             )
 
         facts = await self._patiently(send)
         self._streamed[path] = StoredFile(
             path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
         )
+        self._total_bytes += facts.size
 
     async def write_manifest(self, *, complete: bool) -> None:
         """Say in the store what is there; for `complete`, the commit point of the process."""
@@ -181,14 +190,21 @@ class Uploads:
         await self._patiently(lambda: self._store.put(key, data, content_type="application/json"))
 
     def summary(self) -> ArtifactsSummary:
-        files = self.files()
-        total = sum(file.size for file in files)
-        return ArtifactsSummary(count=len(files), total_bytes=total, sent_bytes=self._sent_bytes)
+        """As often as bytes go up: adds nothing up itself."""
+        return ArtifactsSummary(
+            count=len(self._stored) + len(self._streamed),
+            total_bytes=self._total_bytes,
+            sent_bytes=self._sent_bytes,
+        )
 
     def files(self) -> list[StoredFile]:
         """What is stored so far, by path."""
         files = [*self._streamed.values(), *(file for _, file in self._stored.values())]
         return sorted(files, key=lambda file: file.path)
+
+    def _forget_artifact(self, path: str) -> None:
+        if path in self._stored:
+            self._total_bytes -= self._stored.pop(path)[1].size
 
     def _count(self, sent: int) -> None:
         """A long upload is seen to move."""
@@ -215,7 +231,9 @@ class Uploads:
             if path in self._stored and self._stored[path][0] == seen:
                 return
             file = await self._store_file(source, path)
+        self._forget_artifact(path)
         self._stored[path] = (seen, file)
+        self._total_bytes += file.size
         self._lease.report(lambda record: record.with_artifacts(self.summary()))
 
     async def _store_file(self, source: Path, path: str) -> StoredFile:

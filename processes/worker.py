@@ -25,7 +25,7 @@ class Worker(NamedTuple):
     #: For attempts that run a child.
     slots: Slots
     #: For archives, which this worker writes itself.
-    archive_slots: Slots
+    archive_places: Slots
     #: Wall-clock time, for what is written down. No decision depends on it.
     clock: Clock
 
@@ -46,6 +46,6 @@ def new_worker(store: Store, settings: Settings, clock: Clock) -> Worker:
         blobs=BlobCache(scratch / "inputs", settings.input_cache_bytes),
         settings=settings,
         slots=Slots(settings.slots),
-        archive_slots=Slots(ARCHIVES_AT_ONCE),
+        archive_places=Slots(ARCHIVES_AT_ONCE),
         clock=clock,
     )

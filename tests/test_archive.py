@@ -9,11 +9,14 @@ import zipfile
 
 import pytest
 
-from processes.archive import READ_BYTES, ArchiveFailed, ArchiveStream, Member
-from processes.manifest import artifact_key, manifest_key
-from processes.record import Status
+from processes.archive import READ_BYTES, ArchiveFailed, ArchiveStream, Entry
+from processes.manifest import artifact_key
 from tests.crowd import on_every_store
 from tests.test_download import fetched, made
+
+
+def stream_of(store, entries):
+    return ArchiveStream(store, entries, asyncio.get_running_loop())
 
 
 async def archived(worker, process_id, **fields):
@@ -32,7 +35,7 @@ async def test_an_archive_holds_every_file_under_its_process(crowd):
     names = await made(worker, 3, 2)
     reply = await archived(worker, "zip", process_ids=[*names, "nobody"])
     assert (reply["kind"], reply["status"]) == ("archive", "completed")
-    assert reply["result"] == {"files": 6, "bytes": 96, "not_found": ["nobody"]}
+    assert reply["result"] == {"files": 6, "bytes": 96, "left_out": {"nobody": "not_found"}}
     with opened(reply) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == [
@@ -142,46 +145,57 @@ async def test_a_store_that_is_away_for_a_while_does_not_fail_an_archive(crowd):
 
 async def test_names_that_differ_only_in_case_are_two_files_of_a_zip(crowd):
     store = crowd.store
-    members = []
+    entries = []
     for name in ("a", "A"):
         await store.put(name, name.encode())
-        members.append(Member(name, name, 1, None))
-    data = b"".join([chunk async for chunk in ArchiveStream(store, members).chunks()])
+        entries.append(Entry(name, name, 1, None))
+    data = b"".join([chunk async for chunk in stream_of(store, entries).chunks()])
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {"a": b"a", "A": b"A"}
 
 
 async def test_a_zip_is_of_the_announced_size(crowd):
     """Parts of an upload are cut by it."""
-    store, members = crowd.store, []
+    store, entries = crowd.store, []
     for number in range(50):
         name = f"folder/\u00e9-{number}"
         await store.put(name, b"x" * number)
-        members.append(Member(name, name, number, None))
-    stream = ArchiveStream(store, members)
+        entries.append(Entry(name, name, number, None))
+    stream = stream_of(store, entries)
     assert sum([len(chunk) async for chunk in stream.chunks()]) == stream.size
 
 
 async def test_whoever_stops_listening_leaves_no_thread_waiting(crowd):
     await crowd.store.put("a", b"x" * (READ_BYTES * 4))
-    chunks = ArchiveStream(crowd.store, [Member("a", "a", READ_BYTES * 4, None)]).chunks()
+    chunks = stream_of(crowd.store, [Entry("a", "a", READ_BYTES * 4, None)]).chunks()
     await anext(chunks)
     await chunks.aclose()
     with pytest.raises(StopAsyncIteration):
         await anext(chunks)
 
 
-async def test_a_zip_of_nothing_is_an_empty_zip(crowd):
-    reply = await archived(crowd.worker(), "zip", process_ids=["nobody"])
-    assert (await crowd.record("zip")).status is Status.COMPLETED
-    with opened(reply) as archive:
-        assert archive.namelist() == []
-    assert (await crowd.store.get(manifest_key("zip", 1))).data
+@pytest.mark.parametrize("fields", [{}, {"pattern": "*.png"}], ids=["nobody", "no such file"])
+async def test_a_zip_of_nothing_is_a_failure_and_no_empty_zip(crowd, fields):
+    worker = crowd.worker()
+    await worker.start("p", artifacts=1)
+    process_ids = ["p"] if fields else ["nobody"]
+    reply = await archived(worker, "zip", process_ids=process_ids, **fields)
+    assert (reply["status"], reply["failure"]["code"]) == ("failed", "archive_failed")
+    assert reply["files"] == []
+
+
+async def test_a_record_that_cannot_be_read_is_left_out_and_told(crowd):
+    worker = crowd.worker()
+    await worker.start("p", artifacts=1)
+    await crowd.store.put("processes/odd/record.json", b"not a record")
+    reply = await archived(worker, "zip", process_ids=["odd", "p"])
+    assert reply["result"]["left_out"] == {"odd": "unreadable"}
+    assert reply["result"]["files"] == 1
 
 
 async def test_a_file_that_shrinks_while_it_is_read_ends_the_stream(crowd):
     await crowd.store.put("a", b"short")
-    stream = ArchiveStream(crowd.store, [Member("a", "a", 100, None)])
+    stream = stream_of(crowd.store, [Entry("a", "a", 100, None)])
     with pytest.raises(ArchiveFailed, match="size"):
         [chunk async for chunk in stream.chunks()]
 
@@ -201,6 +215,6 @@ def test_five_gigabytes_are_archived_in_64_mebibytes_of_memory(place, size, tmp_
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout)
     assert told["status"] == "completed"
-    assert told["result"] == {"files": 5, "bytes": 5 * size, "not_found": []}
+    assert told["result"] == {"files": 5, "bytes": 5 * size, "left_out": {}}
     assert 5 * size < told["size"] < 5 * size + 2000
     assert told["extra_bytes"] < 64 << 20
