@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from inputs.sources import shown
+from processes.cancelling import Cancelling
 from processes.delivery import (
     Answer,
     Claim,
@@ -25,15 +26,13 @@ from processes.delivery import (
     Start,
     decide_delivery,
 )  # fmt: skip
-from processes.index import repair
-from processes.lease import AWAY, Lease, LeaseWatch
+from processes.lease import Lease, LeaseWatch
 from processes.lookup import FOLLOW_SECONDS, ProcessLookup
 from processes.notes import leave_note, read_note
-from processes.reading import decode_record, present, read_stored
+from processes.reading import decode_record, present
 from processes.record import (
     Record,
     Snapshot,
-    Status,
     Writer,
     clock_of,
     new_record,
@@ -42,6 +41,7 @@ from processes.record import (
 from processes.recovery import recover
 from processes.removal import ProcessActive, delete_process
 from processes.run import ProcessRun, StopReason
+from processes.settling import mend_index, settle_abandoned
 from processes.worker import new_worker
 from storage import (
     ObjectChanged,
@@ -101,6 +101,7 @@ class ProcessManager:
         self._worker = new_worker(store, settings, clock)
         self._runs: dict[str, ProcessRun] = {}
         self.lookup = ProcessLookup(self._worker, self._runs)
+        self._cancelling = Cancelling(self._worker, self.lookup, self._runs)
         #: Processes that are being created; each will want a slot.
         self._beginning = 0
         self.draining = False
@@ -252,7 +253,7 @@ class ProcessManager:
         )
         match decision:
             case Answer():
-                await self._mend_index(record)
+                await mend_index(self._worker, record)
                 return Snapshot(record, "storage", stored.age_seconds)
             case Follow():
                 delivery.followed = True
@@ -261,8 +262,8 @@ class ProcessManager:
                 taken = await self._claim(record, stored, reason, delivery)
                 return taken or await self._take(delivery, watch)  # somebody was faster: look again
             case GiveUp(failure):
-                settled = await self._settle_abandoned(
-                    record, stored, lambda r, now: r.failed(now, failure)
+                settled = await settle_abandoned(
+                    self._worker, record, stored, lambda r, now: r.failed(now, failure)
                 )
                 return settled or await self._take(delivery, watch)
 
@@ -295,8 +296,11 @@ class ProcessManager:
         note = await read_note(self._store, record.process_id)
         settled = note is not None and (record.terminal or note.by_platform)
         if note and not settled and note.version != record.settled_note:
-            return await self._settle_abandoned(  # no child for it, not even for a moment
-                record, stored, lambda r, now: r.cancelled(now, reason=StopReason.CANCEL)
+            return await settle_abandoned(  # no child for it, not even for a moment
+                self._worker,
+                record,
+                stored,
+                lambda r, now: r.cancelled(now, reason=StopReason.CANCEL),
             )
         clock = clock_of(record, stored.age_seconds, self._clock)
         claimed = record.claimed(
@@ -326,81 +330,16 @@ class ProcessManager:
         if self._runs.get(run.process_id) is run:  # not a later attempt's place
             del self._runs[run.process_id]
 
-    # ---- cancel
+    # ---- end
 
     async def cancel(self, process_id: str, *, wait_seconds: float) -> Snapshot:
         """Have a process stopped, wherever it runs; returns when it ended or the wait is over.
 
         A process that has ended stays as it ended. One whose owner is gone is settled here.
 
-        Raises: as `get`; the store must be there, unless this worker runs the process.
+        Raises: as `ProcessLookup.get`; the store must be there, unless this worker runs it.
         """
-        snapshot = await self.lookup.get(process_id)
-        if snapshot.record.terminal:
-            return snapshot
-        if run := self._runs.get(process_id):
-            run.stop(StopReason.CANCEL)
-        # Also for our own: should this worker die now, whoever continues the process will see it.
-        try:
-            await leave_note(self._store, process_id, by="caller", nonce=new_nonce())
-        except AWAY:
-            if run is None:
-                raise
-        ended = await self._await_end(process_id, wait_seconds)
-        if ended.record.terminal:
-            return ended
-        return ended._replace(record=ended.record.with_cancel_requested())
-
-    async def _await_end(self, process_id: str, wait_seconds: float) -> Snapshot:
-        deadline, watch = time.monotonic() + wait_seconds, LeaseWatch(self._settings)
-        while True:
-            snapshot = await self._end_if_abandoned(process_id, watch)
-            left = deadline - time.monotonic()
-            if snapshot.record.terminal or left <= 0:
-                return snapshot
-            if run := self._runs.get(process_id):
-                await asyncio.wait([run.task], timeout=left)
-            else:
-                await asyncio.sleep(min(left, FOLLOW_SECONDS / 2))
-
-    async def _end_if_abandoned(self, process_id: str, watch: LeaseWatch) -> Snapshot:
-        """How things stand; a process that nobody holds is cancelled on the spot."""
-        if process_id in self._runs:
-            return await self.lookup.get(process_id)
-        try:
-            stored = await read_stored(self._store, process_id)
-        except AWAY:
-            watch.saw_nothing()
-            return await self.lookup.get(process_id)
-        record = present(decode_record(process_id, stored.data))
-        gone = watch.saw(stored.version, stored.age_seconds) or record.status is Status.INTERRUPTED
-        if gone and not record.terminal:
-            reason = "cancelled; no worker was running it"
-            with suppress(*AWAY):  # whether it was settled, the next look will tell
-                if settled := await self._settle_abandoned(
-                    record, stored, lambda r, now: r.cancelled(now, reason=reason)
-                ):
-                    return settled
-        return await self.lookup.get(process_id)
-
-    async def _settle_abandoned(
-        self, record: Record, stored: Stored, end: Callable[[Record, datetime], Record]
-    ) -> Snapshot | None:
-        """Write the end of a process that no worker holds; None if one does after all."""
-        me = Writer(worker_id=self._settings.worker_id, nonce=new_nonce())
-        clock = clock_of(record, stored.age_seconds, self._clock)
-        ended = end(record.settled_by(me), clock())
-        try:
-            lease = await Lease.claim(self._worker, ended, stored.version, clock)
-        except ObjectChanged:
-            return None
-        await self._mend_index(lease.record)
-        return Snapshot(lease.record, "storage", 0.0)
-
-    async def _mend_index(self, record: Record) -> None:
-        """A worker that died may have left the row of a process behind its record."""
-        with suppress(*AWAY):
-            await repair(self._store, record)
+        return await self._cancelling.cancel(process_id, wait_seconds=wait_seconds)
 
     async def delete(self, process_id: str) -> Removed:
         """Remove a process that has ended, with all that it stored. There is no way back.

@@ -23,9 +23,9 @@ ROOMS = [
 ]
 #: The same inside the room where the life of a process is.
 PROCESSES = [
-    {"recovery"},
+    {"recovery", "cancelling"},
     {"lookup"},
-    {"run", "links", "removal"},
+    {"run", "links", "removal", "settling"},
     {"archive", "inputs"},
     {"uploads", "index"},
     {"lease", "notes"},
