@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -26,6 +27,8 @@ Folder = Annotated[str, StringConstraints(pattern=ID_PATTERN, strict=True)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 #: As long as the longest key of an artifact or an input leaves it.
 MAX_PATH = 700
+#: Files of one `upload`: a folder of so many is brought, and completed, as a whole.
+MAX_FILES = 10_000
 
 
 def _is_path(path: str) -> str:
@@ -54,13 +57,14 @@ def _as_input(value: Any) -> Any:
 
 
 def _check_no_collision(paths: list[str]) -> None:
-    """No name twice, and none that is a file here and a folder there."""
-    taken = set(paths)
-    if len(taken) < len(paths):
-        raise ValueError("two files have the same `path`")
-    for path in paths:
-        parents = path.split("/")[:-1]
-        if any("/".join(parents[: end + 1]) in taken for end in range(len(parents))):
+    """No name twice, and none that is a file here and a folder there.
+
+    With a `/` after each, whatever lies in a folder comes right after it in order.
+    """
+    for path, after in pairwise(sorted(f"{path}/" for path in paths)):
+        if path == after:
+            raise ValueError("two files have the same `path`")
+        if after.startswith(path):
             raise ValueError("a `path` is a file and also the folder of another one")
 
 
@@ -200,16 +204,16 @@ class UploadAction(Action):
 
     action: Literal["upload"]
     folder: Folder
-    files: list[UploadFile] = Field(default=[], max_length=1000)
+    files: list[UploadFile] = Field(default=[], max_length=MAX_FILES)
     chunk: UploadChunk | None = None
     complete: bool = Field(
         default=False, description="All is there: check `files`, and make the folder ready."
     )
     overwrite: bool = Field(
-        default=False, description="Give links also for files that are there already."
+        default=False, description="Replace what is there already; to be said in `complete`, too."
     )
     expires_in: ExpiresIn = 3600
-    cursor: int = Field(default=0, ge=0, le=1000)
+    cursor: int = Field(default=0, ge=0, le=MAX_FILES)
 
     @model_validator(mode="after")
     def _one_thing_at_a_time(self) -> Self:

@@ -195,21 +195,24 @@ class FileActions:
             )
             return {"folder": folder, "path": chunk.path, "offset": chunk.offset,
                     "length": len(chunk.data)}  # fmt: skip
-        announced = [Announced(**file.model_dump()) for file in action.files]
+        announced = [
+            Announced(file.path, file.size, file.sha256, file.content_type, file.upload_id)
+            for file in action.files
+        ]
         if action.complete:
-            manifest = await self._folders.complete(folder, announced)
+            manifest = await self._folders.complete(folder, announced, overwrite=action.overwrite)
             total = sum(file.size for file in manifest.files)
             return {"folder": folder, "complete": True, "count": len(manifest.files),
                     "total_bytes": total}  # fmt: skip
         return await self._upload_links(action, announced)
 
     async def _upload_links(self, action: UploadAction, announced: list[Announced]) -> Reply:
+        page = Page()
         ways = self._folders.ways(
             action.folder, announced, skip=action.cursor, expires_in=action.expires_in,
-            overwrite=action.overwrite,
+            overwrite=action.overwrite, has_room=page.has_room,
         )  # fmt: skip
         expires_at = utc_now() + timedelta(seconds=action.expires_in)
-        page = Page()
         async for way in ways:  # one at a time: a link to parts is also an upload begun
             if not page.add(_way_row(way, expires_at)):
                 break

@@ -43,11 +43,20 @@ class Page:
         self.rows: list[JsonValue] = []
         self._left = MAX_PAGE_BYTES
 
+    def has_room(self, size: int) -> bool:
+        """Whether a row of `size` bytes would be taken.
+
+        The first one always is: a page that is empty though there is more would be asked for
+        again for ever.
+        """
+        return not self.rows or size <= self._left
+
     def add(self, row: Reply) -> bool:
         """Whether `row` still fits; if not, it is the next page's first."""
-        self._left -= len(json.dumps(row)) + 2  # the comma and the space between two
-        if self._left < 0:
+        size = len(json.dumps(row)) + 2  # the comma and the space between two
+        if not self.has_room(size):
             return False
+        self._left -= size
         self.rows.append(row)
         return True
 

@@ -339,9 +339,18 @@ class Store(Protocol):
         ...
 
     async def presign_put(
-        self, key: str, *, expires_in: int, content_type: str | None = None, size: int | None = None
+        self,
+        key: str,
+        *,
+        expires_in: int,
+        content_type: str | None = None,
+        size: int | None = None,
+        create_only: bool = False,
     ) -> str:
         """A link to which anyone may PUT; what is given here is signed and thereby enforced.
+
+        `create_only` signs `If-None-Match: *` where the store has conditional writes, and nothing
+        where it has not: a PUT must carry that header then, and 412 says that an object is there.
 
         Raises:
             PresignUnsupported: this store has no links, or none that can be written to.

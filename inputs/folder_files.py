@@ -26,7 +26,10 @@ OWN = ".worker"
 #: A chunk through the action: RunPod takes 10 MB of JSON, and base64 makes 4 bytes of 3.
 CHUNK_BYTES = 4 << 20
 #: Parts of a big file: at least so large, and at most so many, one link each.
-MIN_PART_BYTES, MAX_PARTS = 64 << 20, 1000
+MIN_LINK_PART_BYTES, MAX_LINKS = 64 << 20, 500
+#: No link is longer: 3 KB of key when every byte of it is escaped, 4 KB of session token and the
+#: rest. So many links as a file may have fit into one page of a reply, with room to spare.
+LINK_BYTES = 8000
 
 
 class UploadRefused(WorkerError):
@@ -54,15 +57,20 @@ class UnknownFolder(WorkerError):
     code = "unknown_folder"
 
 
-class InputFile(BaseModel, frozen=True):
-    """A file of a folder, as its manifest lists it."""
+class InputFile(NamedTuple):
+    """A file of a folder, as its manifest lists it. No model: there may be 10,000."""
 
     path: str
     size: int
-    #: As far as anybody told and it was checked.
-    sha256: str | None = None
     #: When it was written, in seconds since the epoch by the store's clock.
     modified: float
+    #: As far as anybody told and it was checked.
+    sha256: str | None = None
+
+
+#: The sha256 of files as they were listed, which is without it: one that was written to since is
+#: another one.
+Hashes = dict[InputFile, str]
 
 
 class FolderManifest(BaseModel, frozen=True, extra="ignore"):
@@ -84,6 +92,18 @@ class Announced(NamedTuple):
     content_type: str | None = None
     #: Of the parts it was put there in.
     upload_id: str | None = None
+
+
+class Contents(NamedTuple):
+    """What lies in a folder now, complete or not."""
+
+    #: By path; of callers only, and without hashes.
+    files: dict[str, InputFile]
+    #: By `chunk_name` of the file that they are of, then by offset.
+    chunks: dict[str, dict[int, Listed]]
+
+    def chunks_of(self, path: str) -> dict[int, Listed]:
+        return self.chunks.get(chunk_name(path), {})
 
 
 class Way(NamedTuple):
@@ -120,25 +140,54 @@ def chunk_key(folder: str, path: str, offset: int) -> str:
 
 
 def chunks_prefix(folder: str, path: str) -> str:
-    name = hashlib.sha256(path.encode()).hexdigest()[:32]  # a path may be a folder of another
-    return f"{PREFIX}{folder}/{OWN}/chunks/{name}/"
+    return f"{_all_chunks(folder)}{chunk_name(path)}/"
+
+
+def chunk_name(path: str) -> str:
+    """Where the chunks of a file lie; a path itself may be a folder of another one."""
+    return hashlib.sha256(path.encode()).hexdigest()[:32]
+
+
+def _all_chunks(folder: str) -> str:
+    return f"{PREFIX}{folder}/{OWN}/chunks/"
 
 
 def callers_files(rows: Iterable[Listed], prefix: str) -> Iterator[InputFile]:
     for row in rows:
         path = row.key.removeprefix(prefix)
         if not path.startswith(f"{OWN}/"):
-            yield InputFile(path=path, size=row.size, modified=row.modified)
+            yield InputFile(path, row.size, row.modified)
 
 
-def part_size(size: int, most: int) -> int:
-    """Bytes of each part but the last of a file of `size`; `most` is what one PUT may carry.
+def contents_of(folder: str, rows: list[Listed]) -> Contents:
+    """What `rows`, a listing of the whole folder, say."""
+    chunks: dict[str, dict[int, Listed]] = {}
+    for row in rows:
+        if row.key.startswith(_all_chunks(folder)):
+            name, offset = row.key.split("/")[-2:]
+            chunks.setdefault(name, {})[int(offset)] = row
+    return Contents({file.path: file for file in callers_files(rows, f"{PREFIX}{folder}/")}, chunks)
 
-    As few parts as can be, since each needs a link; S3 takes at most 10,000 (its documentation,
-    "Amazon S3 multipart upload limits").
+
+def hashes_of(files: Iterable[InputFile]) -> Hashes:
+    return {InputFile(f.path, f.size, f.modified): f.sha256 for f in files if f.sha256}
+
+
+def link_part_bytes(file: Announced, most: int) -> int:
+    """Bytes of each part but the last of `file`; `most` is what one PUT may carry.
+
+    As few parts as can be, since each needs a link.
+
+    Raises:
+        UploadRefused: as many parts as one file may have are too few.
     """
-    wanted = max(MIN_PART_BYTES, math.ceil(size / MAX_PARTS))
-    return max(min(wanted, most), math.ceil(size / 10_000))
+    wanted = max(MIN_LINK_PART_BYTES, math.ceil(file.size / MAX_LINKS))
+    if min(wanted, most) * MAX_LINKS < file.size:
+        raise UploadRefused(
+            f"{file.path!r} has {file.size} bytes; {MAX_LINKS} parts of the {most} bytes that "
+            "WORKER_SINGLE_PUT_BYTES allows do not hold it"
+        )
+    return min(wanted, most)
 
 
 def content_type_of(file: Announced) -> str:
@@ -168,6 +217,12 @@ def in_order(chunks: dict[int, Listed], file: Announced) -> list[Listed]:
 
 
 def check_sizes(announced: list[Announced], there: dict[str, InputFile]) -> None:
+    """Whether what was announced is there, and of the right size.
+
+    Raises:
+        UploadIncomplete: something is not there.
+        UploadMismatch: something has another size.
+    """
     missing = [file.path for file in announced if file.path not in there]
     if missing:
         raise UploadIncomplete(f"{len(missing)} files are not there, such as {missing[:3]}")
@@ -178,23 +233,51 @@ def check_sizes(announced: list[Announced], there: dict[str, InputFile]) -> None
             )
 
 
+def with_hashes(
+    announced: list[Announced], there: dict[str, InputFile], known: Hashes
+) -> list[InputFile]:
+    """What is there, by path, with what is known of it.
+
+    Raises:
+        UploadIncomplete: a file is not, any more, the one whose sha256 was proven.
+    """
+    for file in announced:
+        if file.sha256 not in (None, known.get(there[file.path])):
+            raise UploadIncomplete(f"{file.path!r} was written to while it was checked")
+    return [
+        InputFile(path, file.size, file.modified, known.get(file))
+        for path, file in sorted(there.items())
+    ]
+
+
 def other_hash(file: Announced) -> UploadMismatch:
     return UploadMismatch(f"{file.path!r} has another sha256 than was announced")
 
 
-def check_limits(files: list[Announced], there: Iterable[InputFile], limits: Settings) -> None:
-    """Whether `files` may be brought to where `there` is already.
+def is_there_already(path: str) -> UploadRefused:
+    return UploadRefused(f"{path!r} is there already; `overwrite: true` replaces it")
+
+
+def check_limits(announced: list[Announced], there: Contents, limits: Settings) -> None:
+    """Whether `announced` may be brought to where `there` is already.
+
+    Chunks count, too: those of a file that is announced as that file, all others as they lie there.
 
     Raises:
         UploadRefused: a limit would be exceeded; the message says which.
     """
-    for file in files:
+    for file in announced:
         if file.size > limits.max_upload_bytes:
             raise UploadRefused(
                 f"{file.path!r} has {file.size} bytes; WORKER_MAX_UPLOAD_BYTES allows "
                 f"{limits.max_upload_bytes}"
             )
-    sizes = {file.path: file.size for file in there} | {f.path: f.size for f in files}
+    sizes = {file.path: file.size for file in there.files.values()}
+    sizes |= {file.path: file.size for file in announced}
+    names = {chunk_name(file.path) for file in announced} if there.chunks else set()
+    for name, chunks in there.chunks.items():
+        if name not in names:
+            sizes[f"{OWN}/{name}"] = sum(chunk.size for chunk in chunks.values())
     if sum(sizes.values()) > limits.max_folder_bytes:
         raise UploadRefused(
             f"the folder would hold {sum(sizes.values())} bytes; WORKER_MAX_FOLDER_BYTES "

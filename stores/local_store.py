@@ -159,7 +159,13 @@ class LocalStore:
         return await self._run(lambda: [self._objects.link(each.key) for each in wanted])
 
     async def presign_put(
-        self, key: str, *, expires_in: int, content_type: str | None = None, size: int | None = None
+        self,
+        key: str,
+        *,
+        expires_in: int,
+        content_type: str | None = None,
+        size: int | None = None,
+        create_only: bool = False,
     ) -> str:
         """Always refused: nothing would take in what is sent to a `file://` URL."""
         self._objects.checked(key)

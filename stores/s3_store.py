@@ -285,15 +285,17 @@ class S3Store:
         )
 
     async def presign_put(
-        self, key: str, *, expires_in: int, content_type: str | None = None, size: int | None = None
-    ) -> str:
+        self, key: str, *, expires_in: int, content_type: str | None = None,
+        size: int | None = None, create_only: bool = False,
+    ) -> str:  # fmt: skip
         """As `Store.presign_put`."""
         signed = {"Key": self._full(key), "ContentType": content_type, "ContentLength": size}
         params = {name: value for name, value in signed.items() if value is not None}
         await self._check_links(expires_in)
-        return await self._reads.run(
-            partial(self._requests.presign, "put_object", params, expires_in)
-        )
+        if create_only and (await self.capabilities()).conditional_writes:
+            params["IfNoneMatch"] = "*"
+        call = partial(self._requests.presign, "put_object", params, expires_in)
+        return await self._reads.run(call)
 
     async def presign_parts(
         self,

@@ -8,7 +8,9 @@ from processes.index import index_key
 from processes.record import cancel_key, record_key
 from tests import servers
 from tests.crowd import on_every_store, until
+from tests.test_complete import in_manifest
 from tests.test_download import fetched
+from tests.test_upload import send_chunks
 
 
 async def deleted(worker, **what):
@@ -194,8 +196,9 @@ async def test_a_folder_is_deleted_and_no_other_one(crowd):
     for key in ("inputs/f/a", "inputs/f/b/c", "inputs/foo/a", "inputs/f-1/a"):
         await store.put(key, b"12")
     await worker("upload", folder="f", complete=True)
+    manifest = (await store.stat("inputs/f/.worker/manifest.json")).size
     reply = await deleted(worker, folder="f")
-    assert reply == {"folder": "f", "deleted": {"objects": 2, "bytes": 4}}
+    assert reply == {"folder": "f", "deleted": {"objects": 3, "bytes": 4 + manifest}}
     assert await servers.keys_of(store) == ["inputs/f-1/a", "inputs/foo/a"]
 
 
@@ -220,8 +223,62 @@ async def test_one_file_is_deleted_and_the_manifest_says_so(crowd):
     folder = await worker("list_files", folder="f")
     assert [file["path"] for file in folder["files"]] == ["b"]
     assert folder["complete"]
-    manifest = (await store.get("inputs/f/.worker/manifest.json")).data
-    assert b'"path":"a"' not in manifest
+    assert [*await in_manifest(store)] == ["b"]
+
+
+@on_every_store
+async def test_files_are_deleted_at_the_same_time_and_the_manifest_lists_none_of_them(crowd):
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        await crowd.store.put(f"inputs/f/{name}", b"")
+    await crowd.worker()("upload", folder="f", complete=True)
+    replies = await asyncio.gather(
+        *(deleted(crowd.worker(), folder="f", path=name) for name in names[:3])
+    )
+    assert [reply["deleted"]["objects"] for reply in replies] == [1, 1, 1]
+    assert [*await in_manifest(crowd.store)] == ["d"]
+
+
+async def test_a_complete_that_saw_a_file_before_it_was_deleted_looks_again(crowd):
+    worker, slow = crowd.worker(), crowd.worker()
+    for name in ("a", "b"):
+        await crowd.store.put(f"inputs/f/{name}", b"")
+    await worker("upload", folder="f", complete=True)
+    pause = slow.store.pause_before("replace", "manifest.json")
+    completing = asyncio.create_task(slow("upload", folder="f", complete=True))
+    await pause.reached.wait()
+    await deleted(worker, folder="f", path="a")
+    pause.go.set()
+    assert (await completing)["count"] == 1
+    assert [*await in_manifest(crowd.store)] == ["b"]
+
+
+async def test_a_deletion_of_a_file_that_was_cut_short_is_finished_by_the_next(crowd):
+    worker = crowd.worker()
+    await crowd.store.put("inputs/f/a", b"")
+    await worker("upload", folder="f", complete=True)
+    worker.store.fail("replace", "manifest.json")
+    reply = await deleted(worker, folder="f", path="a")
+    assert reply["error"]["code"] == "storage_unavailable"
+    assert "deleted" in await deleted(worker, folder="f", path="a")
+    assert await in_manifest(crowd.store) == {}
+
+
+async def test_a_file_of_which_only_chunks_came_can_be_deleted(crowd):
+    worker = crowd.worker()
+    await send_chunks(worker, "f", "a", b"12345", size=2)
+    reply = await deleted(worker, folder="f", path="a")
+    assert reply["deleted"] == {"objects": 3, "bytes": 5}
+    assert await servers.keys_of(crowd.store) == []
+
+
+async def test_a_folder_of_which_only_the_manifest_is_left_is_a_folder(crowd):
+    worker = crowd.worker()
+    await crowd.store.put("inputs/f/a", b"")
+    await worker("upload", folder="f", complete=True)
+    await deleted(worker, folder="f", path="a")
+    assert (await deleted(worker, folder="f"))["deleted"]["objects"] == 1
+    assert await servers.keys_of(crowd.store) == []
 
 
 @pytest.mark.parametrize("what", [{"folder": "f"}, {"folder": "f", "path": "a"}])

@@ -64,6 +64,15 @@ async def test_links_to_upload_are_one_list_and_nothing_a_file(crowd, sent):
     assert dict(sent) == {"ListObjectsV2": 1}
 
 
+async def test_a_hundred_files_are_completed_for_a_handful_of_requests(crowd, sent):
+    files = [{"path": f"{number}.bin", "size": 1} for number in range(100)]
+    await asyncio.gather(*(crowd.store.put(f"inputs/f/{file['path']}", b"x") for file in files))
+    sent.clear()
+    reply = await crowd.worker()("upload", folder="f", files=files, complete=True)
+    assert reply["count"] == 100
+    assert dict(sent) == {"ListObjectsV2": 2, "GetObject": 1, "PutObject": 1}
+
+
 async def test_a_page_of_input_folders_is_one_list(crowd, sent):
     for number in range(3):
         await crowd.store.put(f"inputs/f{number}/a", b"")

@@ -109,6 +109,27 @@ async def test_a_link_to_write_takes_just_what_was_announced(
     assert (await store.get("a")).data == b"123"
 
 
+async def test_a_link_that_only_creates_replaces_nothing(
+    store: Store, http: httpx.AsyncClient
+) -> None:
+    """Who repeats a PUT that had arrived learns that it is there."""
+    url = await store.presign_put("a", expires_in=60, size=3, create_only=True)
+    only_new = {"If-None-Match": "*"}
+    assert (await http.put(url, content=b"new", headers=only_new)).status_code == 200
+    assert (await http.put(url, content=b"123", headers=only_new)).status_code == 412
+    assert (await store.get("a")).data == b"new"
+
+
+async def test_a_link_that_only_creates_cannot_be_used_without_saying_so(
+    store: Store, http: httpx.AsyncClient
+) -> None:
+    await store.put("a", b"old")
+    url = await store.presign_put("a", expires_in=60, size=3, create_only=True)
+    for headers in ({}, {"If-None-Match": "x"}):
+        assert (await http.put(url, content=b"new", headers=headers)).status_code == 403
+    assert (await store.get("a")).data == b"old"
+
+
 async def test_a_link_to_a_part_takes_just_its_size(store: Store, http: httpx.AsyncClient) -> None:
     links = await store.presign_parts("a", size=PART + 3, part_size=PART, expires_in=60)
     for url, size in zip(links.urls, (PART, 3), strict=True):

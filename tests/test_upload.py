@@ -1,4 +1,7 @@
-"""What callers bring: links to PUT to, chunks where there are none, a folder that is complete."""
+"""What callers bring: in chunks where a store has no links, and what may not be; what is there.
+
+Files by links are in `test_upload_links`, completing in `test_complete`.
+"""
 
 import base64
 import hashlib
@@ -6,7 +9,7 @@ import hashlib
 import httpx
 import pytest
 
-from inputs.folder_files import CHUNK_BYTES, OWN, chunks_prefix, part_size
+from inputs.folder_files import CHUNK_BYTES, OWN, chunks_prefix
 from storage import Capabilities
 from tests import servers
 from tests.crowd import on_every_store
@@ -45,106 +48,19 @@ async def send_chunks(worker, folder, path, data, size=CHUNK_BYTES):
         assert "error" not in reply, reply
 
 
-async def complete(worker, folder, files=()):
-    return await worker("upload", folder=folder, files=list(files), complete=True)
+async def complete(worker, folder, files=(), **fields):
+    return await worker("upload", folder=folder, files=list(files), complete=True, **fields)
+
+
+async def links_by_the_page(worker, folder, files):
+    pages = [await worker("upload", folder=folder, files=files)]
+    while (cursor := pages[-1]["next_cursor"]) is not None:
+        pages.append(await worker("upload", folder=folder, files=files, cursor=cursor))
+    return pages
 
 
 async def listed(worker, folder):
     return await worker("list_files", folder=folder)
-
-
-# ---- by links
-
-
-@on_a_bucket
-async def test_files_are_put_by_links_and_the_folder_is_completed(crowd):
-    worker, other = crowd.worker(), crowd.worker()
-    data = {"a": b"first", "b": b""}
-    reply = await worker("upload", folder="f", files=announced(**data))
-    for row, content in zip(reply["files"], data.values(), strict=True):
-        assert (row["via"], row["method"]) == ("put", "PUT")
-        assert (await put(row, content)).is_success
-    assert not (await listed(other, "f"))["complete"]
-    done = await complete(other, "f", announced(**data))
-    assert done == {"folder": "f", "complete": True, "count": 2, "total_bytes": 5}
-    folder = await listed(worker, "f")
-    assert folder["complete"]
-    assert [(file["path"], file["size"]) for file in folder["files"]] == [
-        ("a.bin", 5), ("b.bin", 0),
-    ]  # fmt: skip
-
-
-@on_a_bucket
-@pytest.mark.parametrize(
-    ("data", "headers"),
-    [
-        pytest.param(b"longer than was said", {"Content-Length": "20"}, id="longer"),
-        pytest.param(b"abc", {"Content-Length": "3"}, id="shorter"),
-        pytest.param(b"12345", {"Content-Type": "text/html"}, id="other type"),
-    ],
-)
-async def test_size_and_type_of_what_is_put_are_signed(crowd, data, headers):
-    worker = crowd.worker()
-    files = [{"path": "a.bin", "size": 5, "content_type": "application/octet-stream"}]
-    [row] = (await worker("upload", folder="f", files=files))["files"]
-    assert (await put(row, data, **headers)).status_code == 403
-    assert (await listed(worker, "f"))["files"] == []
-
-
-@on_a_bucket
-async def test_a_file_that_is_there_is_left_alone_unless_it_is_to_be_overwritten(crowd):
-    """Trap 24: an upload never removes anything."""
-    worker = crowd.worker()
-    await crowd.store.put("inputs/f/a.bin", b"mine")
-    await crowd.store.put("inputs/f/other.bin", b"mine too")
-    files = announced(a=b"yours", b=b"new")
-    rows = (await worker("upload", folder="f", files=files))["files"]
-    assert [(row["path"], row["via"]) for row in rows] == [("a.bin", "exists"), ("b.bin", "put")]
-    assert "url" not in rows[0]
-    rows = (await worker("upload", folder="f", files=files, overwrite=True))["files"]
-    assert [row["via"] for row in rows] == ["put", "put"]
-    assert (await crowd.store.get("inputs/f/a.bin")).data == b"mine"
-    assert (await crowd.store.get("inputs/f/other.bin")).data == b"mine too"
-
-
-@on_a_bucket
-async def test_a_file_above_one_put_comes_in_parts(crowd):
-    """The caller puts each part where its link says; the worker puts them together."""
-    worker, other = crowd.worker(single_put_bytes=PART), crowd.worker()
-    data = bytes(range(256)) * (PART // 256) * 2 + b"the rest"
-    files = announced(big=data)
-    [row] = (await worker("upload", folder="f", files=files))["files"]
-    assert (row["via"], row["part_bytes"], len(row["urls"])) == ("parts", PART, 3)
-    files[0]["upload_id"] = row["upload_id"]
-    async with httpx.AsyncClient() as client:
-        for number, url in enumerate(row["urls"][:2]):
-            part = data[number * PART : (number + 1) * PART]
-            assert (await client.put(url, content=part)).is_success
-        missing = await complete(other, "f", files)
-        assert missing["error"]["code"] == "upload_incomplete"
-        assert (await client.put(row["urls"][2], content=data[2 * PART :])).is_success
-    assert (await complete(other, "f", files))["total_bytes"] == len(data)
-    assert (await crowd.store.stat("inputs/f/big.bin")).size == len(data)
-
-
-def test_parts_are_few_and_none_is_more_than_a_put_may_carry():
-    gib = 1 << 30
-    assert part_size(6 * gib, 5 * gib) == 64 << 20
-    assert part_size(5000 * gib, 5 * gib) == 5 * gib
-    assert part_size(50 * gib, 5 << 20) == 50 * gib // 10_000 + 1  # S3 takes no more parts
-
-
-@on_a_bucket
-async def test_links_of_many_files_come_by_the_page(crowd, monkeypatch):
-    monkeypatch.setattr("replies.MAX_PAGE_BYTES", 5000)
-    files = announced(**{f"n{number}": b"x" for number in range(20)})
-    worker = crowd.worker()
-    pages = [await worker("upload", folder="f", files=files)]
-    while (cursor := pages[-1]["next_cursor"]) is not None:
-        pages.append(await worker("upload", folder="f", files=files, cursor=cursor))
-    assert len(pages) > 1
-    paths = [row["path"] for page in pages for row in page["files"]]
-    assert paths == [file["path"] for file in files]
 
 
 # ---- in chunks, where a store has no links
@@ -223,43 +139,6 @@ async def test_chunks_do_not_replace_a_file_unless_they_are_told_to(crowd):
     assert "error" not in reply
 
 
-# ---- completing
-
-
-@on_every_store
-@pytest.mark.parametrize(
-    ("file", "code"),
-    [
-        ({"path": "a.bin", "size": 6}, "upload_mismatch"),
-        ({"path": "a.bin", "size": 5, "sha256": sha256(b"other")}, "upload_mismatch"),
-        ({"path": "missing.bin", "size": 5}, "upload_incomplete"),
-    ],
-)
-async def test_what_is_not_there_as_announced_completes_no_folder(crowd, file, code):
-    """And nothing that is there is touched."""
-    worker = crowd.worker()
-    await crowd.store.put("inputs/f/a.bin", b"12345")
-    reply = await complete(worker, "f", [file])
-    assert reply["error"]["code"] == code
-    assert not (await listed(worker, "f"))["complete"]
-    assert (await crowd.store.get("inputs/f/a.bin")).data == b"12345"
-
-
-async def test_a_folder_that_nobody_brought_cannot_be_completed(crowd):
-    assert (await complete(crowd.worker(), "f"))["error"]["code"] == "unknown_folder"
-
-
-async def test_completing_again_keeps_the_hashes_of_files_that_are_unchanged(crowd):
-    worker, folders = crowd.worker(), "inputs/f/"
-    await crowd.store.put(f"{folders}a.bin", b"first")
-    await complete(worker, "f", announced(a=b"first"))
-    await crowd.store.put(f"{folders}b.bin", b"second")
-    await complete(worker, "f")
-    manifest = (await crowd.store.get(f"{folders}{OWN}/manifest.json")).data
-    assert sha256(b"first").encode() in manifest
-    assert sha256(b"second").encode() not in manifest  # nobody said what it is
-
-
 # ---- what may not be
 
 
@@ -291,14 +170,21 @@ async def test_a_folder_is_called_by_a_plain_name(crowd, folder):
 
 @pytest.mark.parametrize(
     "paths",
-    [["a", "a"], ["a", "a/b"], ["a/b/c", "a"]],
-    ids=["twice", "file, folder", "folder, file"],
+    [["a", "a"], ["a", "a/b"], ["a/b/c", "a"], ["a", "a-b", "a/b"]],
+    ids=["twice", "file, folder", "folder, file", "one between"],
 )
 async def test_two_files_of_one_name_in_one_request_are_refused(crowd, paths):
     """Trap 25."""
     files = [{"path": path, "size": 1} for path in paths]
     reply = await crowd.worker()("upload", folder="f", files=files)
     assert reply["error"]["code"] == "invalid_request"
+
+
+async def test_ten_thousand_files_are_announced_at_once(crowd):
+    """However deep they lie: names are compared with their neighbours, not with their folders."""
+    files = [{"path": "a/" * 300 + f"{number}", "size": 1} for number in range(10_000)]
+    pages = await links_by_the_page(crowd.worker(), "f", files)
+    assert sum(len(page["files"]) for page in pages) == 10_000
 
 
 async def test_names_that_differ_only_in_case_are_two_files(crowd):
@@ -325,11 +211,34 @@ async def test_limits_count_what_is_there_already(crowd, limits, files):
     assert f"WORKER_{limit.upper()}" in reply["error"]["message"]
 
 
-async def test_chunks_have_limits_too(crowd):
-    worker = crowd.worker(max_upload_bytes=4)
-    chunk = {"path": "a", "offset": 3, "data": base64.b64encode(b"12").decode()}
-    reply = await worker("upload", folder="f", chunk=chunk)
-    assert reply["error"]["code"] == "upload_refused"
+async def test_limits_count_what_is_there_also_when_it_may_be_overwritten(crowd):
+    await crowd.store.put("inputs/f/there", b"123")
+    worker = crowd.worker(max_folder_bytes=7)
+    for files, code in ((announced(a=b"12345"), "upload_refused"), (announced(a=b"1234"), None)):
+        reply = await worker("upload", folder="f", files=files, overwrite=True)
+        assert reply.get("error", {}).get("code") == code
+
+
+@pytest.mark.parametrize(
+    ("limits", "chunks"),
+    [
+        ({"max_upload_bytes": 4}, [("a", 3)]),
+        ({"max_upload_bytes": 4}, [("a", 0), ("a", 1), ("a", 2)]),
+        ({"max_folder_bytes": 7}, [("a", 0), ("b", 0), ("c", 0)]),
+        ({"max_folder_files": 3}, [("a", 0), ("b", 0), ("c", 0)]),
+    ],
+    ids=["too long", "over one another", "too much", "too many"],
+)
+async def test_chunks_have_limits_too(crowd, limits, chunks):
+    """Nobody may fill the store with chunks that he never completes. The last is one too many."""
+    await crowd.store.put("inputs/f/there", b"12")
+    worker = crowd.worker(**limits)
+    replies = [
+        await worker("upload", folder="f", chunk={"path": path, "offset": at, "data": "MTI="})
+        for path, at in chunks
+    ]
+    assert all("error" not in reply for reply in replies[:-1])
+    assert replies[-1]["error"]["code"] == "upload_refused"
 
 
 @pytest.mark.parametrize(
@@ -343,7 +252,7 @@ async def test_chunks_have_limits_too(crowd):
         {"chunk": {"path": "a", "offset": 0, "data": "not base64!"}},
         {"chunk": {"path": "a", "offset": 0, "data": "A" * 6_000_000}},
         {"chunk": {"path": "a", "offset": 0, "data": ""}, "complete": True},
-        {"files": [{"path": f"f{n}", "size": 1} for n in range(1001)]},
+        {"files": [{"path": f"f{n}", "size": 1} for n in range(10_001)]},
     ],
 )
 async def test_a_malformed_upload_is_refused(crowd, fields):
