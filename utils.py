@@ -210,8 +210,9 @@ class Settings(BaseSettings):
     ] = 3600.0
     input_cache_bytes: Annotated[
         ByteSize,
-        Field(ge=0, description="Inputs kept on the scratch disk for the next process."),
-    ] = ByteSize(20 << 30)
+        Field(ge=0, description="Inputs kept on the scratch disk for the next process; at most "
+                                "half of what is free there."),
+    ] = ByteSize(20 << 30)  # fmt: skip
     allowed_hosts: Annotated[
         str,
         Field(description="Private hosts that inputs may come from, comma-separated, as `name` or "
