@@ -207,7 +207,7 @@ async def test_a_stream_without_an_end_is_left_when_it_is_too_large(
 ) -> None:
     server.answer = lambda _: Reply(body=b"x" * 65536, endless=True)
     with pytest.raises(InputTooLarge, match="at most 1000000"):
-        await get(server, path, max_bytes=1_000_000)
+        await get(server, path, max_bytes=1_000_000, expected_sha256="0" * 64)
     assert len(server.asked) == 1
     assert not path.exists()
 
@@ -224,6 +224,27 @@ async def test_a_body_ends_where_it_says_whatever_comes_after(
 ) -> None:
     server.answer = lambda _: Reply(body=b"x" * 50, announced=10)
     assert await get(server, path) == blob(b"x" * 10)
+
+
+async def test_a_body_whose_end_nobody_could_tell_is_refused_in_words(
+    server: WebServer, path: Path
+) -> None:
+    """It ends as the connection does, and so does half of it."""
+    server.answer = lambda _: Reply(body=CONTENT, unannounced=True, breaks_after=HALF)
+    with pytest.raises(InputRefused, match="add its sha256"):
+        await get(server, path)
+    assert not path.exists()
+
+
+async def test_a_body_without_a_length_is_proven_by_its_sha256(
+    server: WebServer, path: Path
+) -> None:
+    whole = blob(CONTENT)
+    server.answer = lambda _: Reply(body=CONTENT, unannounced=True)
+    assert await get(server, path, expected_sha256=whole.sha256) == whole
+    server.answer = lambda _: Reply(body=CONTENT, unannounced=True, breaks_after=HALF)
+    with pytest.raises(InputMismatch):
+        await get(server, path, expected_sha256=whole.sha256)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -250,7 +271,7 @@ async def test_a_server_that_says_nothing(server: WebServer, path: Path) -> None
 async def test_a_stream_that_trickles_without_an_end(server: WebServer, path: Path) -> None:
     server.answer = lambda _: Reply(body=b"x", endless=True)
     with pytest.raises(InputUnreachable, match=r"not whole after 0\.3 seconds"):
-        await get(server, path, total_seconds=0.3)
+        await get(server, path, total_seconds=0.3, expected_sha256="0" * 64)
     assert not path.exists()
 
 
@@ -305,6 +326,37 @@ async def test_a_server_may_give_less_than_the_rest(server: WebServer, path: Pat
         rest(b"0123456789", 5),
     )
     assert await get(server, path) == blob(b"0123456789", '"v1"')
+
+
+async def test_a_part_says_how_long_the_whole_is(server: WebServer, path: Path) -> None:
+    """The first answer did not, and the second gives less than the rest."""
+    server.answer = in_turn(
+        Reply(body=b"0123456789", headers=STRONG, chunked=True, breaks_after=2),
+        Reply(206, b"234", {"Content-Range": "bytes 2-4/10"}),
+        rest(b"0123456789", 5),
+    )
+    assert await get(server, path) == blob(b"0123456789", '"v1"')
+
+
+async def test_what_is_thrown_away_is_taken_back_from_the_count(
+    server: WebServer, path: Path
+) -> None:
+    """Or a limit on the sum would count it twice."""
+    server.answer = in_turn(Reply(body=CONTENT, breaks_after=HALF), Reply(body=CONTENT))
+    counts: list[int] = []
+    await get(server, path, on_bytes=counts.append)
+    assert min(counts) < 0
+    assert sum(counts) == len(CONTENT)
+
+
+async def test_who_counts_may_say_that_it_is_enough(server: WebServer, path: Path) -> None:
+    def enough(_count: int) -> None:
+        raise InputTooLarge("with the others")
+
+    server.answer = lambda _: Reply(body=CONTENT)
+    with pytest.raises(InputTooLarge, match="with the others"):
+        await get(server, path, on_bytes=enough)
+    assert not path.exists()
 
 
 async def test_what_changed_meanwhile_begins_anew(server: WebServer, path: Path) -> None:
