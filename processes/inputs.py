@@ -152,9 +152,9 @@ class Inputs:
     async def _files(self, name: str, asked: Input) -> list[FileToBring]:
         match parse_source(asked.source):
             case FromFolder(folder, path):
-                found = await self._of_folder(folder, path)
+                found = await self._of_folder(folder, path, asked.sha256)
             case FromProcess(process_id, path):
-                found = await self._of_process(process_id, path)
+                found = await self._of_process(process_id, path, asked.sha256)
             case FromKey(key):
                 found = [await self._of_key(key, asked.sha256)]
             case FromWeb(url):
@@ -164,20 +164,25 @@ class Inputs:
             raise InputMismatch("it is not a single file: no `sha256`, no `unpack`")
         return [each._replace(path=f"{name}/{each.path}".rstrip("/")) for each in found]
 
-    async def _of_folder(self, folder: str, path: str | None) -> list[FileToBring]:
+    async def _of_folder(
+        self, folder: str, path: str | None, sha256: str | None
+    ) -> list[FileToBring]:
         chosen = list(_below(await self._folders.completed(folder), path))
         if not chosen:
             raise InputMissing(f"the input folder {folder!r} has no such files")
         await self._folders.check_unchanged(folder, [file for _, file in chosen])
         return [
             self._stored(
-                rest, file_key(folder, file.path), file.size, file.sha256,
+                rest, file_key(folder, file.path), file.size,
+                _agreed(file.sha256, None if rest else sha256),
                 version=f"{file.size} {file.modified}",
             )
             for rest, file in chosen
         ]  # fmt: skip
 
-    async def _of_process(self, process_id: str, path: str | None) -> list[FileToBring]:
+    async def _of_process(
+        self, process_id: str, path: str | None, sha256: str | None
+    ) -> list[FileToBring]:
         try:
             record = await until_answered(lambda: read_record(self._store, process_id))
         except UnknownProcess as error:
@@ -190,7 +195,8 @@ class Inputs:
             raise InputMissing(f"process {process_id} has no such artifacts")
         return [
             self._stored(
-                rest, artifact_key(process_id, record.attempt, each.path), each.size, each.sha256,
+                rest, artifact_key(process_id, record.attempt, each.path), each.size,
+                _agreed(each.sha256, None if rest else sha256),
                 version=f"{each.size} {record.attempt} {record.revision}",
             )
             for rest, each in chosen
@@ -319,6 +325,13 @@ def _check_whole(record: Record, single: bool) -> None:
         raise InputMissing(f"{what}: what it makes can be an input when it has ended")
     if not single:
         raise InputMissing(f"{what}, not completed: only single artifacts of it can be inputs")
+
+
+def _agreed(known: str | None, asked: str | None) -> str | None:
+    """What a file's bytes must hash to, by all that is said of it. Raises InputMismatch."""
+    if known and asked and known != asked:
+        raise InputMismatch("it has another sha256 than the one given")
+    return known or asked
 
 
 def _folders_above(paths: Iterable[str]) -> set[str]:

@@ -165,12 +165,13 @@ async def test_known_bytes_from_another_place_are_the_same_start(crowd):
 async def test_who_knows_a_hash_does_not_get_the_bytes_by_it(crowd, web):
     """What was deleted is gone, also for those who know what it was."""
     worker = crowd.worker(**allowing(web))
-    await folder_of(crowd, "f", a=b"secret")
-    await given(worker, "p", x={"source": "folder:f/a", "sha256": sha256(b"secret")})
-    await worker("delete", folder="f", confirm="f")
-    for number, source in enumerate(["folder:f/a", "key:shared/a", f"{web.url}/other"]):
-        asked = {"source": source, "sha256": sha256(b"secret")}
-        reply = await given(worker, f"q{number}", x=asked)
+    await crowd.store.put("shared/a", b"secret")
+    asked = {"source": "key:shared/a", "sha256": sha256(b"secret")}
+    assert (await given(worker, x=asked))["status"] == "completed"
+    await crowd.store.delete(["shared/a"])
+    for name, source in (("q", "key:shared/a"), ("r", f"{web.url}/other")):
+        reply = await given(worker, name, x={**asked, "source": source})
+        assert reply["status"] == "failed"
         assert reply["failure"]["code"] in ("input_missing", "input_mismatch")
 
 

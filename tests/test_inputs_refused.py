@@ -63,6 +63,8 @@ def inputs_of(worker):
         ("process:made/nothing", "input_missing"),
         ("key:shared/nothing", "input_missing"),
         ({"source": "key:shared/there", "sha256": sha256(b"other")}, "input_mismatch"),
+        ({"source": "folder:f/a", "sha256": sha256(b"other")}, "input_mismatch"),
+        ({"source": "process:made/artifact-1.bin", "sha256": sha256(b"other")}, "input_mismatch"),
         ({"source": "folder:f", "sha256": sha256(b"other")}, "input_mismatch"),
         ({"source": "folder:f", "unpack": True}, "input_mismatch"),
         ({"source": "key:shared/there", "unpack": True}, "input_broken"),
