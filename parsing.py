@@ -15,7 +15,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 
 from actions import ACTIONS, ID_PATTERN, AnyAction
 from inputs.public_web import check_url, parse_allowed_hosts
-from inputs.sources import FromWeb, Input, parse_source
+from inputs.sources import FromKey, FromWeb, Input, check_shared, parse_source
 from jobs import JOBS
 from utils import Settings, WorkerError
 
@@ -90,12 +90,14 @@ def check_input(name: str, asked: Input, settings: Settings) -> None:
 
     Raises:
         InvalidRequest: the source is written in no known form.
-        InputRefused: its URL may not be asked for.
+        InputRefused: its URL may not be asked for, or its key is not for callers.
     """
     try:
-        source = parse_source(asked.source)
-        if isinstance(source, FromWeb):
-            check_url(source.url, parse_allowed_hosts(settings.allowed_hosts))
+        match parse_source(asked.source):
+            case FromWeb(url):
+                check_url(url, parse_allowed_hosts(settings.allowed_hosts))
+            case FromKey(key):
+                check_shared(key, settings.input_key_prefixes)
     except WorkerError as error:
         raise type(error)(f"`inputs.{name}`: {error}") from None
 

@@ -14,17 +14,29 @@ import asyncio
 import hashlib
 import logging
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from inputs.errors import InputNotStored
-from inputs.files import CHUNK, Blob, disk_errors, new_part_beside, part_beside, remove, write_at
+from inputs.errors import DiskFull, InputNotStored
+from inputs.files import (
+    CHUNK,
+    Blob,
+    disk_errors,
+    make_empty,
+    new_part_beside,
+    part_beside,
+    remove,
+    to_the_end,
+    write_at,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +49,15 @@ _ABANDONED_SECONDS = 3600.0
 _ROUNDS = 3
 #: Share of the limit that is free again after something had to be removed.
 SPARED = 0.1
+
+
+class _Kept(NamedTuple):
+    """A blob in the folder."""
+
+    #: When it was last used, in nanoseconds since the epoch.
+    used_ns: int
+    size: int
+    path: Path
 
 
 class _Found(NamedTuple):
@@ -60,11 +81,13 @@ class BlobCache:
     """Blobs by identity, in `folder`, of `max_bytes` in all. 0 keeps nothing, shares all the same.
 
     The sum is kept whenever nothing is under way; what is being fetched or copied is never removed.
-    Workers that share the folder each look when they themselves have brought enough.
+    Workers that share the folder each look when they themselves have brought enough. A disk has
+    room for half of the blobs that would fill it: the other half is for the copies.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
+        #: Less as soon as it is prepared, if the disk is small.
         self._max_bytes = max_bytes
         self._shares: dict[str, _Share] = {}
         #: Callers by key.
@@ -78,7 +101,8 @@ class BlobCache:
 
         `immutable` says that one identity never means other bytes: then what is here is not asked
         about again. Callers of one identity at the same time share one `fetch`, that of the first;
-        it is cancelled when none of them waits any more.
+        it is cancelled when none of them waits any more. If the disk is full, all that nobody waits
+        for is removed and it is tried once more.
 
         Raises:
             InputNotStored: the disk did not take it.
@@ -95,6 +119,13 @@ class BlobCache:
         return blob
 
     async def _place(self, key: str, target: Path, fetch: Fetch, immutable: bool) -> Blob:
+        try:
+            return await self._bring_and_copy(key, target, fetch, immutable)
+        except DiskFull:
+            await self._make_room()
+            return await self._bring_and_copy(key, target, fetch, immutable)
+
+    async def _bring_and_copy(self, key: str, target: Path, fetch: Fetch, immutable: bool) -> Blob:
         for _ in range(_ROUNDS):
             share = self._join(key, fetch, immutable)
             try:
@@ -174,9 +205,15 @@ class BlobCache:
         if self._room > 0:
             return
         try:
-            self._room = await asyncio.to_thread(self._remove_oldest, frozenset(self._busy))
+            self._room = await asyncio.to_thread(self._trim, frozenset(self._busy))
         except OSError as error:  # no reason to fail who has what was asked for
             log.warning("old inputs were not removed: %s", error.strerror)
+
+    async def _make_room(self) -> None:
+        log.warning("the disk is full: kept inputs are removed")
+        with disk_errors():
+            blobs = await asyncio.to_thread(self._blobs)
+            await asyncio.to_thread(self._remove_oldest, blobs, frozenset(self._busy), 0)
 
     def _side(self, key: str) -> Path:
         return self._folder / f"{key}.json"
@@ -207,42 +244,60 @@ class BlobCache:
         if old is not None and old.sha256 != blob.sha256:
             self._content(key, old).unlink(missing_ok=True)
 
-    def _remove_oldest(self, busy: frozenset[str]) -> int:
+    def _trim(self, busy: frozenset[str]) -> int:
         """To SPARED below the limit, or the next small file would look again. The room left."""
-        contents = []
+        blobs = self._blobs()
+        left = sum(blob.size for blob in blobs)
+        if left > self._max_bytes:
+            left = self._remove_oldest(blobs, busy, int(self._max_bytes * (1 - SPARED)))
+        return self._max_bytes - left
+
+    def _remove_oldest(self, blobs: list[_Kept], busy: frozenset[str], most: int) -> int:
+        """Until `most` bytes are left, or nothing but what is busy. The bytes left."""
+        left = sum(blob.size for blob in blobs)
+        for blob in sorted(blobs):
+            key = blob.path.name.partition("-")[0]
+            if left > most and key not in busy:
+                self._side(key).unlink(missing_ok=True)
+                blob.path.unlink(missing_ok=True)
+                left -= blob.size
+        return left
+
+    def _blobs(self) -> list[_Kept]:
+        blobs = []
         for path in self._folder.glob("*.blob"):
             with suppress(FileNotFoundError):  # another worker's doing
                 facts = path.stat()
-                contents.append((facts.st_mtime_ns, facts.st_size, path))
-        room = self._max_bytes - sum(size for _, size, _ in contents)
-        spared = int(self._max_bytes * SPARED) if room < 0 else 0
-        for _, size, path in sorted(contents):
-            key = path.name.partition("-")[0]
-            if room < spared and key not in busy:
-                self._side(key).unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
-                room += size
-        return room
+                blobs.append(_Kept(facts.st_mtime_ns, facts.st_size, path))
+        return blobs
 
     def _sweep(self) -> None:
-        """Make the folder, and remove what killed writers left in it."""
+        """Make the folder, remove what killed writers left in it, and see how large the disk is."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.glob(".*.part"):
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                     path.unlink()
+        ours = shutil.disk_usage(self._folder).free + sum(blob.size for blob in self._blobs())
+        self._max_bytes = min(self._max_bytes, ours // 2)
 
 
 async def _copied(source: Path, target: Path, size: int) -> bool:
     """Whether `target` is a whole copy of `source`, which should have `size` bytes.
 
     A thread for each piece and not for all: a few large copies would keep every thread that the
-    worker has for small things.
+    worker has for small things. Which are copied by one thread, from the first step to the last:
+    among thousands of them, handing over costs more than copying.
     """
+    if size < CHUNK:
+        return await to_the_end(partial(_copy_small, source, target, size))
     copied = 0
     async with new_part_beside(target) as part:
         try:
-            while count := await asyncio.to_thread(_copy_some, source, part, copied):
+            while copied < size:
+                count = await asyncio.to_thread(_copy_some, source, part, copied)
+                if not count:
+                    return False
                 copied += count
         except FileNotFoundError:
             return False
@@ -250,6 +305,21 @@ async def _copied(source: Path, target: Path, size: int) -> bool:
             return False
         part.replace(target)
         return True
+
+
+def _copy_small(source: Path, target: Path, size: int) -> bool:
+    """As `_copied`, for less than a CHUNK."""
+    part = part_beside(target)
+    make_empty(part)
+    try:
+        if _copy_some(source, part, 0) != size:
+            return False
+        part.replace(target)
+    except FileNotFoundError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    return True
 
 
 def _copy_some(source: Path, part: Path, offset: int) -> int:

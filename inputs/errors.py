@@ -47,3 +47,7 @@ class InputNotStored(InputError):
 
     code = "input_not_stored"
     retryable = True
+
+
+class DiskFull(InputNotStored):
+    """It is full, or a quota is reached: with less on it the same may work."""

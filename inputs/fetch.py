@@ -77,11 +77,12 @@ async def fetch(
     """Make `path` what is at `url`, replacing what was there; its folder must exist.
 
     With `etag` only if that has changed: None, and no file, says that it has not. `on_bytes(n)` is
-    called on the event loop as n more bytes are on the disk; those that are fetched twice, because
-    a server could not go on where it broke off, are counted twice.
+    called on the event loop as n more bytes are on the disk, and with all of them, below 0, when
+    the server cannot go on where it broke off. What it raises ends the fetch.
 
     Raises:
-        InputRefused: the guard, the server or its certificate, see `public_web`.
+        InputRefused: the guard, the server or its certificate, see `public_web`; or nothing would
+            tell a whole file from the first half of it.
         InputMissing: there is nothing.
         InputTooLarge: more than `limits.max_bytes`.
         InputMismatch: not `expected_sha256` (hex), or not the announced size.
@@ -89,7 +90,9 @@ async def fetch(
         InputNotStored: the disk did not take it.
     """
     async with new_part_beside(path) as part:
-        download = _Download(part, limits, on_bytes, known_etag=etag)
+        download = _Download(
+            part, limits, on_bytes, known_etag=etag, provable=expected_sha256 is not None
+        )
         try:
             async with asyncio.timeout(limits.total_seconds):
                 changed = await _persist(download, url, web)
@@ -142,6 +145,8 @@ async def _try(download: _Download, url: str, web: Web) -> bool:
         _check_encoding(response.headers, hop)
         if answer is Answer.WHOLE:
             download.begin(response.headers)
+        else:
+            download.go_on(response.headers)
         await _read(download, response)
     return True
 
@@ -216,18 +221,23 @@ class _Download:
         on_bytes: Callable[[int], None] | None,
         *,
         known_etag: str | None,
+        provable: bool,
     ) -> None:
         self.limits = limits
         #: Of what the caller has.
         self.known_etag = known_etag
+        #: Whether the caller knows its SHA-256.
+        self._provable = provable
         #: For messages: where it came from the last time.
         self.name = "the input"
         self._part = part
         self._on_bytes = on_bytes
+        self.size = 0
         self.forget()
 
     def forget(self) -> None:
         """Nothing is here, and nothing known."""
+        self._tell(-self.size)
         #: Bytes on the disk, all of them hashed.
         self.size = 0
         #: Bytes it will have, as far as the server told.
@@ -238,13 +248,29 @@ class _Download:
         self._unwritten = bytearray()
 
     def begin(self, headers: httpx.Headers) -> None:
-        """All of it follows. Raises InputTooLarge if that was announced."""
+        """All of it follows.
+
+        Raises:
+            InputTooLarge: by what was announced.
+            InputRefused: nothing was announced, so that its end may as well be that of a line
+                that broke, and nobody knows its SHA-256.
+        """
         self.forget()
         announced = headers.get("content-length", "")
         self.total = int(announced) if re.fullmatch("[0-9]{1,18}", announced) else None
+        chunked = "chunked" in headers.get("transfer-encoding", "").lower()
+        if self.total is None and not chunked and not self._provable:
+            raise InputRefused(
+                f"{self.name} comes without its length, so half of it could pass for the whole: "
+                "add its sha256"
+            )
         self.etag = _etag(headers)
         self._validator = validator(headers)
         self._check_size(self.total or 0)
+
+    def go_on(self, headers: httpx.Headers) -> None:
+        """What is missing follows, and its headers, which fit, say how long the whole is."""
+        self.total = int(headers["content-range"].rpartition("/")[2])
 
     @property
     def resuming(self) -> bool:
@@ -260,7 +286,7 @@ class _Download:
         return headers
 
     async def take(self, data: bytes) -> None:
-        """Some more of it. Raises InputTooLarge, InputNotStored."""
+        """Some more of it. Raises InputTooLarge, InputNotStored, and what `on_bytes` raises."""
         self._check_size(self.size + len(self._unwritten) + len(data))
         self._unwritten += data
         if len(self._unwritten) >= CHUNK:
@@ -269,18 +295,21 @@ class _Download:
     async def flush(self) -> None:
         """To the disk with what was taken. Even if that is nothing: more may be there, forgotten.
 
-        Raises InputNotStored.
+        Raises InputNotStored, and what `on_bytes` raises.
         """
         data = bytes(self._unwritten)
         with disk_errors():
             await asyncio.to_thread(self._write, data)
         self.size += len(data)
         self._unwritten.clear()
-        if self._on_bytes is not None and data:
-            self._on_bytes(len(data))
+        self._tell(len(data))
 
     def blob(self) -> Blob:
         return Blob(size=self.size, sha256=self._digest.hexdigest(), etag=self.etag)
+
+    def _tell(self, count: int) -> None:
+        if self._on_bytes is not None and count:
+            self._on_bytes(count)
 
     def _write(self, data: bytes) -> None:
         write_at(self._part, self.size, data)

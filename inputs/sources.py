@@ -8,13 +8,12 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from inputs.errors import InputRefused
 from storage import InvalidKey, check_key
-from utils import WorkerError
+from utils import OWN_PREFIXES, WorkerError
 
 #: Names of input folders, processes and inputs alike.
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-#: Keys of the worker itself: what lies there is reached by other sources, or by nobody.
-OWN_PREFIXES = ("processes/", "index/", "inputs/", "workers/", "locks/")
 FORMS = (
     "`folder:NAME`, `folder:NAME/PATH`, `process:ID`, `process:ID/PATH`, `key:KEY`, or "
     "`https://...`"
@@ -63,7 +62,7 @@ class FromProcess(NamedTuple):
 
 
 class FromKey(NamedTuple):
-    """An object that the operator put under the store's prefix."""
+    """An object that the operator put where all callers may read: see `check_shared`."""
 
     key: str
 
@@ -97,12 +96,23 @@ def parse_source(text: str) -> Source:
             raise InputInvalid(f"a source is one of {FORMS}")
 
 
+def check_shared(key: str, prefixes: tuple[str, ...]) -> None:
+    """Raises InputRefused if `key` lies below none of those that the operator opened to callers."""
+    if not key.startswith(prefixes):
+        below = ", ".join(f"`{prefix}`" for prefix in prefixes) or "none"
+        raise InputRefused(f"`key:` names only keys below those of WORKER_INPUT_KEYS: {below}")
+
+
+def without_query(url: str) -> str:
+    """Where it leads, without what may be secret, or made anew with every link."""
+    return urlsplit(url)._replace(query="", fragment="").geturl()
+
+
 def shown(source: str) -> str:
     """`source` as it may be kept and shown: a URL's query is often a key to what it names."""
     if not isinstance(parse_source(source), FromWeb):
         return source
-    parts = urlsplit(source)
-    return f"{parts.scheme}://{parts.netloc}{parts.path}{'?...' if parts.query else ''}"
+    return without_query(source) + ("?..." if urlsplit(source).query else "")
 
 
 def _name_and_path(rest: str) -> tuple[str, str | None]:

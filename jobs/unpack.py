@@ -6,6 +6,7 @@ ends a job, a cancel or a time-out, ends its unpacking too.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import unicodedata
@@ -19,6 +20,8 @@ from jobs.context import JobContext, JobFailed, JobStopped
 
 #: Of all archives of an attempt together; folders count as well, also those only implied.
 MAX_FILES: Final = 100_000
+#: What a full disk says, and a full quota: another worker's may have room.
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Unpacked(NamedTuple):
@@ -73,8 +76,9 @@ def unpack(
     Its content tells what it is. Files get mode 0644 and folders 0755; whatever else it says about
     them is ignored. `on_file` hears, at each file, how many there are by then.
 
-    Raises JobFailed: input_unsafe, input_too_large, input_broken; JobStopped once `should_stop`
-    is true. Then `target` is gone again. Raises FileExistsError when it is there beforehand.
+    Raises JobFailed: input_unsafe, input_too_large, input_broken, input_not_stored; JobStopped once
+    `should_stop` is true. Then `target` is gone again. Raises FileExistsError when it is there
+    beforehand.
     """
     _make_folder(target)
     tree = _Tree(target, max_bytes, max_files, should_stop)
@@ -88,10 +92,16 @@ def unpack(
     except JobFailed as error:
         shutil.rmtree(target)
         raise JobFailed(error.code, f"{archive.name!r} cannot be unpacked. {error}") from error
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(target)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise JobFailed("input_not_stored", _no_room(archive, tree), retryable=True) from error
         raise
     return Unpacked(tree.files, tree.size)
+
+
+def _no_room(archive: Path, tree: _Tree) -> str:
+    return f"{archive.name!r} cannot be unpacked. The disk is full after {tree.size} bytes of it."
 
 
 class _Tree:

@@ -7,9 +7,10 @@ be. Then all are fetched by way of the worker's cache, under one limit and one d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
 from inputs.blob_cache import Fetch
@@ -21,18 +22,27 @@ from inputs.errors import (
     InputUnreachable,
 )
 from inputs.fetch import Limits, fetch
-from inputs.files import Blob
-from inputs.folder_files import UnknownFolder, file_key
+from inputs.files import FULL, Blob, disk_errors, to_the_end
+from inputs.folder_files import InputFile, UnknownFolder, file_key
 from inputs.folders import InputFolders
 from inputs.public_web import Web, parse_allowed_hosts
-from inputs.sources import FromFolder, FromKey, FromProcess, FromWeb, Input, parse_source
+from inputs.sources import (
+    FromFolder,
+    FromKey,
+    FromProcess,
+    FromWeb,
+    Input,
+    check_shared,
+    parse_source,
+    without_query,
+)
 from processes.lease import until_answered
 from processes.manifest import artifact_key
 from processes.reading import UnknownProcess, read_record
-from processes.record import Status
+from processes.record import Record, Status
 from processes.worker import Worker
-from storage import ChecksumMismatch, FileFacts, ObjectNotFound
-from utils import WorkerError
+from storage import ChecksumMismatch, FileFacts, ObjectNotFound, StorageUnavailable
+from utils import WorkerError, together
 
 T = TypeVar("T")
 
@@ -40,12 +50,13 @@ T = TypeVar("T")
 FETCHES = 8
 
 
-class Wanted(NamedTuple):
+class FileToBring(NamedTuple):
     """One file that a job is to find among its inputs."""
 
     #: Below the folder `inputs`: the input's name, and for a file of a folder its path there.
     path: str
-    #: Names the bytes; see `BlobCache.place`.
+    #: Names the bytes and where they come from; see `BlobCache.place`. Who knows the sha256 of
+    #: somebody else's file does not get it by that, and nobody waits for another one's dead link.
     identity: str
     immutable: bool
     #: None: nobody knows before it is there.
@@ -61,10 +72,12 @@ class Inputs:
         self._worker = worker
         self._store = worker.store
         self._settings = worker.settings
-        self._folders = InputFolders(worker.store, worker.settings)
+        self._folders = _Folders(InputFolders(worker.store, worker.settings))
         self._folder = folder / "inputs"
         self._on_progress = on_progress
-        self._known = self._got = self._kept = 0
+        self._known = self._got = 0
+        #: Bytes of each input from the web, as far as they have come.
+        self._from_web: dict[str, int] = {}
 
     async def bring(self, inputs: Mapping[str, Input]) -> None:
         """Make `inputs/{name}` of each: a file, or a folder of files.
@@ -72,158 +85,263 @@ class Inputs:
         Raises:
             InputMissing, InputMismatch, InputRefused, InputTooLarge, InputUnreachable,
             InputNotStored: as their names say; the message names the input.
+            StorageMisconfigured: the store refuses; the message says what to mend.
         """
         seconds = self._settings.input_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
-                wanted: list[Wanted] = []
+                files: list[FileToBring] = []
                 for name, asked in inputs.items():
                     with _named(name):
-                        wanted += await self._wanted(name, asked)
-                self._known = sum(each.size or 0 for each in wanted)
-                self._check_size(self._known)
-                await self._bring_all(wanted)
+                        files += await self._files(name, asked)
+                self._known = sum(file.size or 0 for file in files)
+                self._check_size()
+                await self._make_folders([file.path for file in files])
+                await self._bring_all(files)
         except TimeoutError:
             raise InputUnreachable(f"the inputs were not there after {seconds:g} seconds") from None
 
-    async def _bring_all(self, wanted: list[Wanted]) -> None:
+    async def _make_folders(self, paths: list[str]) -> None:
+        folders = _folders_above(paths)
+        for path in paths:
+            if path in folders:
+                raise InputRefused(f"input {path!r}: it is a file and also a folder")
+        with disk_errors():
+            await to_the_end(partial(_make_all, [self._folder / each for each in folders]))
+
+    async def _bring_all(self, files: list[FileToBring]) -> None:
         turn = asyncio.Semaphore(FETCHES)
 
-        async def bring(each: Wanted) -> None:
+        async def bring(file: FileToBring) -> None:
             async with turn:
-                with _named(each.path):
-                    await self._bring_one(each)
+                with _named(file.path):
+                    await self._bring_one(file)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for each in wanted:
-                    group.create_task(bring(each))
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        async with together() as group:
+            for file in files:
+                group.create_task(bring(file))
 
-    async def _bring_one(self, wanted: Wanted) -> None:
-        target = self._folder / wanted.path
-        try:
-            await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise InputRefused("it lies in a folder that is also a file") from None
+    async def _bring_one(self, file: FileToBring) -> None:
         blob = await self._worker.blobs.place(
-            wanted.identity, target, wanted.fetch, immutable=wanted.immutable
+            file.identity, self._folder / file.path, file.fetch, immutable=file.immutable
         )
-        if wanted.size not in (None, blob.size):
-            raise InputMismatch(f"it has {blob.size} bytes, not {wanted.size}")
-        self._kept += blob.size
-        self._check_size(self._kept)
+        if file.size is None:
+            self._web_has_brought(file.path, blob.size)
+        elif file.size != blob.size:
+            raise InputMismatch(f"it has {blob.size} bytes, not {file.size}")
 
-    def _check_size(self, size: int) -> None:
-        limit = self._settings.max_input_bytes
-        if size > limit:
-            raise InputTooLarge(f"the inputs have {size} bytes; WORKER_MAX_INPUT_BYTES is {limit}")
+    def _web_has_brought(self, name: str, size: int) -> None:
+        self._from_web[name] = size
+        self._check_size()
+
+    @property
+    def _left(self) -> int:
+        """Bytes that may come beside those that are known to come, or here."""
+        return self._settings.max_input_bytes - self._known - sum(self._from_web.values())
+
+    def _check_size(self) -> None:
+        if self._left < 0:
+            limit = self._settings.max_input_bytes
+            raise InputTooLarge(
+                f"the inputs have {limit - self._left} bytes or more; WORKER_MAX_INPUT_BYTES is "
+                f"{limit}"
+            )
 
     # ---- taking apart
 
-    async def _wanted(self, name: str, asked: Input) -> list[Wanted]:
+    async def _files(self, name: str, asked: Input) -> list[FileToBring]:
         match parse_source(asked.source):
             case FromFolder(folder, path):
-                found = await self._of_folder(folder, path)
+                found = await self._of_folder(folder, path, asked.sha256)
             case FromProcess(process_id, path):
-                found = await self._of_process(process_id, path)
+                found = await self._of_process(process_id, path, asked.sha256)
             case FromKey(key):
                 found = [await self._of_key(key, asked.sha256)]
             case FromWeb(url):
-                found = [self._of_web(url, asked.sha256)]
+                found = [self._of_web(name, url, asked.sha256)]
         alone = len(found) == 1 and not found[0].path
         if (asked.sha256 or asked.unpack) and not alone:
             raise InputMismatch("it is not a single file: no `sha256`, no `unpack`")
         return [each._replace(path=f"{name}/{each.path}".rstrip("/")) for each in found]
 
-    async def _of_folder(self, folder: str, path: str | None) -> list[Wanted]:
-        try:
-            manifest = await until_answered(lambda: self._folders.manifest(folder))
-        except UnknownFolder as error:
-            raise InputMissing(str(error)) from None
-        files = {file.path: file for file in manifest.files}
-        chosen = list(_below(files, path))
+    async def _of_folder(
+        self, folder: str, path: str | None, sha256: str | None
+    ) -> list[FileToBring]:
+        chosen = list(_below(await self._folders.completed(folder), path))
         if not chosen:
             raise InputMissing(f"the input folder {folder!r} has no such files")
+        await self._folders.check_unchanged(folder, [file for _, file in chosen])
         return [
             self._stored(
-                rest, file_key(folder, file.path), file.size, file.sha256,
-                unhashed=f"folder {folder} {manifest.nonce} {file.path}",
+                rest, file_key(folder, file.path), file.size,
+                _agreed(file.sha256, None if rest else sha256),
+                version=f"{file.size} {file.modified}",
             )
             for rest, file in chosen
         ]  # fmt: skip
 
-    async def _of_process(self, process_id: str, path: str | None) -> list[Wanted]:
+    async def _of_process(
+        self, process_id: str, path: str | None, sha256: str | None
+    ) -> list[FileToBring]:
         try:
             record = await until_answered(lambda: read_record(self._store, process_id))
         except UnknownProcess as error:
             raise InputMissing(str(error)) from None
-        if not (record.status is Status.COMPLETED or (path and record.released)):
-            raise InputMissing(f"process {process_id} is {record.status}, not completed")
-        artifacts = await until_answered(lambda: self._worker.manifests.artifacts(record))
-        chosen = list(_below({artifact.path: artifact for artifact in artifacts}, path))
+        found = await until_answered(lambda: self._worker.manifests.artifacts(record))
+        artifacts = {artifact.path: artifact for artifact in found}
+        _check_whole(record, path in artifacts)
+        chosen = list(_below(artifacts, path))
         if not chosen:
             raise InputMissing(f"process {process_id} has no such artifacts")
         return [
             self._stored(
-                rest, artifact_key(process_id, record.attempt, each.path), each.size, each.sha256,
-                unhashed=f"process {process_id} {record.attempt} {record.revision} {each.path}",
+                rest, artifact_key(process_id, record.attempt, each.path), each.size,
+                _agreed(each.sha256, None if rest else sha256),
+                version=f"{each.size} {record.attempt} {record.revision}",
             )
             for rest, each in chosen
         ]  # fmt: skip
 
-    async def _of_key(self, key: str, sha256: str | None) -> Wanted:
+    async def _of_key(self, key: str, sha256: str | None) -> FileToBring:
+        check_shared(key, self._settings.input_key_prefixes)
         try:
             facts = await until_answered(lambda: self._store.stat(key))
         except ObjectNotFound:
             raise InputMissing("there is no object of this key") from None
-        version = f"key {key} {facts.version} {facts.modified}"
-        return self._stored("", key, facts.size, sha256, unhashed=version)
+        return self._stored(
+            "", key, facts.size, sha256, version=f"{facts.version} {facts.modified}"
+        )
 
     def _stored(
-        self, path: str, key: str, size: int, sha256: str | None, *, unhashed: str
-    ) -> Wanted:
-        """A file of the store. `unhashed` names its bytes as long as their sha256 is not known."""
+        self, path: str, key: str, size: int, sha256: str | None, *, version: str
+    ) -> FileToBring:
+        """A file of the store. `version` tells its bytes from others that had or will have its
+        key, for as long as nobody knows their sha256."""
         expected = FileFacts(size, sha256) if sha256 else None
 
         async def fetch_stored(target: Path, _known: Blob | None) -> Blob:
             try:
-                facts = await until_answered(
-                    lambda: self._store.download(
-                        key, target, expected=expected, on_bytes=self._passed
-                    )
-                )
+                facts = await until_answered(lambda: self._download(key, target, expected))
             except ObjectNotFound:
                 raise InputMissing(f"{key!r} is not there any more") from None
             except ChecksumMismatch as error:
                 raise InputMismatch(str(error)) from None
             return Blob(size=facts.size, sha256=facts.sha256)
 
-        identity = f"sha256 {sha256}" if sha256 else f"{self._store.url} {unhashed}"
-        return Wanted(path, identity, True, size, fetch_stored)
+        what = f"sha256 {sha256}" if sha256 else version
+        return FileToBring(path, f"{self._store.url} {key} {what}", True, size, fetch_stored)
 
-    def _of_web(self, url: str, sha256: str | None) -> Wanted:
+    async def _download(self, key: str, target: Path, expected: FileFacts | None) -> FileFacts:
+        with disk_errors():
+            try:
+                return await self._store.download(
+                    key, target, expected=expected, on_bytes=self._passed
+                )
+            except StorageUnavailable as error:
+                # A store in a folder says this of any disk. To read fills only the one written to.
+                cause = error.__cause__
+                if isinstance(cause, OSError) and cause.errno in FULL:
+                    raise cause from None
+                raise
+
+    def _of_web(self, name: str, url: str, sha256: str | None) -> FileToBring:
         settings = self._settings
         web = Web(allowed=parse_allowed_hosts(settings.allowed_hosts))
-        limits = Limits(
-            max_bytes=settings.max_input_bytes, total_seconds=settings.input_timeout_seconds
-        )
 
         async def fetch_web(target: Path, known: Blob | None) -> Blob | None:
+            came = self._from_web[name] = 0
+
+            def passed(count: int) -> None:
+                nonlocal came
+                came += count
+                self._passed(count)
+                self._web_has_brought(name, came)
+
+            limits = Limits(max_bytes=self._left, total_seconds=settings.input_timeout_seconds)
             return await fetch(
                 url, target, web=web, limits=limits, etag=known.etag if known else None,
-                expected_sha256=sha256, on_bytes=self._passed,
+                expected_sha256=sha256, on_bytes=passed,
             )  # fmt: skip
 
-        identity = f"sha256 {sha256}" if sha256 else f"url {url}"
-        return Wanted("", identity, sha256 is not None, None, fetch_web)
+        # A link that was signed anew leads to the same bytes, if their sha256 says so.
+        identity = f"{without_query(url)} sha256 {sha256}" if sha256 else f"url {url}"
+        return FileToBring("", identity, sha256 is not None, None, fetch_web)
 
     # ---- small things
 
     def _passed(self, count: int) -> None:
         self._got += count
         self._on_progress(self._got, self._known)
+
+
+class _Folders:
+    """Input folders as one attempt sees them: each is asked about once, however many inputs."""
+
+    def __init__(self, folders: InputFolders) -> None:
+        self._folders = folders
+        self._completed: dict[str, dict[str, InputFile]] = {}
+        self._found: dict[str, dict[str, InputFile]] = {}
+
+    async def completed(self, folder: str) -> Mapping[str, InputFile]:
+        """What it held when it was completed, by path. Raises InputMissing."""
+        if folder not in self._completed:
+            try:
+                manifest = await until_answered(lambda: self._folders.manifest(folder))
+            except UnknownFolder as error:
+                raise InputMissing(str(error)) from None
+            self._completed[folder] = {file.path: file for file in manifest.files}
+        return self._completed[folder]
+
+    async def check_unchanged(self, folder: str, files: list[InputFile]) -> None:
+        """Raises InputMismatch if one was written to since. Those with a sha256 prove themselves:
+        without any other the store is not asked."""
+        for file in files:
+            if file.sha256 is None and _stamp((await self._now(folder)).get(file.path)) != _stamp(
+                file
+            ):
+                raise InputMismatch(
+                    f"{file.path!r} was changed since the folder was completed; complete it again"
+                )
+
+    async def _now(self, folder: str) -> Mapping[str, InputFile]:
+        async def look() -> dict[str, InputFile]:
+            return {file.path: file async for file in self._folders.files(folder)}
+
+        if folder not in self._found:
+            self._found[folder] = await until_answered(look)
+        return self._found[folder]
+
+
+def _stamp(file: InputFile | None) -> tuple[int, float] | None:
+    return (file.size, file.modified) if file else None
+
+
+def _check_whole(record: Record, single: bool) -> None:
+    """Raises InputMissing if less may be there than was to be: nothing is trained on half of it."""
+    what = f"process {record.process_id} is {record.status}"
+    if record.status is Status.COMPLETED:
+        return
+    if not record.terminal:
+        raise InputMissing(f"{what}: what it makes can be an input when it has ended")
+    if not single:
+        raise InputMissing(f"{what}, not completed: only single artifacts of it can be inputs")
+
+
+def _agreed(known: str | None, asked: str | None) -> str | None:
+    """What a file's bytes must hash to, by all that is said of it. Raises InputMismatch."""
+    if known and asked and known != asked:
+        raise InputMismatch("it has another sha256 than the one given")
+    return known or asked
+
+
+def _folders_above(paths: Iterable[str]) -> set[str]:
+    folders = {path.rpartition("/")[0] for path in paths}
+    return folders | {str(above) for folder in folders for above in PurePosixPath(folder).parents}
+
+
+def _make_all(folders: list[Path]) -> None:
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

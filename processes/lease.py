@@ -37,12 +37,19 @@ Change = Callable[[Record], Record]
 AWAY = (StorageUnavailable, StorageMisconfigured)
 
 
-async def until_answered(ask: Callable[[], Awaitable[T]]) -> T:
-    """What `ask` returns, asked until the store answers. Whoever calls sets the deadline."""
+async def until_answered(
+    ask: Callable[[], Awaitable[T]],
+    waits_for: tuple[type[WorkerError], ...] = (StorageUnavailable,),
+) -> T:
+    """What `ask` returns, asked until the store answers. Whoever calls sets the deadline.
+
+    A store that answers "misconfigured" has answered, and its sentence says what to mend; who has
+    a job's work to lose waits for that, too (`AWAY`).
+    """
     while True:
         try:
             return await ask()
-        except AWAY as error:
+        except waits_for as error:
             log.warning("the store is away, waiting: %s", error)
             await asyncio.sleep(1)
 

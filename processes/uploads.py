@@ -318,7 +318,7 @@ async def restore(
     """Fetch the newest checkpoint that is whole.
 
     Returns what the job had handed over (a file or a folder) and the checkpoint it came from;
-    both None if there is none. Waits for a store that is away.
+    both None if there is none. Waits for a store that is away, or refuses: rather late than anew.
     """
     for checkpoint in reversed(checkpoints):
         target = folder / f"resume-{checkpoint.attempt}-{checkpoint.seq}"
@@ -337,7 +337,7 @@ async def _fetch(store: Store, key: str, file: StoredFile, target: Path) -> None
     path = target / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
     expected = FileFacts(file.size, file.sha256)
-    await until_answered(lambda: store.download(key, path, expected=expected))
+    await until_answered(lambda: store.download(key, path, expected=expected), AWAY)
 
 
 def _content_type(path: str) -> str:

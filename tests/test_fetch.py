@@ -11,7 +11,6 @@ import random
 import traceback
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from inputs import fetch as fetch_module
@@ -23,10 +22,10 @@ from inputs.errors import (
     InputTooLarge,
     InputUnreachable,
 )
-from inputs.fetch import Limits, fetch, validator
+from inputs.fetch import Limits, fetch
 from inputs.files import CHUNK, Blob
 from inputs.public_web import Web, parse_allowed_hosts
-from tests.web_server import Asked, Reply, WebServer, in_turn, rest
+from tests.web_server import Reply, WebServer, in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,10 +74,6 @@ async def get(server: WebServer, path: Path, **changes: Any) -> Blob | None:
 
 def blob(content: bytes, etag: str | None = None) -> Blob:
     return Blob(size=len(content), sha256=hashlib.sha256(content).hexdigest(), etag=etag)
-
-
-def asks_for(asked: Asked) -> tuple[str | None, str | None]:
-    return asked.headers.get("range"), asked.headers.get("if-range")
 
 
 # ---- when all is well
@@ -207,7 +202,7 @@ async def test_a_stream_without_an_end_is_left_when_it_is_too_large(
 ) -> None:
     server.answer = lambda _: Reply(body=b"x" * 65536, endless=True)
     with pytest.raises(InputTooLarge, match="at most 1000000"):
-        await get(server, path, max_bytes=1_000_000)
+        await get(server, path, max_bytes=1_000_000, expected_sha256="0" * 64)
     assert len(server.asked) == 1
     assert not path.exists()
 
@@ -224,6 +219,27 @@ async def test_a_body_ends_where_it_says_whatever_comes_after(
 ) -> None:
     server.answer = lambda _: Reply(body=b"x" * 50, announced=10)
     assert await get(server, path) == blob(b"x" * 10)
+
+
+async def test_a_body_whose_end_nobody_could_tell_is_refused_in_words(
+    server: WebServer, path: Path
+) -> None:
+    """It ends as the connection does, and so does half of it."""
+    server.answer = lambda _: Reply(body=CONTENT, unannounced=True, breaks_after=HALF)
+    with pytest.raises(InputRefused, match="add its sha256"):
+        await get(server, path)
+    assert not path.exists()
+
+
+async def test_a_body_without_a_length_is_proven_by_its_sha256(
+    server: WebServer, path: Path
+) -> None:
+    whole = blob(CONTENT)
+    server.answer = lambda _: Reply(body=CONTENT, unannounced=True)
+    assert await get(server, path, expected_sha256=whole.sha256) == whole
+    server.answer = lambda _: Reply(body=CONTENT, unannounced=True, breaks_after=HALF)
+    with pytest.raises(InputMismatch):
+        await get(server, path, expected_sha256=whole.sha256)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -250,7 +266,7 @@ async def test_a_server_that_says_nothing(server: WebServer, path: Path) -> None
 async def test_a_stream_that_trickles_without_an_end(server: WebServer, path: Path) -> None:
     server.answer = lambda _: Reply(body=b"x", endless=True)
     with pytest.raises(InputUnreachable, match=r"not whole after 0\.3 seconds"):
-        await get(server, path, total_seconds=0.3)
+        await get(server, path, total_seconds=0.3, expected_sha256="0" * 64)
     assert not path.exists()
 
 
@@ -272,108 +288,14 @@ async def test_who_is_cancelled_leaves_nothing_behind(server: WebServer, path: P
     assert list(path.parent.iterdir()) == []
 
 
-# ---- streams that break
+async def test_who_counts_may_say_that_it_is_enough(server: WebServer, path: Path) -> None:
+    def enough(_count: int) -> None:
+        raise InputTooLarge("with the others")
 
-
-async def test_what_broke_off_goes_on_where_it_broke(server: WebServer, path: Path) -> None:
-    server.answer = in_turn(
-        Reply(body=CONTENT, headers=STRONG, breaks_after=HALF), rest(CONTENT, HALF, ETag='"v1"')
-    )
-    assert await get(server, path) == blob(CONTENT, '"v1"')
-    assert path.read_bytes() == CONTENT
-    assert server.sent_bytes == len(CONTENT)
-    assert asks_for(server.asked[1]) == (f"bytes={HALF}-", '"v1"')
-
-
-async def test_who_gets_further_each_time_is_not_given_up(server: WebServer, path: Path) -> None:
-    content = CONTENT[:30]
-
-    def five_more(asked: Asked) -> Reply:
-        first = int(asked.headers.get("range", "bytes=0-")[6:-1])
-        whole = rest(content, first) if first else Reply(body=content)
-        return whole._replace(headers={**whole.headers, **STRONG}, breaks_after=5)
-
-    server.answer = five_more
-    assert await get(server, path, tries=1) == blob(content, '"v1"')
-    assert len(server.asked) == 6
-
-
-async def test_a_server_may_give_less_than_the_rest(server: WebServer, path: Path) -> None:
-    server.answer = in_turn(
-        Reply(body=b"0123456789", headers=STRONG, breaks_after=2),
-        Reply(206, b"234", {"Content-Range": "bytes 2-4/10"}),
-        rest(b"0123456789", 5),
-    )
-    assert await get(server, path) == blob(b"0123456789", '"v1"')
-
-
-async def test_what_changed_meanwhile_begins_anew(server: WebServer, path: Path) -> None:
-    new = CONTENT[:1000]  # shorter than what was here already
-    server.answer = in_turn(
-        Reply(body=CONTENT, headers=STRONG, breaks_after=HALF),
-        Reply(body=new, headers={"ETag": '"v2"'}),
-    )
-    assert await get(server, path) == blob(new, '"v2"')
-    assert path.read_bytes() == new
-
-
-@pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"v1"'}, {"Last-Modified": "yesterday"}])
-async def test_without_proof_that_it_is_the_same_it_begins_anew(
-    server: WebServer, path: Path, headers: dict[str, str]
-) -> None:
-    server.answer = in_turn(
-        Reply(body=CONTENT, headers=headers, breaks_after=HALF), Reply(body=b"", headers=headers)
-    )
-    await get(server, path)
-    assert [asks_for(asked) for asked in server.asked] == [(None, None)] * 2
-    assert path.read_bytes() == b""
-
-
-@pytest.mark.parametrize(
-    "second",
-    [
-        rest(b"0123456789", 0), rest(b"0123456789", 6), rest(b"0123456789abc", 5),
-        rest(b"0123456789", 5, ETag='"v2"'), Reply(206, b"56789"), Reply(416),
-        Reply(206, b"56789", {"Content-Range": "bytes 5-9/*"}),
-        Reply(206, b"56789", {"Content-Range": "bytes 5-10/10"}),
-    ],
-)  # fmt: skip
-async def test_a_part_that_does_not_fit_is_not_used(
-    server: WebServer, path: Path, second: Reply
-) -> None:
-    server.answer = in_turn(
-        Reply(body=b"01234xxxxx", headers=STRONG, breaks_after=5), second, Reply(body=b"0123456789")
-    )
-    assert await get(server, path) == blob(b"0123456789")
-    assert asks_for(server.asked[1]) == ("bytes=5-", '"v1"')
-    assert asks_for(server.asked[2]) == (None, None)
-
-
-async def test_a_rest_that_is_longer_than_it_says(server: WebServer, path: Path) -> None:
-    long = rest(b"0123456789", 5)._replace(body=b"56789abc", chunked=True)
-    server.answer = in_turn(Reply(body=b"0123456789", headers=STRONG, breaks_after=5), long)
-    with pytest.raises(InputMismatch, match="more than the 10 bytes"):
-        await get(server, path)
-
-
-NOON, A_SECOND_LATER = "Mon, 02 Nov 2026 12:00:00 GMT", "Mon, 02 Nov 2026 12:00:01 GMT"
-
-
-@pytest.mark.parametrize(
-    ("headers", "proof"),
-    [
-        ({"ETag": '"v1"', "Last-Modified": NOON, "Date": A_SECOND_LATER}, '"v1"'),
-        ({"ETag": 'W/"v1"', "Last-Modified": NOON, "Date": A_SECOND_LATER}, NOON),
-        ({"Last-Modified": NOON, "Date": A_SECOND_LATER}, NOON),
-        ({"Last-Modified": NOON, "Date": NOON}, None),
-        ({"Last-Modified": NOON}, None),
-        ({"Last-Modified": "Mon, 02 Nov 2026 12:00:00", "Date": A_SECOND_LATER}, None),
-        ({"ETag": '"' + "x" * 2000 + '"'}, None),
-        ({}, None),
-    ],
-)
-def test_what_proves_that_a_file_is_the_same(headers: dict[str, str], proof: str | None) -> None:
-    assert validator(httpx.Headers(headers)) == proof
+    server.answer = lambda _: Reply(body=CONTENT)
+    with pytest.raises(InputTooLarge, match="with the others"):
+        await get(server, path, on_bytes=enough)
+    assert not path.exists()
 
 
 # ---- this worker's disk

@@ -3,11 +3,15 @@
 import asyncio
 import hashlib
 import io
+import threading
 import zipfile
 
 import pytest
 
 from jobs import JOBS, runner
+from processes.record import Checkpoint, StoredFile
+from processes.uploads import checkpoint_key, restore
+from storage import StorageMisconfigured
 from tests import input_jobs
 from tests.crowd import on_every_store, until
 from tests.web_server import Reply, WebServer
@@ -90,9 +94,15 @@ async def test_what_a_process_made_is_what_another_one_works_on(crowd):
 
 @on_every_store
 async def test_a_key_is_what_the_operator_put_beside_the_workers_own(crowd):
-    await crowd.store.put("datasets/one.txt", b"one")
-    reply = await given(crowd.worker(), data="key:datasets/one.txt")
+    await crowd.store.put("shared/one.txt", b"one")
+    reply = await given(crowd.worker(), data="key:shared/one.txt")
     assert reply["result"] == {"data": sha256(b"one")}
+
+
+async def test_what_lies_where_the_operator_opened_it(crowd):
+    await crowd.store.put("datasets/v2/one.txt", b"one")
+    worker = crowd.worker(input_keys="models/, datasets/v2/")
+    assert (await given(worker, x="key:datasets/v2/one.txt"))["result"] == {"x": sha256(b"one")}
 
 
 async def test_a_url_is_fetched(crowd, web):
@@ -103,10 +113,10 @@ async def test_a_url_is_fetched(crowd, web):
 
 async def test_an_archive_is_unpacked_on_request_and_else_left_whole(crowd):
     data = zipped(a=b"one", **{"deep/b": b"two"})
-    await crowd.store.put("sets/data.zip", data)
+    await crowd.store.put("shared/data.zip", data)
     reply = await given(
-        crowd.worker(), open={"source": "key:sets/data.zip", "unpack": True},
-        closed="key:sets/data.zip",
+        crowd.worker(), open={"source": "key:shared/data.zip", "unpack": True},
+        closed="key:shared/data.zip",
     )  # fmt: skip
     assert reply["result"] == {
         "closed": sha256(data), "open/a": sha256(b"one"), "open/deep/b": sha256(b"two"),
@@ -116,130 +126,6 @@ async def test_an_archive_is_unpacked_on_request_and_else_left_whole(crowd):
 async def test_an_empty_file_is_a_file(crowd):
     await folder_of(crowd, "f", a=b"")
     assert (await given(crowd.worker(), x="folder:f/a"))["result"] == {"x": sha256(b"")}
-
-
-# ---- what cannot be had fails the process, before a child is begun
-
-
-@pytest.mark.parametrize(
-    ("source", "code"),
-    [
-        ("folder:nobody", "input_missing"),
-        ("folder:f/nothing", "input_missing"),
-        ("folder:unfinished", "input_missing"),
-        ("process:nobody", "input_missing"),
-        ("process:failed", "input_missing"),
-        ("process:made/nothing", "input_missing"),
-        ("key:nothing", "input_missing"),
-        ({"source": "key:there", "sha256": sha256(b"other")}, "input_mismatch"),
-        ({"source": "folder:f", "sha256": sha256(b"other")}, "input_mismatch"),
-        ({"source": "folder:f", "unpack": True}, "input_mismatch"),
-        ({"source": "key:there", "unpack": True}, "input_broken"),
-    ],
-)
-async def test_an_input_that_cannot_be_had_fails_the_process(crowd, source, code):
-    """Trap 19: nothing is computed from nothing."""
-    await folder_of(crowd, "f", a=b"one", b=b"two")
-    await crowd.store.put("inputs/unfinished/a", b"half of it")
-    await crowd.store.put("there", b"bytes")
-    worker = crowd.worker()
-    await worker.start("failed", artifacts=1, fail_at=1)
-    await worker.start("made", artifacts=1)
-    reply = await given(worker, x=source)
-    assert reply["status"] == "failed"
-    assert reply["failure"]["code"] == reply["error"]["code"] == code
-    assert "'x'" in reply["failure"]["message"]
-    assert (reply["started_at"] is None) == (code != "input_broken")
-    assert reply["files"] == []
-
-
-async def test_an_input_of_a_process_that_still_runs_is_not_taken_half(crowd):
-    worker = crowd.worker(slots=2)
-    running = await worker.running("maker", artifacts=1)
-    reply = await given(worker, x="process:maker")
-    assert reply["failure"]["code"] == "input_missing"
-    assert "running" in reply["failure"]["message"]
-    await worker("cancel", process_id="maker")
-    await running
-
-
-async def test_a_file_that_was_changed_since_its_folder_was_completed_is_noticed(crowd):
-    data = b"one"
-    await crowd.store.put("inputs/f/a", data)
-    files = [{"path": "a", "size": 3, "sha256": sha256(data)}]
-    await crowd.worker()("upload", folder="f", files=files, complete=True)
-    await crowd.store.put("inputs/f/a", b"two")
-    reply = await given(crowd.worker(), x="folder:f")
-    assert reply["failure"]["code"] == "input_mismatch"
-
-
-async def test_a_file_that_is_also_a_folder_is_refused(crowd):
-    """An S3 bucket may hold both; a disk cannot."""
-    manifest = (
-        b'{"folder":"f","completed_at":"2026-01-01T00:00:00Z","nonce":"n","files":['
-        b'{"path":"a","size":1,"modified":0},{"path":"a/b","size":1,"modified":0}]}'
-    )
-    await crowd.store.put("inputs/f/.worker/manifest.json", manifest)
-    await crowd.store.put("inputs/f/a", b"x")
-    reply = await given(crowd.worker(), x="folder:f")
-    assert reply["failure"]["code"] in ("input_refused", "input_missing")
-
-
-async def test_more_than_the_limit_is_not_even_begun(crowd):
-    await folder_of(crowd, "f", a=b"12345", b=b"12345")
-    worker = crowd.worker(max_input_bytes=9)
-    reply = await given(worker, x="folder:f")
-    assert reply["failure"]["code"] == "input_too_large"
-    assert worker.store.asked("download") == []
-
-
-async def test_the_limit_counts_what_comes_from_the_web_as_it_comes(crowd, web):
-    worker = crowd.worker(max_input_bytes=9, **allowing(web))
-    reply = await given(worker, x=f"{web.url}/1234", y=f"{web.url}/6789")
-    assert reply["failure"]["code"] == "input_too_large"
-
-
-# ---- refused at once
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "", "x", "folder:", "folder:/etc", "folder:f/", "folder:f/../g", "folder:../f", "process:",
-        "process:a b", "process:p//x", "key:", "key:/a", "key:../a", "key:a/../b", "key:a\0b",
-        "key:processes/p/record.json", "key:index/x", "key:inputs/f/a", "key:locks/x",
-        "file:///etc/passwd", "ftp://a/b", "gopher://a", "data:text/plain,hi", "s3://bucket/key",
-        "//host/path", "https:", "https://", "javascript:alert(1)", "x" * 5000,
-    ],
-)  # fmt: skip
-async def test_a_source_in_no_known_form_is_refused_at_once(crowd, source):
-    worker = crowd.worker()
-    reply = await given(worker, x=source)
-    assert reply["error"]["code"] in ("invalid_request", "input_refused")
-    assert "x" in reply["error"]["message"]
-    assert (await worker("process_status", process_id="p"))["status"] == "not_found"
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://user:secret@example.com/a", "http://example.com/a", "https://127.0.0.1/a",
-        "https://169.254.169.254/latest/meta-data", "https://[::1]/a", "https://[::ffff:7f00:1]/",
-        "https://10.0.0.1/", "https://0x7f.1/", "https://2130706433/", "https://0177.0.0.1/",
-        "https://localhost/", "https://localhost./",
-    ],
-)  # fmt: skip
-async def test_a_url_that_leads_inside_is_refused(crowd, url):
-    """At once if it can be told from the URL, else when its name was looked up."""
-    reply = await given(crowd.worker(), x=url)
-    assert reply["error"]["code"] == "input_refused"
-    assert "secret" not in str(reply)
-
-
-@pytest.mark.parametrize("name", ["", "..", "a/b", "a\0", ".hidden", "-x", "x" * 129])
-async def test_an_input_has_a_plain_name(crowd, name):
-    reply = await crowd.worker()("start", kind="show_inputs", inputs={name: "folder:f"})
-    assert reply["error"]["code"] == "invalid_request"
 
 
 # ---- what is kept and shown of them
@@ -265,38 +151,82 @@ async def test_a_start_with_other_inputs_is_another_start(crowd):
 
 async def test_known_bytes_from_another_place_are_the_same_start(crowd):
     """A link that was made anew is not another request."""
-    await crowd.store.put("one", b"x")
-    await crowd.store.put("two", b"x")
+    await crowd.store.put("shared/one", b"x")
+    await crowd.store.put("shared/two", b"x")
     worker = crowd.worker()
-    first = await given(worker, x={"source": "key:one", "sha256": sha256(b"x")})
-    again = await given(worker, x={"source": "key:two", "sha256": sha256(b"x")})
+    first = await given(worker, x={"source": "key:shared/one", "sha256": sha256(b"x")})
+    again = await given(worker, x={"source": "key:shared/two", "sha256": sha256(b"x")})
     assert again["revision"] == first["revision"]
 
 
 # ---- two processes, one download
 
 
+async def test_who_knows_a_hash_does_not_get_the_bytes_by_it(crowd, web):
+    """What was deleted is gone, also for those who know what it was."""
+    worker = crowd.worker(**allowing(web))
+    await crowd.store.put("shared/a", b"secret")
+    asked = {"source": "key:shared/a", "sha256": sha256(b"secret")}
+    assert (await given(worker, x=asked))["status"] == "completed"
+    await crowd.store.delete(["shared/a"])
+    for name, source in (("q", "key:shared/a"), ("r", f"{web.url}/other")):
+        reply = await given(worker, name, x={**asked, "source": source})
+        assert reply["status"] == "failed"
+        assert reply["failure"]["code"] in ("input_missing", "input_mismatch")
+
+
+async def test_a_dead_link_is_nobody_elses(crowd, web):
+    """Two callers who want the same bytes from two places do not share what becomes of one."""
+    held, met = threading.Event(), threading.Event()
+
+    def answer(asked):
+        if asked.path == "/alive":
+            return Reply(body=b"x")
+        met.set()
+        held.wait(10)
+        return Reply(404)
+
+    with WebServer(answer) as dead:
+        worker = crowd.worker(slots=2, allowed_hosts="127.0.0.1")
+        asked = {"sha256": sha256(b"x")}
+        first = asyncio.create_task(given(worker, "p", x={"source": f"{dead.url}/dead", **asked}))
+        await until(met.is_set)
+        web.answer = lambda _: Reply(body=b"x")
+        second = await given(worker, "q", x={"source": f"{web.url}/alive", **asked})
+        held.set()
+        assert second["result"] == {"x": sha256(b"x")}
+        assert (await first)["failure"]["code"] == "input_missing"
+
+
+async def test_a_link_that_was_signed_anew_leads_to_what_is_here_already(crowd, web):
+    worker = crowd.worker(**allowing(web))
+    for name in ("p", "q"):
+        asked = {"source": f"{web.url}/a?signature={name}", "sha256": sha256(b"/a")}
+        assert (await given(worker, name, x=asked))["result"] == {"x": sha256(b"/a")}
+    assert len(web.asked) == 1
+
+
 async def test_an_input_that_two_processes_need_at_once_is_downloaded_once(crowd):
-    await crowd.store.put("model", b"weights")
+    await crowd.store.put("shared/model", b"weights")
     worker = crowd.worker(slots=2)
-    pause = worker.store.pause_before("download", "model")
-    both = [asyncio.create_task(given(worker, name, m="key:model")) for name in ("p", "q")]
+    pause = worker.store.pause_before("download", "shared/model")
+    both = [asyncio.create_task(given(worker, name, m="key:shared/model")) for name in ("p", "q")]
     await pause.reached.wait()
     await until(lambda: len(worker.store.asked("stat")) == 2)
     pause.go.set()
     for reply in await asyncio.gather(*both):
         assert reply["result"] == {"m": sha256(b"weights")}
-    assert len(worker.store.asked("download", key="model")) == 1
+    assert len(worker.store.asked("download", key="shared/model")) == 1
 
 
 async def test_a_job_that_spoils_its_inputs_spoils_nobody_elses(crowd):
     """Trap 20: what one user does to a file, another never sees."""
-    await crowd.store.put("model", b"weights")
+    await crowd.store.put("shared/model", b"weights")
     worker = crowd.worker()
     for name in ("p", "q"):
-        reply = await given(worker, name, m="key:model", params={"spoil": True})
+        reply = await given(worker, name, m="key:shared/model", params={"spoil": True})
         assert reply["result"] == {"m": sha256(b"weights")}
-    assert len(worker.store.asked("download", key="model")) == 1
+    assert len(worker.store.asked("download", key="shared/model")) == 1
 
 
 async def test_a_url_whose_content_changed_is_fetched_again(crowd, web):
@@ -352,6 +282,26 @@ async def test_a_store_that_is_away_for_a_while_does_not_fail_an_input(crowd):
     worker.store.fail("download")
     worker.store.fail("get", ".worker/manifest.json")
     assert (await given(worker, x="folder:f"))["result"] == {"x/a": sha256(b"one")}
+
+
+async def test_a_checkpoint_is_worth_waiting_for_even_where_the_store_refuses(
+    crowd, monkeypatch, tmp_path
+):
+    """A key that was rotated may be mended; a job that begins anew has lost its work."""
+    worker = crowd.worker()
+    file = StoredFile(path="state", size=3, sha256=sha256(b"one"))
+    checkpoint = Checkpoint(attempt=1, seq=1, files=(file,))
+    await crowd.store.put(checkpoint_key("p", checkpoint, "state"), b"one")
+    download, answers = worker.store.download, [StorageMisconfigured("the key is denied")]
+
+    async def denied_once(*args, **options):
+        if answers:
+            raise answers.pop()
+        return await download(*args, **options)
+
+    monkeypatch.setattr(worker.store, "download", denied_once)
+    path, found = await restore(worker.store, "p", (checkpoint,), tmp_path / "work")
+    assert (path.read_bytes(), found) == (b"one", checkpoint)
 
 
 async def test_inputs_that_take_too_long_fail_the_process(crowd):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import lzma
@@ -309,6 +310,21 @@ def test_an_xz_that_asks_for_much_memory_gets_none(
     archive = lzma.compress(tar_of(("a", b"1")), preset=6)  # which takes 9 MiB to unpack
     monkeypatch.setattr(archives, "MAX_XZ_BYTES", 8 * MIB)
     assert refused(tmp_path / "here", archive) == "input_broken"
+
+
+def test_a_disk_that_is_full_is_no_fault_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker may have room, so the same start is worth another try."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(unpacking._Tree, "_write", full)
+    with pytest.raises(JobFailed, match=r"'archive' .* full") as failed:
+        unpack_bytes(tmp_path, zip_of(("a", b"1")))
+    assert (failed.value.code, failed.value.retryable) == ("input_not_stored", True)
+    assert not (tmp_path / "target").exists()
 
 
 # ---- what is broken

@@ -41,6 +41,8 @@ class Reply(NamedTuple):
     endless: bool = False
     #: The body in one HTTP chunk, whatever Content-Length there is.
     chunked: bool = False
+    #: No Content-Length: the body ends as the connection does.
+    unannounced: bool = False
 
 
 class WebServer:
@@ -99,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if reply.chunked:
             self.send_header("Transfer-Encoding", "chunked")
-        if reply.announced is not None or not (reply.chunked or reply.endless):
+        if reply.announced is not None or not (reply.chunked or reply.endless or reply.unannounced):
             announced = len(reply.body) if reply.announced is None else reply.announced
             self.send_header("Content-Length", str(announced))
         self.end_headers()
@@ -113,8 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if reply.chunked:
             if reply.body:  # an empty chunk is the end
-                yield f"{len(reply.body):x}\r\n".encode() + reply.body + b"\r\n"
-            yield b"0\r\n\r\n"
+                yield f"{len(reply.body):x}\r\n".encode() + reply.body[: reply.breaks_after]
+            if reply.breaks_after is None:
+                yield b"\r\n0\r\n\r\n" if reply.body else b"0\r\n\r\n"
             return
         stop = reply.breaks_after if reply.silent_after is None else reply.silent_after
         yield self._counted(reply.body[:stop])
