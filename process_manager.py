@@ -47,11 +47,11 @@ from storage import (
     ObjectChanged,
     ObjectExists,
     ObjectNotFound,
-    Removed,
     StorageUnavailable,
     Store,
     Stored,
 )  # fmt: skip
+from stores.prefixes import Removed
 from utils import Clock, Settings, WorkerError, new_nonce, utc_now
 
 __all__ = ["ProcessManager", "Start", "WorkerBusy"]

@@ -78,8 +78,6 @@ class FolderManifest(BaseModel, frozen=True, extra="ignore"):
 
     folder: str
     completed_at: datetime
-    #: New with every manifest: whoever remembers a file of this folder remembers this with it.
-    nonce: str
     files: tuple[InputFile, ...]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
@@ -50,12 +49,10 @@ from storage import (
     ObjectNotFound,
     PartsMissing,
     PresignUnsupported,
-    Removed,
     Store,
-    delete_all,
-    list_all,
 )
-from utils import Settings, utc_now
+from stores.prefixes import Removed, delete_all, list_all
+from utils import Settings, together, utc_now
 
 #: Stretches in which files are read back to be hashed, and how many files at a time.
 READ_BYTES, READERS = 8 << 20, 4
@@ -90,7 +87,7 @@ class InputFolders:
         Raises:
             UploadRefused: a limit would be exceeded, or a file has too many parts.
         """
-        there = await self._contents(folder)
+        there = await self.contents(folder)
         check_limits(files, there, self._settings)
         counts = [self._parts(file) for file in files]
         for file, parts in [*zip(files, counts, strict=True)][skip:]:
@@ -142,7 +139,7 @@ class InputFolders:
             UploadRefused: a limit would be exceeded, or a file of this name is there already.
         """
         file_key(folder, path)  # or no file may have this path
-        there = await self._contents(folder)
+        there = await self.contents(folder)
         if path in there.files and not overwrite:
             raise is_there_already(path)
         others = sum(row.size for at, row in there.chunks_of(path).items() if at != offset)
@@ -163,7 +160,7 @@ class InputFolders:
             UploadRefused: a limit is exceeded, or parts or chunks are of a file that is there.
             UnknownFolder: nothing is there at all.
         """
-        there = await self._contents(folder)
+        there = await self.contents(folder)
         if there.chunks and not announced:
             raise UploadIncomplete(
                 f"chunks of {len(there.chunks)} files were not completed: name them in `files`, or "
@@ -175,7 +172,7 @@ class InputFolders:
             file.path for file in apart if await self._put_together(folder, file, there, overwrite)
         }
         if apart:
-            there = await self._contents(folder)
+            there = await self.contents(folder)
         check_sizes(announced, there.files)
         known = await self._prove(folder, announced, there.files, hashed)
         return await self._list_all(folder, announced, known)
@@ -187,7 +184,7 @@ class InputFolders:
         anew again when another has written the manifest since it was read."""
         while True:
             last = await self._last(folder)
-            there = (await self._contents(folder)).files
+            there = (await self.contents(folder)).files
             check_sizes(announced, there)
             if not there:
                 raise UnknownFolder(f"there is no input folder {folder!r}")
@@ -255,14 +252,11 @@ class InputFolders:
 
         claimed = {there[file.path]: file.sha256 for file in announced if file.sha256}
         known = _known(await self._last(folder)) if claimed else {}
-        try:
-            async with asyncio.TaskGroup() as group:
-                for file in announced:
-                    proven = (None, known.get(there[file.path]))
-                    if file.sha256 not in proven and file.path not in hashed:
-                        group.create_task(prove(file))
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        async with together() as group:
+            for file in announced:
+                proven = (None, known.get(there[file.path]))
+                if file.sha256 not in proven and file.path not in hashed:
+                    group.create_task(prove(file))
         return claimed
 
     async def _sha256(self, key: str) -> str:
@@ -307,8 +301,8 @@ class InputFolders:
         files = list(callers_files(page.objects, prefix))
         return files, page.next.removeprefix(prefix) if page.next else None
 
-    async def _contents(self, folder: str) -> Contents:
-        """One request for 1000 objects."""
+    async def contents(self, folder: str) -> Contents:
+        """What lies there now, complete or not. One request for 1000 objects."""
         rows = [row async for row in list_all(self._store, f"{PREFIX}{folder}/")]
         return contents_of(folder, rows)
 
@@ -388,9 +382,7 @@ class InputFolders:
 
 
 def _manifest_of(folder: str, files: list[InputFile]) -> tuple[FolderManifest, bytes]:
-    manifest = FolderManifest(
-        folder=folder, completed_at=utc_now(), nonce=secrets.token_hex(8), files=tuple(files)
-    )
+    manifest = FolderManifest(folder=folder, completed_at=utc_now(), files=tuple(files))
     return manifest, manifest.model_dump_json().encode()
 
 

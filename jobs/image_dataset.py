@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from jobs.archives import MAX_INFLATION, check_methods, promises_too_much, why_unsafe_in_zip
 from jobs.context import JobContext, JobFailed, JobStopped
+from jobs.packed import MAX_INFLATION, check_methods, promises_too_much, why_unsafe_in_zip
 
 #: Anything else is counted and otherwise ignored: a README, labels, thumbnails of a file manager.
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})

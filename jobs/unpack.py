@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from jobs.archives import Member, read_archive
 from jobs.context import JobContext, JobFailed, JobStopped
+from jobs.packed import Member, read_archive
 
 #: Of all archives of an attempt together; folders count as well, also those only implied.
 MAX_FILES: Final = 100_000

@@ -304,11 +304,9 @@ class _Folders:
                 )
 
     async def _now(self, folder: str) -> Mapping[str, InputFile]:
-        async def look() -> dict[str, InputFile]:
-            return {file.path: file async for file in self._folders.files(folder)}
-
         if folder not in self._found:
-            self._found[folder] = await until_answered(look)
+            contents = await until_answered(lambda: self._folders.contents(folder))
+            self._found[folder] = contents.files
         return self._found[folder]
 
 

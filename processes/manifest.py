@@ -10,7 +10,8 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from processes.record import Record, StoredFile, attempt_prefix
-from storage import ObjectNotFound, Store, list_all
+from storage import ObjectNotFound, Store
+from stores.prefixes import list_all
 from utils import WorkerError
 
 #: Rows of manifests that stay in RAM, of all processes together: some 20 MB.

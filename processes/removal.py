@@ -12,7 +12,8 @@ from processes.index import rows_of
 from processes.reading import decode_record, read_stored
 from processes.record import Record, Writer, attempt_prefix, record_key
 from processes.worker import Worker
-from storage import ObjectChanged, Removed, delete_all
+from storage import ObjectChanged
+from stores.prefixes import Removed, delete_all
 from utils import WorkerError, new_nonce
 
 

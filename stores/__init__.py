@@ -5,5 +5,5 @@ decides what a failed or unclear request means; `s3_requests` makes them, with b
 sets it up; `s3_errors` types what boto3 raises, `s3_calls` keeps it off the event loop,
 `s3_transfer` moves files (`s3_files` is its disk side, `s3_stream` what comes in chunks),
 `s3_links` makes links and joins what callers sent by them, and `store_probe` finds out what a
-bucket really does. `streams` is for both stores.
+bucket really does. `streams` and `prefixes` are for both stores.
 """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,7 +20,7 @@ from stores.s3_calls import Lane, retrying
 from stores.s3_errors import PreconditionRefused
 from stores.s3_files import PART, Body, Source, Stop, Target
 from stores.s3_stream import Stream
-from utils import WorkerError
+from utils import WorkerError, together
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -112,7 +112,7 @@ class Transfers:
             if expected is not None and first.total != expected.size:
                 raise ChecksumMismatch(f"{key} has {first.total} bytes, not {expected.size}")
             await self._keep(job, target, first)
-            async with _together() as group:
+            async with together() as group:
                 await self._rest(job, group, target, key, first)
             await job.run(self._disk, partial(target.appear, expected))
         finally:
@@ -177,7 +177,7 @@ class Transfers:
     async def _send_file(self, job: _Job, source: Source, key: str, upload_id: str) -> list[str]:
         """Parts are read one after the other, while those before are on their way."""
         sending: list[asyncio.Task[str]] = []
-        async with _together() as group:
+        async with together() as group:
             for number in range(1, source.parts + 1):
                 await job.take()
                 data = await job.run(self._disk, source.read)
@@ -189,7 +189,7 @@ class Transfers:
     async def _send_stream(self, job: _Job, stream: Stream, key: str, upload_id: str) -> list[str]:
         """The first part has been collected; the others are, while those before are under way."""
         sending: list[asyncio.Task[str]] = []
-        async with _together() as group:
+        async with together() as group:
             while True:
                 part = self._send(job, key, upload_id, len(sending) + 1, stream.take())
                 sending.append(group.create_task(part))
@@ -315,16 +315,3 @@ class _Job:
         """As `stop_all`, and nothing stays open."""
         self.stop_all()
         await self.run(lane, close)
-
-
-@asynccontextmanager
-async def _together() -> AsyncIterator[asyncio.TaskGroup]:
-    """A TaskGroup that raises the first failure itself, as it was, not a group around it."""
-    first: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield group
-    except BaseExceptionGroup as failures:
-        first = failures.exceptions[0]
-    if first is not None:
-        raise first
