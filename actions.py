@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
-    Base64Bytes,
     BeforeValidator,
     Field,
     JsonValue,
@@ -141,6 +142,12 @@ class DownloadAction(Action):
     expires_in: ExpiresIn = 3600
     cursor: str | None = Field(default=None, max_length=1000)
 
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if self.path is not None and self.pattern is not None:
+            raise ValueError("give `path` or `pattern`, not both")
+        return self
+
 
 class BulkDownloadAction(Action):
     """Links to the artifacts of many processes, or one zip of them all."""
@@ -190,12 +197,22 @@ class UploadFile(Frozen):
     )
 
 
+def _from_base64(text: Any) -> bytes:
+    """Strictly: what is left out silently would be missed in the file."""
+    if isinstance(text, str):
+        with suppress(ValueError):
+            return base64.b64decode(text, validate=True)
+    raise ValueError("this is not base64 (RFC 4648, section 4, with padding)")
+
+
 class UploadChunk(Frozen):
     """A stretch of a file, for stores that have no links."""
 
     path: RelativePath
     offset: int = Field(ge=0)
-    data: Annotated[Base64Bytes, Field(max_length=CHUNK_BYTES, description="base64")]
+    data: Annotated[
+        bytes, BeforeValidator(_from_base64), Field(max_length=CHUNK_BYTES, description="base64")
+    ]
     sha256: Sha256 | None = Field(default=None, description="Of the chunk's bytes.")
 
 

@@ -114,13 +114,13 @@ class FileActions:
         process_ids = list(dict.fromkeys(action.process_ids))
         first, after = _place(action.cursor, process_ids)
         items: list[_Item] = []
+        if after:  # the last page ended within this one
+            begun = await self._item(process_ids[first], action.pattern, after)
+            items, first = [begun] if begun.left else [], first + 1
         while first < len(process_ids) and sum(len(item.left) for item in items) <= MAX_ROWS:
             asked = process_ids[first : first + AT_ONCE]
             items += await asyncio.gather(*(self._item(each, action.pattern) for each in asked))
             first += len(asked)
-        if after:
-            begun = [artifact for artifact in items[0].left if artifact.path > after]
-            items = [items[0]._replace(left=begun), *items[1:]] if begun else items[1:]
         pairs = list(islice(_pairs(items), MAX_ROWS + 1))
         rows = await self._rows(pairs[:MAX_ROWS], action.expires_in)
         if len(rows) == len(pairs):
@@ -132,7 +132,7 @@ class FileActions:
             "next_cursor": f"{record.process_id}/{artifact.path}",
         }
 
-    async def _item(self, process_id: str, pattern: str | None) -> _Item:
+    async def _item(self, process_id: str, pattern: str | None, after: str = "") -> _Item:
         """A process that cannot be told of is a row that says so, and no end of the whole."""
         try:
             snapshot = await self._lookup.get(process_id)
@@ -141,7 +141,8 @@ class FileActions:
         except RecordUnreadable:
             return _Item(process_id, None, [], "unreadable")
         artifacts = await self._lookup.artifacts(snapshot)
-        return _Item(process_id, snapshot.record, choose(artifacts, pattern))
+        left = [each for each in choose(artifacts, pattern) if each.path > after]
+        return _Item(process_id, snapshot.record, left)
 
     async def _rows(self, pairs: list[tuple[Record, Artifact]], expires_in: int) -> list[JsonValue]:
         """A row with a fresh link for each, as many as one reply can carry."""

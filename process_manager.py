@@ -144,7 +144,9 @@ class ProcessManager:
         Raises: as `deliver`.
         """
         delivery = _Delivery(start, self._settings.worker_id)
-        await self._take_patiently(delivery, LeaseWatch(self._settings))
+        taken = await self._take_patiently(delivery, LeaseWatch(self._settings))
+        if isinstance(taken, Snapshot):
+            return taken
         return await self.lookup.get(start.process_id)
 
     async def _deliver(self, delivery: _Delivery) -> Snapshot:

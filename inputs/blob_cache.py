@@ -106,7 +106,8 @@ class BlobCache:
 
         Raises:
             InputNotStored: the disk did not take it.
-            Exception: whatever `fetch` raised, to all who shared it.
+            Exception: whatever `fetch` raised. Another caller's failure is not ours: then our own
+                `fetch` is tried.
         """
         key = hashlib.sha256(identity.encode()).hexdigest()
         self._busy[key] += 1
@@ -126,25 +127,33 @@ class BlobCache:
             return await self._bring_and_copy(key, target, fetch, immutable)
 
     async def _bring_and_copy(self, key: str, target: Path, fetch: Fetch, immutable: bool) -> Blob:
-        for _ in range(_ROUNDS):
-            share = self._join(key, fetch, immutable)
+        rounds = 0
+        while rounds < _ROUNDS:
+            share, mine = self._join(key, fetch, immutable)
             try:
                 found = await asyncio.shield(share.bring)
                 if await self._deliver(share, found, target):
                     return found.blob
+                rounds += 1
+            except Exception:
+                if mine:
+                    raise
+                # It was another one's limit or link that failed: now it is our own that counts.
             finally:
                 await self._leave(key, share)
         raise InputNotStored("the input was removed from this worker's disk again and again")
 
-    def _join(self, key: str, fetch: Fetch, immutable: bool) -> _Share:
+    def _join(self, key: str, fetch: Fetch, immutable: bool) -> tuple[_Share, bool]:
+        """What is on its way, and whether that is by our own `fetch`."""
         share = self._shares.get(key)
+        mine = share is None
         if share is None:
             bring = asyncio.create_task(self._bring(key, fetch, immutable))
             share = self._shares[key] = _Share(bring)
             # Who comes later asks for himself: it may have changed since.
             bring.add_done_callback(lambda _: self._forget(key, share))
         share.waiting += 1
-        return share
+        return share, mine
 
     async def _leave(self, key: str, share: _Share) -> None:
         """The last one turns off the light."""

@@ -21,7 +21,7 @@ from processes.manifest import artifact_key, choose
 from processes.reading import RecordUnreadable, UnknownProcess, read_record
 from processes.uploads import OnProgress, Uploads
 from processes.worker import Worker
-from storage import ObjectNotFound, Store
+from storage import ObjectNotFound
 from utils import WorkerError
 
 #: The kind of such a process, and its one artifact.
@@ -108,7 +108,11 @@ async def _look(worker: Worker, process_id: str, pattern: str | None) -> list[En
         return "not_found"
     except RecordUnreadable:
         return "unreadable"
+    if not record.released:  # what it stores may change while it is read
+        return record.status.value
     artifacts = choose(await worker.manifests.artifacts(record), pattern)
+    if not artifacts:
+        return "no such files"
     return [
         Entry(
             f"{process_id}/{artifact.path}",
@@ -137,7 +141,7 @@ async def write_archive(
 
     async def begin() -> ArchiveStream:
         loop = asyncio.get_running_loop()
-        return await asyncio.to_thread(ArchiveStream, worker.store, contents.entries, loop)
+        return await asyncio.to_thread(ArchiveStream, worker, contents.entries, loop)
 
     await uploads.store_stream(ARCHIVE_PATH, begin, on_progress)
     return contents.summary()
@@ -146,9 +150,12 @@ async def write_archive(
 class ArchiveStream:
     """The bytes of a zip, not compressed (images and weights do not shrink), and their number."""
 
-    def __init__(self, store: Store, entries: list[Entry], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, worker: Worker, entries: list[Entry], loop: asyncio.AbstractEventLoop
+    ) -> None:
         """Best made in a thread: 10,000 entries take 80 ms. The store is asked in `loop`."""
-        self._store = store
+        self._store = worker.store
+        self._patience_seconds = worker.settings.upload_patience_seconds
         self._loop = loop
         self._plan = (
             Block(entry.key, offset)
@@ -197,11 +204,20 @@ class ArchiveStream:
         if entry.sha256 not in (None, digest.hexdigest()):
             raise ArchiveFailed(f"{entry.name!r} has another sha256 than its manifest says")
 
+    async def _read(self, block: Block) -> bytes:
+        """Only what the store did not answer is read anew, not a terabyte before it."""
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                return await until_answered(
+                    lambda: self._store.get_range(block.key, offset=block.offset, length=READ_BYTES)
+                )
+        except TimeoutError:
+            raise ArchiveFailed("the store did not answer any more") from None
+
     def _next_block(self, entry: Entry) -> bytes:
         """The zip asks for its blocks in the order of the plan, so they are read ahead in it."""
         while len(self._reads) < READS_AHEAD and (block := next(self._plan, None)):
-            read = self._store.get_range(block.key, offset=block.offset, length=READ_BYTES)
-            self._reads.append(asyncio.run_coroutine_threadsafe(read, self._loop))
+            self._reads.append(asyncio.run_coroutine_threadsafe(self._read(block), self._loop))
         try:
             return self._reads[0].result()
         except ObjectNotFound:

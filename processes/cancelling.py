@@ -31,7 +31,7 @@ class Cancelling:
 
     async def cancel(self, process_id: str, *, wait_seconds: float) -> Snapshot:
         """As `ProcessManager.cancel`."""
-        snapshot = await self._lookup.get(process_id)
+        snapshot = await self._lookup.get(process_id, fresh=True)
         if snapshot.record.terminal:
             return snapshot
         if run := self._runs.get(process_id):
@@ -67,7 +67,7 @@ class Cancelling:
             stored = await read_stored(self._worker.store, process_id)
         except AWAY:
             watch.saw_nothing()
-            return await self._lookup.get(process_id)
+            return await self._lookup.get(process_id, fresh=True)
         record = present(decode_record(process_id, stored.data))
         gone = watch.saw(stored.version, stored.age_seconds) or record.status is Status.INTERRUPTED
         if gone and not record.terminal:
@@ -77,4 +77,4 @@ class Cancelling:
                     self._worker, record, stored, lambda r, now: r.cancelled(now, reason=reason)
                 ):
                     return settled
-        return await self._lookup.get(process_id)
+        return Snapshot(record, "storage", stored.age_seconds)

@@ -98,6 +98,7 @@ class Inputs:
                 self._check_size()
                 await self._make_folders([file.path for file in files])
                 await self._bring_all(files)
+                await self._folders.check_again()  # what was written to while it travelled
         except TimeoutError:
             raise InputUnreachable(f"the inputs were not there after {seconds:g} seconds") from None
 
@@ -281,6 +282,7 @@ class _Folders:
         self._folders = folders
         self._completed: dict[str, dict[str, InputFile]] = {}
         self._found: dict[str, dict[str, InputFile]] = {}
+        self._checked: dict[str, list[InputFile]] = {}
 
     async def completed(self, folder: str) -> Mapping[str, InputFile]:
         """What it held when it was completed, by path. Raises InputMissing."""
@@ -295,13 +297,19 @@ class _Folders:
     async def check_unchanged(self, folder: str, files: list[InputFile]) -> None:
         """Raises InputMismatch if one was written to since. Those with a sha256 prove themselves:
         without any other the store is not asked."""
-        for file in files:
-            if file.sha256 is None and _stamp((await self._now(folder)).get(file.path)) != _stamp(
-                file
-            ):
+        unproven = [file for file in files if file.sha256 is None]
+        self._checked.setdefault(folder, []).extend(unproven)
+        for file in unproven:
+            if _stamp((await self._now(folder)).get(file.path)) != _stamp(file):
                 raise InputMismatch(
                     f"{file.path!r} was changed since the folder was completed; complete it again"
                 )
+
+    async def check_again(self) -> None:
+        """Raises InputMismatch if one that was checked before was written to since then."""
+        again, self._found = self._found, {}
+        for folder in again:
+            await self.check_unchanged(folder, self._checked.pop(folder))
 
     async def _now(self, folder: str) -> Mapping[str, InputFile]:
         if folder not in self._found:

@@ -30,8 +30,11 @@ class ProcessLookup:
         #: The processes that run on this worker, by id; the manager's own, looked into.
         self._runs = runs
 
-    async def get(self, process_id: str) -> Snapshot:
+    async def get(self, process_id: str, *, fresh: bool = False) -> Snapshot:
         """A process as well as it can be known from here: RAM, then the store, then a copy.
+
+        `fresh`: the store is asked even about an end that is final. For whoever acts upon the
+        answer: the process may be deleted, and its id in use again.
 
         Raises:
             UnknownProcess: the store says there is none.
@@ -41,7 +44,7 @@ class ProcessLookup:
             position = run.slots.position(process_id)
             return Snapshot(run.lease.record, "memory", run.lease.age_seconds, False, position)
         copy = await self._worker.cache.find(process_id)
-        if copy and copy.final and copy.seen_within(FINAL_SECONDS):
+        if copy and copy.final and copy.seen_within(FINAL_SECONDS) and not fresh:
             return Snapshot(copy.record, "cache", copy.age_now())
         try:
             return await self._read(process_id, copy)

@@ -84,6 +84,8 @@ class Uploads:
         self._total_bytes = 0
         self._refused: list[str] = []
         self._sent_bytes = 0
+        #: When the store last took some bytes.
+        self._moved_at = 0.0
         self._slots = asyncio.Semaphore(CONCURRENT_FILES)
         self._offers: dict[str, asyncio.Task[None]] = {}
         self._newest: CheckpointSealed | None = None
@@ -162,6 +164,7 @@ class Uploads:
             def passed(count: int) -> None:
                 nonlocal sent
                 sent += count
+                self._moved_at = time.monotonic()
                 on_progress(sent, content.size)
 
             return await self._store.upload_stream(
@@ -209,6 +212,7 @@ class Uploads:
     def _count(self, sent: int) -> None:
         """A long upload is seen to move."""
         self._sent_bytes += sent
+        self._moved_at = time.monotonic()
         self._lease.report(lambda record: record.with_artifacts(self.summary()))
 
     async def close(self) -> None:
@@ -298,7 +302,10 @@ class Uploads:
             log.warning("an old checkpoint was not removed: %s", error)
 
     async def _patiently(self, send: Callable[[], Awaitable[T]]) -> T:
-        """`send` until the store takes it: nobody loses a job to an outage that ends."""
+        """`send` until the store takes it: nobody loses a job to an outage that ends.
+
+        Patience ends when the store has taken no byte of anything for so long.
+        """
         began = time.monotonic()
         while True:
             if self._lease.lost.is_set():
@@ -306,7 +313,7 @@ class Uploads:
             try:
                 return await send()
             except AWAY as error:
-                if time.monotonic() - began >= self._patience_seconds:
+                if time.monotonic() - max(began, self._moved_at) >= self._patience_seconds:
                     raise UploadFailed(f"the store refused it all along: {error}") from error
                 log.warning("the store is away, an upload waits: %s", error)
                 await asyncio.sleep(1)

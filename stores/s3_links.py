@@ -79,9 +79,10 @@ def join(requests: S3Requests, key: str, upload_id: str, size: int) -> None:
     Raises:
         StorageUnavailable: also when a part was sent once more in this moment.
     """
+    mark, _, upload_id = upload_id.partition(".")
     parts = _all_parts(requests, key, upload_id)
     if parts is None:
-        if not _is_there(requests, key, size):
+        if not _was_joined(requests, key, mark, size):
             raise PartsMissing(f"there is no such upload: 0 of {size} bytes came")
         return
     came = sum(part.size for part in parts)
@@ -102,8 +103,9 @@ def _all_parts(requests: S3Requests, key: str, upload_id: str) -> list[Part] | N
             return parts
 
 
-def _is_there(requests: S3Requests, key: str, size: int) -> bool:
+def _was_joined(requests: S3Requests, key: str, mark: str, size: int) -> bool:
+    """Whether the object is of this very upload, and not one that was there before."""
     try:
-        return requests.stat(key).size == size
+        return requests.stat(key).size == size and requests.mark(key) == mark
     except ObjectNotFound:
         return False

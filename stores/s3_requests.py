@@ -219,13 +219,12 @@ class S3Requests:
                 Bucket=self.config.bucket, Key=key, Body=cast("Any", body), **cast("Any", typed)
             )
 
-    def begin_upload(self, key: str, content_type: str | None, mark: str | None = None) -> str:
+    def begin_upload(self, key: str, content_type: str | None, mark: str) -> str:
         """Returns the id of a multipart upload, whose object will carry `mark`."""
         typed = {"ContentType": content_type} if content_type else {}
-        marked = {"Metadata": {"upload": mark}} if mark else {}
         with self._errors(key):
             answer = self._files.create_multipart_upload(
-                Bucket=self.config.bucket, Key=key, **cast("Any", typed | marked)
+                Bucket=self.config.bucket, Key=key, Metadata={"upload": mark}, **cast("Any", typed)
             )
             return answer["UploadId"]
 

@@ -309,9 +309,11 @@ class S3Store:
         """As `Store.presign_parts`."""
         full, sizes = self._full(key), s3_links.part_sizes(size, part_size)
         await self._check_links(expires_in)
-        upload_id = await self._write(partial(self._requests.begin_upload, full, content_type))
+        mark = secrets.token_hex(8)
+        begin = partial(self._requests.begin_upload, full, content_type, mark)
+        upload_id = await self._write(begin)
         sign = partial(s3_links.links_to_parts, self._requests, full, upload_id, sizes, expires_in)
-        return PartLinks(upload_id, await self._reads.run(sign))
+        return PartLinks(f"{mark}.{upload_id}", await self._reads.run(sign))
 
     async def join_parts(self, key: str, upload_id: str, *, size: int) -> None:
         """As `Store.join_parts`."""

@@ -15,8 +15,8 @@ from tests.crowd import on_every_store
 from tests.test_download import fetched, made
 
 
-def stream_of(store, entries):
-    return ArchiveStream(store, entries, asyncio.get_running_loop())
+def stream_of(worker, entries):
+    return ArchiveStream(worker.manager._worker, entries, asyncio.get_running_loop())
 
 
 async def archived(worker, process_id, **fields):
@@ -143,13 +143,34 @@ async def test_a_store_that_is_away_for_a_while_does_not_fail_an_archive(crowd):
     assert (reply["status"], reply["attempt"]) == ("completed", 1)
 
 
+async def test_one_read_that_fails_is_read_again_and_nothing_else(crowd):
+    worker = crowd.worker(upload_patience_seconds=5)
+    await worker.start("p", artifacts=1, artifact_bytes=READ_BYTES * 10)
+    worker.store.fail("get_range", nth=6)
+    assert (await archived(worker, "zip", process_ids=["p"]))["status"] == "completed"
+    assert len(worker.store.asked("get_range")) == 11
+
+
+async def test_what_may_still_change_is_left_out_and_told(crowd):
+    worker = crowd.worker(slots=2)
+    running = await worker.running("busy", artifacts=1)
+    await worker.start("done", artifacts=1)
+    await worker.start("empty")
+    reply = await archived(worker, "zip", process_ids=["busy", "done", "empty"])
+    assert reply["result"]["left_out"] == {"busy": "running", "empty": "no such files"}
+    with opened(reply) as archive:
+        assert archive.namelist() == ["done/artifact-1.bin"]
+    await worker("cancel", process_id="busy")
+    await running
+
+
 async def test_names_that_differ_only_in_case_are_two_files_of_a_zip(crowd):
     store = crowd.store
     entries = []
     for name in ("a", "A"):
         await store.put(name, name.encode())
         entries.append(Entry(name, name, 1, None))
-    data = b"".join([chunk async for chunk in stream_of(store, entries).chunks()])
+    data = b"".join([chunk async for chunk in stream_of(crowd.worker(), entries).chunks()])
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {"a": b"a", "A": b"A"}
 
@@ -161,13 +182,13 @@ async def test_a_zip_is_of_the_announced_size(crowd):
         name = f"folder/\u00e9-{number}"
         await store.put(name, b"x" * number)
         entries.append(Entry(name, name, number, None))
-    stream = stream_of(store, entries)
+    stream = stream_of(crowd.worker(), entries)
     assert sum([len(chunk) async for chunk in stream.chunks()]) == stream.size
 
 
 async def test_whoever_stops_listening_leaves_no_thread_waiting(crowd):
     await crowd.store.put("a", b"x" * (READ_BYTES * 4))
-    chunks = stream_of(crowd.store, [Entry("a", "a", READ_BYTES * 4, None)]).chunks()
+    chunks = stream_of(crowd.worker(), [Entry("a", "a", READ_BYTES * 4, None)]).chunks()
     await anext(chunks)
     await chunks.aclose()
     with pytest.raises(StopAsyncIteration):
@@ -195,7 +216,7 @@ async def test_a_record_that_cannot_be_read_is_left_out_and_told(crowd):
 
 async def test_a_file_that_shrinks_while_it_is_read_ends_the_stream(crowd):
     await crowd.store.put("a", b"short")
-    stream = stream_of(crowd.store, [Entry("a", "a", 100, None)])
+    stream = stream_of(crowd.worker(), [Entry("a", "a", 100, None)])
     with pytest.raises(ArchiveFailed, match="size"):
         [chunk async for chunk in stream.chunks()]
 

@@ -238,7 +238,7 @@ async def test_a_fetch_that_nobody_waits_for_is_cancelled(
     assert await cache.place("x", inputs / "c", origin.fetch, immutable=True) == origin.blob
 
 
-async def test_a_fetch_that_fails_fails_all_who_wait_and_is_forgotten(
+async def test_a_fetch_that_fails_is_forgotten_and_each_who_waited_tries_his_own(
     cache: BlobCache, origin: Origin, inputs: Path, folder: Path
 ) -> None:
     origin.fails_with = InputMissing("not there")
@@ -250,7 +250,23 @@ async def test_a_fetch_that_fails_fails_all_who_wait_and_is_forgotten(
     assert names(inputs) == names(folder) == []
     origin.fails_with = None
     assert await cache.place("x", inputs / "a", origin.fetch, immutable=True) == origin.blob
-    assert origin.asked == [None, None]
+    assert origin.asked == [None, None, None]
+
+
+async def test_anothers_dead_link_does_not_fail_who_has_a_live_one(
+    cache: BlobCache, inputs: Path
+) -> None:
+    dead, live = Origin(b"same bytes"), Origin(b"same bytes")
+    dead.fails_with = InputMissing("the link has expired")
+    dead.open.clear()
+    first = asyncio.create_task(cache.place("x", inputs / "a", dead.fetch, immutable=True))
+    await until(lambda: dead.asked)
+    second = asyncio.create_task(cache.place("x", inputs / "b", live.fetch, immutable=True))
+    await until(lambda: cache._shares and next(iter(cache._shares.values())).waiting == 2)
+    dead.open.set()
+    with pytest.raises(InputMissing):
+        await first
+    assert await second == live.blob
 
 
 # ---- a limited size

@@ -146,6 +146,17 @@ async def test_who_follows_a_process_that_is_deleted_does_not_run_it_again(crowd
     assert (await crowd.record("p")).deleted
 
 
+async def test_a_cancel_means_the_process_that_has_the_id_now(crowd):
+    """However fresh this worker's copy is of the end of the one before."""
+    owner, other = crowd.worker(), crowd.worker()
+    await owner.start("p")
+    await other("process_status", process_id="p")
+    await deleted(owner, process_id="p")
+    running = await owner.running("p")
+    assert (await other("cancel", process_id="p"))["status"] == "cancelled"
+    await running
+
+
 async def test_a_cancel_that_waits_while_the_process_is_deleted_says_that_it_is_gone(crowd):
     owner, other = crowd.worker(), crowd.worker()
     running = await owner.running("p")

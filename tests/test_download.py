@@ -51,6 +51,11 @@ async def test_a_link_lives_for_a_minute_to_a_week(crowd, seconds):
     assert reply["error"]["code"] == "invalid_request"
 
 
+async def test_a_path_and_a_pattern_are_two_ways_to_choose(crowd):
+    reply = await crowd.worker()("download", process_id="p", path="a", pattern="*")
+    assert reply["error"]["code"] == "invalid_request"
+
+
 async def test_links_come_by_the_page_and_none_is_left_out(crowd, monkeypatch):
     monkeypatch.setattr("file_actions.MAX_ROWS", 3)
     worker = crowd.worker()
@@ -149,6 +154,19 @@ async def test_bulk_pages_go_on_in_the_middle_of_a_process(crowd, monkeypatch):
     assert [
         [(each["process_id"], len(each["files"])) for each in page["processes"]] for page in pages
     ] == [[("p0", 3), ("p1", 1)], [("p1", 2), ("p2", 2)], [("p2", 1), ("nobody", 0)]]
+
+
+async def test_bulk_pages_leave_out_no_process_however_they_are_cut(crowd, monkeypatch):
+    """A first process of several pages, and more processes than are looked up at a time."""
+    monkeypatch.setattr("file_actions.MAX_ROWS", 4)
+    monkeypatch.setattr("file_actions.AT_ONCE", 3)
+    worker = crowd.worker(slots=4)
+    await worker.start("large", artifacts=6)
+    names = ["large", *await made(worker, 7, 1)]
+    pages = await paged(worker, "bulk_download", process_ids=names)
+    told = [each["process_id"] for page in pages for each in page["processes"]]
+    assert list(dict.fromkeys(told)) == names
+    assert sum(len(each["files"]) for page in pages for each in page["processes"]) == 13
 
 
 @pytest.mark.parametrize("process_ids", [[], ["a/b"], [""], [7], [f"p{n}" for n in range(51)]])

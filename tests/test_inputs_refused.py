@@ -1,5 +1,6 @@
 """Inputs that cannot be had: refused at once, or the process fails before its job begins."""
 
+import asyncio
 import errno
 import json
 
@@ -149,7 +150,7 @@ async def test_a_folder_is_asked_about_once_however_many_inputs_are_of_it(crowd)
     worker = crowd.worker()
     await given(worker, **{f"x{number}": "folder:f/a" for number in range(10)})
     assert len(worker.store.asked("get", key="inputs/f/")) == 1
-    assert len(worker.store.asked("list", key="inputs/f/")) == 1
+    assert len(worker.store.asked("list", key="inputs/f/")) == 2  # before they travel, and after
 
 
 async def test_files_that_prove_themselves_are_not_listed(crowd):
@@ -159,6 +160,17 @@ async def test_files_that_prove_themselves_are_not_listed(crowd):
     worker = crowd.worker()
     assert (await given(worker, x="folder:f"))["result"] == {"x/a": sha256(b"one")}
     assert worker.store.asked("list", key="inputs/f/") == []
+
+
+async def test_a_folder_that_is_changed_while_it_travels_is_noticed(crowd):
+    await folder_of(crowd, "f", a=b"one", b=b"two")
+    worker = crowd.worker()
+    pause = worker.store.pause_before("download", "inputs/f/b")
+    starting = asyncio.create_task(given(worker, x="folder:f"))
+    await pause.reached.wait()
+    await crowd.store.put("inputs/f/b", b"TWO")
+    pause.go.set()
+    assert (await starting)["failure"]["code"] == "input_mismatch"
 
 
 async def test_a_file_that_is_also_a_folder_is_refused(crowd):

@@ -261,5 +261,5 @@ async def test_more_than_a_thousand_parts_are_listed_page_by_page(
         return Answer(200, body.encode())
 
     proxy.rule = lambda asked: page(asked) or (Answer(200, b"<C/>") if completion(asked) else None)
-    await store.join_parts("a", "upload", size=1200 * 5)
+    await store.join_parts("a", "mark.upload", size=1200 * 5)
     assert [asked.method for asked in proxy.asked] == ["GET", "GET", "POST"]

@@ -197,6 +197,16 @@ async def test_an_upload_that_never_was_has_no_parts(store: Store) -> None:
 
 
 @pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+async def test_an_object_that_was_there_before_is_not_the_outcome_of_an_upload(
+    store: Store,
+) -> None:
+    """However well its size fits: the upload was thrown away, or never begun."""
+    await store.put("a", b"123")
+    with pytest.raises(PartsMissing, match="no such upload"):
+        await store.join_parts("a", "0123456789abcdef.no-such-upload", size=3)
+
+
+@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
 @pytest.mark.parametrize(
     ("size", "part_size"),
     [(0, PART), (-1, PART), (1, PART - 1), (1, (5 << 30) + 1), (10_000 * PART + 1, PART)],

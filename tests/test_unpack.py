@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from jobs import archives
+from jobs import packed as packages
 from jobs import unpack as unpacking
 from jobs.context import JobContext, JobFailed, JobStopped
 from jobs.unpack import Unpacked, unpack
@@ -280,7 +280,7 @@ def test_a_zip_of_too_many_entries_is_never_listed(
     archive = zip_of(*((str(n), b"") for n in range(1000)))
     monkeypatch.setattr(zipfile, "ZipInfo", None)
     assert refused(tmp_path / "1" / "here", archive, max_files=999) == "input_too_large"
-    monkeypatch.setattr(archives, "MAX_DIRECTORY_BYTES", 40_000)
+    monkeypatch.setattr(packages, "MAX_DIRECTORY_BYTES", 40_000)
     assert refused(tmp_path / "2" / "here", archive) == "input_too_large"
 
 
@@ -308,7 +308,7 @@ def test_an_xz_that_asks_for_much_memory_gets_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = lzma.compress(tar_of(("a", b"1")), preset=6)  # which takes 9 MiB to unpack
-    monkeypatch.setattr(archives, "MAX_XZ_BYTES", 8 * MIB)
+    monkeypatch.setattr(packages, "MAX_XZ_BYTES", 8 * MIB)
     assert refused(tmp_path / "here", archive) == "input_broken"
 
 

@@ -3,6 +3,7 @@
 Files by links are in `test_upload_links`, completing in `test_complete`.
 """
 
+import asyncio
 import base64
 import hashlib
 
@@ -96,6 +97,29 @@ async def test_a_bucket_without_links_says_to_send_chunks(crowd, monkeypatch):
     monkeypatch.setattr(crowd.store, "capabilities", capabilities)
     [row] = (await crowd.worker()("upload", folder="f", files=announced(a=b"abc")))["files"]
     assert row["via"] == "chunks"
+
+
+@pytest.mark.parametrize("text", ["QQ=", "Q!U@J#D", "--__QUJD", "QQ==QUJD", "QUJD\n", 7, None])
+async def test_what_is_not_base64_to_the_letter_is_refused(crowd, text):
+    reply = await crowd.worker()(
+        "upload", folder="f", chunk={"path": "a", "offset": 0, "data": text}
+    )
+    assert reply["error"]["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("again", [b"12", b"123456"], ids=["shorter", "longer"])
+async def test_a_chunk_sent_again_while_the_file_is_put_together_makes_no_file(crowd, again):
+    worker, other = crowd.worker(), crowd.worker()
+    await send_chunks(worker, "f", "a.bin", b"12345")
+    pause = worker.store.pause_before("get", "chunks")
+    completing = asyncio.create_task(complete(worker, "f", [{"path": "a.bin", "size": 5}]))
+    await pause.reached.wait()
+    await send_chunks(other, "f", "a.bin", again)
+    pause.go.set()
+    assert (await completing)["error"]["code"] == "upload_incomplete"
+    assert (await listed(worker, "f"))["files"] == []
+    await send_chunks(other, "f", "a.bin", b"12345")
+    assert (await complete(worker, "f", announced(a=b"12345")))["complete"]
 
 
 async def test_an_empty_file_is_one_empty_chunk(crowd):
