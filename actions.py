@@ -268,7 +268,7 @@ class DeleteAction(Action):
     @model_validator(mode="after")
     def _confirmed(self) -> Self:
         if (self.process_id is None) == (self.folder is None):
-            raise ValueError("give `process_id` or `folder`")
+            raise ValueError("give `process_id` or `folder`, not both")
         if self.path is not None and self.folder is None:
             raise ValueError("`path` names a file of a `folder`")
         if self.confirm != (self.path or self.folder or self.process_id):

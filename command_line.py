@@ -20,8 +20,11 @@ by hand:
                                           run one request
   python rp_handler.py --rp_serve_api     serve POST /runsync on http://localhost:8000
 """
+#: The SDK's own, each with a value; it checks them.
+SDK_OPTIONS = ("--rp_log_level", "--rp_api_port", "--rp_api_concurrency", "--rp_api_host")
 AFTER_HELP = """\
-More options, of the RunPod SDK: --rp_log_level, --rp_debugger, --rp_api_host, --rp_api_port.
+More options, of the RunPod SDK: --rp_log_level LEVEL, --rp_debugger, --rp_api_host HOST,
+--rp_api_port PORT, --rp_api_concurrency N.
 Everything else is set by environment variables, see README.md.
 """
 
@@ -34,7 +37,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--test_input", type=_job, metavar="JSON", help="a job, with its `input`")
     parser.add_argument("--rp_serve_api", action="store_true", help="serve the local API")
-    return parser.parse_known_args(arguments)[0]
+    for option in SDK_OPTIONS:
+        parser.add_argument(option, help=argparse.SUPPRESS)
+    parser.add_argument("--rp_debugger", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
 
 
 def _job(text: str) -> object:

@@ -247,6 +247,8 @@ class FileActions:
         )  # fmt: skip
         if len(rows) < len(files):
             cursor = files[len(rows) - 1].path
+        if not files and action.cursor is None:
+            await self._folders.check_known(folder)
         return {
             "folder": folder,
             "complete": await self._folders.is_complete(folder),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
@@ -108,16 +108,37 @@ def explain(error: ValidationError, model: type[BaseModel], *, within: str | Non
     for fault in error.errors(include_url=False, include_input=False, include_context=True)[:10]:
         where = ".".join(_short(str(part)) for part in ((within,) if within else ()) + fault["loc"])
         if fault["type"] == "extra_forbidden":
-            faults.append(_unknown("field", where, model.model_fields, plain=str(fault["loc"][-1])))
+            fields = _model_at(model, fault["loc"][:-1]).model_fields
+            faults.append(_unknown("field", where, fields, plain=str(fault["loc"][-1])))
         else:
-            faults.append(f"`{where}`: {_message(fault)}")
+            faults.append(f"`{where}`: {_message(fault)}" if where else _message(fault))
     return "; ".join(faults)
+
+
+def _model_at(model: type[BaseModel], where: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model of what lies at `where` in one of `model`."""
+    for part in where:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            model = next(_models_in(field.annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _message(fault: Any) -> str:
     """What pydantic says, where that cannot hold a value; our own words otherwise."""
     if fault["type"] in ("value_error", "assertion_error"):
         return str(fault["ctx"]["error"])
+    if fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == ID_PATTERN:
+        return "takes letters, digits, `.`, `_`, `-`, a letter or digit first, 128 at most"
+    if fault["type"] == "model_type":
+        return "must be an object"
     message = str(fault["msg"])
     return message[0].lower() + message[1:]
 

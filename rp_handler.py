@@ -116,9 +116,9 @@ class Handler:
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.getsignal(number)
             loop.add_signal_handler(number, self._begin_shutdown, number, before)
-        self._background = [
-            loop.create_task(self.manager.recover()), loop.create_task(self._check_store())
-        ]  # fmt: skip
+        self._background = [loop.create_task(self.manager.recover())]
+        if self._way_in != "terminal":  # there it ends too soon, and the request itself will tell
+            self._background.append(loop.create_task(self._check_store()))
 
     async def _check_store(self) -> None:
         """A store that cannot work is said at start-up, in words, and not at the first start."""

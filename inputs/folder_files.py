@@ -108,7 +108,7 @@ class Way(NamedTuple):
     """How a caller brings one file."""
 
     path: str
-    via: Literal["put", "parts", "chunks", "exists"]
+    via: Literal["put", "parts", "chunks", "exists", "differs"]
     #: One for `put`; one a part for `parts`, in order.
     urls: tuple[str, ...] = ()
     #: What the PUT must carry, since it is signed.
@@ -223,11 +223,14 @@ def check_sizes(announced: list[Announced], there: dict[str, InputFile]) -> None
     """
     missing = [file.path for file in announced if file.path not in there]
     if missing:
-        raise UploadIncomplete(f"{len(missing)} files are not there, such as {missing[:3]}")
+        names = ", ".join(repr(path) for path in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UploadIncomplete(f"not there: {names}{more}")
     for file in announced:
         if there[file.path].size != file.size:
             raise UploadMismatch(
-                f"{file.path!r} has {there[file.path].size} bytes, not the {file.size} announced"
+                f"{file.path!r} has {there[file.path].size} bytes, not the {file.size} announced: "
+                "announce what is there, or bring it again with `overwrite: true`"
             )
 
 

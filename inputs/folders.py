@@ -80,7 +80,7 @@ class InputFolders:
     ) -> AsyncIterator[Way]:  # fmt: skip
         """How to bring each of `files` after the first `skip`, in their order.
 
-        One that is there already is left as it is, and said to exist, unless `overwrite`. It ends
+        One that is there already is left as it is, and said to be, unless `overwrite`. It ends
         early when there is no more room: `has_room(bytes)` is asked before an upload in parts is
         begun, which nobody could finish if its links were not told.
 
@@ -93,7 +93,8 @@ class InputFolders:
         for file, parts in [*zip(files, counts, strict=True)][skip:]:
             await asyncio.sleep(0)  # thousands of files: others have their turn between two
             if file.path in there.files and not overwrite:
-                yield Way(file.path, "exists")
+                same_size = there.files[file.path].size == file.size
+                yield Way(file.path, "exists" if same_size else "differs")
             elif parts > 1 and not has_room(parts * LINK_BYTES):
                 return
             else:
@@ -289,6 +290,11 @@ class InputFolders:
                 "`complete: true`"
             )
         return last.manifest
+
+    async def check_known(self, folder: str) -> None:
+        """Raises UnknownFolder if nothing lies there, be it a chunk."""
+        if not (await self._store.list(f"{PREFIX}{folder}/", limit=1)).objects:
+            raise UnknownFolder(f"there is no input folder {folder!r}")
 
     async def is_complete(self, folder: str) -> bool:
         return await self._facts(manifest_key(folder)) is not None

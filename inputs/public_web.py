@@ -193,7 +193,9 @@ async def find_addresses(hop: Hop, web: Web) -> list[Address]:
         addresses = await _resolve(hop, web)
     if not hop.allowed and not all(map(is_public, addresses)):
         # Not which one: that would draw a map of the private network for whoever asks.
-        raise InputRefused(f"{hop.host} is not on the public internet")
+        raise InputRefused(
+            f"{hop.host} is not on the public internet; WORKER_ALLOWED_HOSTS can allow it"
+        )
     return addresses[:MAX_ADDRESSES]
 
 

@@ -100,7 +100,10 @@ def find_dataset(inputs: Path, dataset: str) -> Path:
         if not inside:
             raise JobFailed("dataset_unsafe", f"The dataset {dataset!r} is a link to elsewhere.")
         return path
-    raise JobFailed("dataset_missing", f"There is no dataset {dataset!r} among the inputs.")
+    there = ", ".join(sorted(path.name for path in inputs.iterdir())) or "none"
+    raise JobFailed(
+        "dataset_missing", f"There is no dataset {dataset!r} among the inputs, which are: {there}."
+    )
 
 
 def open_dataset(path: Path) -> Source:

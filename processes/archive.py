@@ -39,6 +39,12 @@ class ArchiveFailed(WorkerError):
     retryable = True
 
 
+class NothingToArchive(WorkerError):
+    """No file of these processes can be archived, or too many."""
+
+    code = "nothing_to_archive"
+
+
 class ArchiveParams(BaseModel, frozen=True):
     """What to archive."""
 
@@ -82,7 +88,7 @@ async def gather_contents(worker: Worker, params: ArchiveParams) -> Contents:
     """What the processes have to show now, in the order in which they were named.
 
     Raises:
-        ArchiveFailed: nothing at all, or more files than one zip should have.
+        NothingToArchive: nothing at all, or more files than one zip should have.
     """
     found = await asyncio.gather(
         *(_look(worker, process_id, params.pattern) for process_id in params.process_ids)
@@ -92,10 +98,13 @@ async def gather_contents(worker: Worker, params: ArchiveParams) -> Contents:
         [entry for _, entries in named if isinstance(entries, list) for entry in entries],
         {process_id: why for process_id, why in named if isinstance(why, str)},
     )
-    if not 0 < len(contents.entries) <= MAX_FILES:
-        raise ArchiveFailed(
-            f"these processes have {len(contents.entries)} such files; an archive has 1 to "
-            f"{MAX_FILES}"
+    if not contents.entries:
+        why = ", ".join(f"{name}: {reason}" for name, reason in contents.left_out.items())
+        raise NothingToArchive(f"there is nothing to archive ({why})")
+    if len(contents.entries) > MAX_FILES:
+        raise NothingToArchive(
+            f"{len(contents.entries)} files are more than the {MAX_FILES} of one archive; choose "
+            "fewer processes, or give a `pattern`"
         )
     return contents
 
@@ -130,7 +139,7 @@ async def write_archive(
     """Store the zip as an artifact; what is in it is the process's result.
 
     Raises:
-        ArchiveFailed: as its name says.
+        NothingToArchive, ArchiveFailed: as their names say.
         UploadFailed: the store did not take it.
     """
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import fnmatch
 from collections import OrderedDict
 from typing import NamedTuple
@@ -134,8 +135,10 @@ def find(artifacts: list[Artifact], path: str) -> Artifact:
     for artifact in artifacts:
         if artifact.path == path:
             return artifact
+    near = difflib.get_close_matches(path, [each.path for each in artifacts[:1000]], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UnknownArtifact(
-        f"the process has no such artifact; it has {len(artifacts)}: leave out `path` to see them"
+        f"the process has no such artifact{hint} (`list_files` shows its {len(artifacts)})"
     )
 
 

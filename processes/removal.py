@@ -34,10 +34,11 @@ async def delete_process(worker: Worker, process_id: str) -> Removed:
     record = decode_record(process_id, stored.data)
     if not record.terminal:
         raise ProcessActive(f"process {process_id} is {record.status}; `cancel` it first")
+    objects = size = 0
     if not record.deleted:
         await _erase(worker, record, stored.version)
+        objects, size = 1, len(stored.data)
     await worker.cache.drop(process_id)
-    objects = size = 0
     # By attempts, not all at once: an id that is used again counts on, and its files are not ours.
     for attempt in range(1, record.attempt + 1):
         removed = await delete_all(worker.store, attempt_prefix(process_id, attempt))

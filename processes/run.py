@@ -38,6 +38,7 @@ from processes.archive import (
     ARCHIVE,
     ArchiveFailed,
     ArchiveParams,
+    NothingToArchive,
     write_archive,
 )
 from processes.delivery import Start
@@ -157,7 +158,7 @@ class ProcessRun:
             try:
                 await self._unless_stopping(self._bring_inputs())
                 verdict = await self._work_in_a_slot()
-            except (InputError, ArchiveFailed, UploadFailed) as error:
+            except (InputError, ArchiveFailed, NothingToArchive, UploadFailed) as error:
                 verdict = Failed(_failure(error))
         # The slot is free again: the next child may use the GPU while this one's files travel.
         self.wants_slot = False

@@ -201,7 +201,8 @@ async def test_a_zip_of_nothing_is_a_failure_and_no_empty_zip(crowd, fields):
     await worker.start("p", artifacts=1)
     process_ids = ["p"] if fields else ["nobody"]
     reply = await archived(worker, "zip", process_ids=process_ids, **fields)
-    assert (reply["status"], reply["failure"]["code"]) == ("failed", "archive_failed")
+    assert (reply["status"], reply["failure"]["code"]) == ("failed", "nothing_to_archive")
+    assert process_ids[0] in reply["failure"]["message"]
     assert reply["files"] == []
 
 

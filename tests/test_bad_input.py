@@ -53,6 +53,18 @@ async def test_an_unknown_field_is_told_the_nearest_one(call):
     assert "did you mean `process_id`?" in error["message"]
 
 
+async def test_an_unknown_field_inside_another_is_told_the_nearest_one_there(call):
+    error = error_of(await call("upload", folder="f", files=[{"path": "a", "sze": 3}]))
+    assert "`files.0.sze`; did you mean `size`?" in error["message"]
+    error = error_of(await call("start", kind="sleep", inputs={"x": {"sorce": "folder:f"}}))
+    assert "did you mean `source`?" in error["message"]
+
+
+async def test_a_fault_of_several_fields_names_them_and_no_empty_one(call):
+    error = error_of(await call("delete", process_id="p", confirm="q"))
+    assert error["message"] == "`confirm` must repeat what is to be deleted"
+
+
 async def test_an_unknown_param_is_told_the_nearest_one(call):
     error = error_of(await call("start", kind="sleep", params={"secconds": 1}))
     assert "`params.secconds`" in error["message"]

@@ -47,7 +47,7 @@ async def test_size_and_type_of_what_is_put_are_signed(crowd, data, headers):
     files = [{"path": "a.bin", "size": 5, "content_type": "application/octet-stream"}]
     [row] = (await worker("upload", folder="f", files=files))["files"]
     assert (await put(row, data, **headers)).status_code == 403
-    assert (await listed(worker, "f"))["files"] == []
+    assert (await listed(worker, "f"))["error"]["code"] == "unknown_folder"
 
 
 @on_a_bucket
@@ -106,12 +106,14 @@ async def test_a_file_that_is_there_is_left_alone_unless_it_is_to_be_overwritten
     worker = crowd.worker()
     await crowd.store.put("inputs/f/a.bin", b"mine")
     await crowd.store.put("inputs/f/other.bin", b"mine too")
-    files = announced(a=b"yours", b=b"new")
+    files = announced(a=b"like", b=b"new", other=b"another size")
     rows = (await worker("upload", folder="f", files=files))["files"]
-    assert [(row["path"], row["via"]) for row in rows] == [("a.bin", "exists"), ("b.bin", "put")]
+    assert [(row["path"], row["via"]) for row in rows] == [
+        ("a.bin", "exists"), ("b.bin", "put"), ("other.bin", "differs"),
+    ]  # fmt: skip
     assert "url" not in rows[0]
     rows = (await worker("upload", folder="f", files=files, overwrite=True))["files"]
-    assert [row["via"] for row in rows] == ["put", "put"]
+    assert [row["via"] for row in rows] == ["put", "put", "put"]
     assert (await crowd.store.get("inputs/f/a.bin")).data == b"mine"
     assert (await crowd.store.get("inputs/f/other.bin")).data == b"mine too"
 
