@@ -19,6 +19,7 @@ run: $(VENV)/.runtime ## the main job: train an image generator on the digits th
 .PHONY: test
 test: $(VENV)/.dev ## set up everything and run the tests
 	@scripts/ceph-rgw.sh install || [ "$$CI" != true ]
+	@scripts/chromium.sh install || [ "$$CI" != true ]
 	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
 
 .PHONY: soak

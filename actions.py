@@ -1,46 +1,72 @@
-"""What callers may ask: one model an action, and errors that help.
-
-No message ever repeats a value that a caller sent: it may be a secret. Names of fields, actions
-and kinds are repeated, shortened, because that is what a person needs to see.
-"""
+"""What callers may ask: one model an action."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args
+import base64
+from contextlib import suppress
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 
-from jobs import JOBS
+from inputs.folder_files import CHUNK_BYTES
+from inputs.sources import NAME, Input
 from processes.record import Status
-from utils import Frozen, WorkerError
+from storage import InvalidKey, check_key
+from utils import Frozen
+
+ID_PATTERN = rf"^{NAME}$"
+ProcessId = Annotated[str, StringConstraints(pattern=ID_PATTERN, strict=True)]
+Folder = Annotated[str, StringConstraints(pattern=ID_PATTERN, strict=True)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+#: As long as the longest key of an artifact or an input leaves it.
+MAX_PATH = 700
+#: Files of one `upload`: a folder of so many is brought, and completed, as a whole.
+MAX_FILES = 10_000
 
 
-class InvalidRequest(WorkerError):
-    """The request is not one of those that `kinds` and the README describe."""
-
-    code = "invalid_request"
-
-
-class UnknownAction(InvalidRequest):
-    """There is no such action."""
-
-    code = "unknown_action"
+def _is_path(path: str) -> str:
+    """What a file may be called in a folder; anything else could lead out of it."""
+    try:
+        return check_key(path)
+    except InvalidKey as error:
+        raise ValueError(str(error)) from None
 
 
-class UnknownKind(InvalidRequest):
-    """There is no such kind of job."""
-
-    code = "unknown_kind"
-
-
-_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-ProcessId = Annotated[str, StringConstraints(pattern=_ID_PATTERN, strict=True)]
-RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=700)]
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PATH)]
+RelativePath = Annotated[Pattern, AfterValidator(_is_path)]
+ExpiresIn = Annotated[
+    int, Field(ge=60, le=7 * 86400, description="Seconds for which the links work.")
+]
 _Label = Annotated[str, StringConstraints(max_length=256)]
 _LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+InputName = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+
+
+def _as_input(value: Any) -> Any:
+    """A source alone may be written as a string."""
+    return {"source": value} if isinstance(value, str) else value
+
+
+def _check_no_collision(paths: list[str]) -> None:
+    """No name twice, and none that is a file here and a folder there.
+
+    With a `/` after each, whatever lies in a folder comes right after it in order.
+    """
+    for path, after in pairwise(sorted(f"{path}/" for path in paths)):
+        if path == after:
+            raise ValueError("two files have the same `path`")
+        if after.startswith(path):
+            raise ValueError("a `path` is a file and also the folder of another one")
 
 
 class Action(Frozen):
@@ -55,6 +81,9 @@ class StartAction(Action):
     params: dict[str, JsonValue] = Field(default={}, description="The kind's own parameters.")
     process_id: ProcessId | None = Field(
         default=None, description="Your name for it. Default: RunPod's job id."
+    )
+    inputs: dict[InputName, Annotated[Input, BeforeValidator(_as_input)]] = Field(
+        default={}, max_length=64, description="What the job finds under `inputs`, by name."
     )
     labels: dict[_LabelName, _Label] = Field(
         default={}, max_length=32, description="Kept with the process, for you."
@@ -107,13 +136,144 @@ class DownloadAction(Action):
     action: Literal["download"]
     process_id: ProcessId
     path: RelativePath | None = Field(default=None, description="One artifact.")
-    pattern: RelativePath | None = Field(
+    pattern: Pattern | None = Field(
         default=None, description="A glob over artifact paths; `*` also crosses `/`."
     )
-    expires_in: int = Field(
-        default=3600, ge=60, le=7 * 86400, description="Seconds for which the links work."
-    )
+    expires_in: ExpiresIn = 3600
     cursor: str | None = Field(default=None, max_length=1000)
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if self.path is not None and self.pattern is not None:
+            raise ValueError("give `path` or `pattern`, not both")
+        return self
+
+
+class BulkDownloadAction(Action):
+    """Links to the artifacts of many processes, or one zip of them all."""
+
+    action: Literal["bulk_download"]
+    process_ids: list[ProcessId] = Field(min_length=1, max_length=50)
+    pattern: Pattern | None = Field(
+        default=None, description="A glob over artifact paths; `*` also crosses `/`."
+    )
+    expires_in: ExpiresIn = 3600
+    cursor: str | None = Field(default=None, max_length=1000)
+    archive: bool = Field(
+        default=False, description="Write one zip into the store; this is a process, see README."
+    )
+    process_id: ProcessId | None = Field(
+        default=None, description="Your name for the archive's process. Default: RunPod's job id."
+    )
+
+    @model_validator(mode="after")
+    def _only_an_archive_is_a_process(self) -> Self:
+        if self.process_id is not None and not self.archive:
+            raise ValueError("`process_id` names the process that writes an `archive`")
+        if self.cursor is not None and self.archive:
+            raise ValueError("an `archive` has no pages: leave out `cursor`")
+        return self
+
+
+class DownloadFileAction(Action):
+    """A stretch of one artifact, as base64."""
+
+    action: Literal["download_file"]
+    process_id: ProcessId
+    path: RelativePath
+    offset: int = Field(default=0, ge=0)
+    length: int = Field(default=CHUNK_BYTES, ge=1, le=CHUNK_BYTES)
+
+
+class UploadFile(Frozen):
+    """A file to bring into an input folder, or one that was brought."""
+
+    path: RelativePath
+    size: int = Field(ge=0)
+    sha256: Sha256 | None = None
+    content_type: Annotated[str, StringConstraints(pattern=r"^[ -~]{1,128}$")] | None = None
+    upload_id: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = Field(
+        default=None, description="As the links to its parts came with; for `complete`."
+    )
+
+
+def _from_base64(text: Any) -> bytes:
+    """Strictly: what is left out silently would be missed in the file."""
+    if isinstance(text, str):
+        with suppress(ValueError):
+            return base64.b64decode(text, validate=True)
+    raise ValueError("this is not base64 (RFC 4648, section 4, with padding)")
+
+
+class UploadChunk(Frozen):
+    """A stretch of a file, for stores that have no links."""
+
+    path: RelativePath
+    offset: int = Field(ge=0)
+    data: Annotated[
+        bytes, BeforeValidator(_from_base64), Field(max_length=CHUNK_BYTES, description="base64")
+    ]
+    sha256: Sha256 | None = Field(default=None, description="Of the chunk's bytes.")
+
+
+class UploadAction(Action):
+    """Bring files into an input folder: ask for links, PUT, then say that it is complete."""
+
+    action: Literal["upload"]
+    folder: Folder
+    files: list[UploadFile] = Field(default=[], max_length=MAX_FILES)
+    chunk: UploadChunk | None = None
+    complete: bool = Field(
+        default=False, description="All is there: check `files`, and make the folder ready."
+    )
+    overwrite: bool = Field(
+        default=False, description="Replace what is there already; to be said in `complete`, too."
+    )
+    expires_in: ExpiresIn = 3600
+    cursor: int = Field(default=0, ge=0, le=MAX_FILES)
+
+    @model_validator(mode="after")
+    def _one_thing_at_a_time(self) -> Self:
+        if (self.chunk is not None) + bool(self.files or self.complete) != 1:
+            raise ValueError("give `files`, or `complete: true`, or one `chunk`")
+        _check_no_collision([file.path for file in self.files])
+        return self
+
+
+class ListFilesAction(Action):
+    """The input folders; what is in one; or what a process made. Without links."""
+
+    action: Literal["list_files"]
+    folder: Folder | None = None
+    process_id: ProcessId | None = None
+    cursor: str | None = Field(default=None, max_length=1000)
+    limit: int = Field(default=1000, ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.folder is not None and self.process_id is not None:
+            raise ValueError("give `folder` or `process_id`, not both")
+        return self
+
+
+class DeleteAction(Action):
+    """Remove a process that has ended, an input folder, or one file of it. For good."""
+
+    action: Literal["delete"]
+    process_id: ProcessId | None = None
+    folder: Folder | None = None
+    path: RelativePath | None = Field(default=None, description="One file of the folder.")
+    confirm: str = Field(description="The same id again (of a file: its path).")
+
+    @model_validator(mode="after")
+    def _confirmed(self) -> Self:
+        if (self.process_id is None) == (self.folder is None):
+            raise ValueError("give `process_id` or `folder`, not both")
+        if self.path is not None and self.folder is None:
+            raise ValueError("`path` names a file of a `folder`")
+        if self.confirm != (self.path or self.folder or self.process_id):
+            raise ValueError("`confirm` must repeat what is to be deleted")
+        return self
 
 
 class HealthAction(Action):
@@ -134,92 +294,14 @@ AnyAction = (
     | ProcessesAction
     | CancelAction
     | DownloadAction
+    | BulkDownloadAction
+    | DownloadFileAction
+    | UploadAction
+    | ListFilesAction
+    | DeleteAction
     | HealthAction
     | KindsAction
 )
 ACTIONS: dict[str, type[AnyAction]] = {
     get_args(model.model_fields["action"].annotation)[0]: model for model in get_args(AnyAction)
 }
-
-
-def parse_action(request: object) -> AnyAction:
-    """The action that a job's `input` asks for.
-
-    Raises:
-        InvalidRequest: it asks for none, for one that does not exist, or in a wrong way.
-    """
-    if not isinstance(request, dict):
-        raise InvalidRequest('`input` must be an object such as {"action": "kinds"}')
-    name = request.get("action")
-    if not isinstance(name, str):
-        raise InvalidRequest(f"`action` must be one of {_listed(ACTIONS)}")
-    if name not in ACTIONS:
-        raise UnknownAction(_unknown("action", name, ACTIONS))
-    try:
-        return ACTIONS[name].model_validate(request)
-    except ValidationError as error:
-        raise InvalidRequest(explain(error, ACTIONS[name])) from None
-
-
-def process_id_of(job_id: str) -> str:
-    """The id of a process that is named after its RunPod job.
-
-    Raises:
-        InvalidRequest: the job's id has characters that no process id has.
-    """
-    if not re.fullmatch(_ID_PATTERN, job_id):
-        raise InvalidRequest("the job's id cannot name a process: give a `process_id`")
-    return job_id
-
-
-def parse_params(kind: str, params: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """`params` of `kind` as they may be stored: defaults filled in, secrets masked.
-
-    Raises:
-        UnknownKind: there is no such kind.
-        InvalidRequest: a param is missing, unknown or out of its limits.
-    """
-    if kind not in JOBS:
-        raise UnknownKind(_unknown("kind", kind, JOBS))
-    model = JOBS[kind].params
-    try:
-        shown: dict[str, JsonValue] = model.model_validate(params).model_dump(mode="json")
-    except ValidationError as error:
-        raise InvalidRequest(explain(error, model, within="params")) from None
-    return shown
-
-
-def explain(error: ValidationError, model: type[BaseModel], *, within: str | None = None) -> str:
-    """A validation error as one sentence a fault: which field and which limit, never the value."""
-    faults = []
-    for fault in error.errors(include_url=False, include_input=False, include_context=True)[:10]:
-        where = ".".join(_short(str(part)) for part in ((within,) if within else ()) + fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            faults.append(_unknown("field", where, model.model_fields, plain=str(fault["loc"][-1])))
-        else:
-            faults.append(f"`{where}`: {_message(fault)}")
-    return "; ".join(faults)
-
-
-def _message(fault: Any) -> str:
-    """What pydantic says, where that cannot hold a value; our own words otherwise."""
-    if fault["type"] in ("value_error", "assertion_error"):
-        return str(fault["ctx"]["error"])
-    message = str(fault["msg"])
-    return message[0].lower() + message[1:]
-
-
-def _unknown(what: str, name: str, known: Iterable[str], *, plain: str | None = None) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(plain or name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean `{near[0]}`?" if near else "."
-    return f"there is no {what} `{_short(name)}`{hint} There is {_listed(names)}."
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def _short(name: str) -> str:
-    printable = re.sub(r"[^ -~]", "?", name)
-    return printable if len(printable) <= 60 else printable[:57] + "..."

@@ -8,14 +8,15 @@ this worker only reads, and leaves a note beside the record when somebody wants 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+from inputs.sources import shown
+from processes.cancelling import Cancelling
 from processes.delivery import (
     Answer,
     Claim,
@@ -25,28 +26,23 @@ from processes.delivery import (
     Start,
     decide_delivery,
 )  # fmt: skip
-from processes.index import repair
-from processes.lease import AWAY, Lease, LeaseWatch
-from processes.lookup import (
-    FOLLOW_SECONDS,
-    ProcessLookup,
-    decode_record,
-)
+from processes.lease import Lease, LeaseWatch
+from processes.lookup import FOLLOW_SECONDS, ProcessLookup
 from processes.notes import leave_note, read_note
+from processes.reading import decode_record, present
 from processes.record import (
     Record,
     Snapshot,
-    Status,
     Writer,
     clock_of,
     new_record,
     record_key,
 )
-from processes.record_cache import RecordCache
 from processes.recovery import recover
+from processes.removal import ProcessActive, delete_process
 from processes.run import ProcessRun, StopReason
-from processes.slots import Slots
-from processes.worker import Worker
+from processes.settling import mend_index, settle_abandoned
+from processes.worker import new_worker
 from storage import (
     ObjectChanged,
     ObjectExists,
@@ -55,6 +51,7 @@ from storage import (
     Store,
     Stored,
 )  # fmt: skip
+from stores.prefixes import Removed
 from utils import Clock, Settings, WorkerError, new_nonce, utc_now
 
 __all__ = ["ProcessManager", "Start", "WorkerBusy"]
@@ -101,21 +98,19 @@ class ProcessManager:
         self._store = store
         self._settings = settings
         self._clock = clock
-        # Workers on one machine may share a disk, but copies of two stores must not meet.
-        store_name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
-        self._cache = RecordCache(settings.scratch_dir / "records" / store_name)
-        self._worker = Worker(store, self._cache, settings, Slots(settings.slots), clock)
+        self._worker = new_worker(store, settings, clock)
         self._runs: dict[str, ProcessRun] = {}
         self.lookup = ProcessLookup(self._worker, self._runs)
+        self._cancelling = Cancelling(self._worker, self.lookup, self._runs)
         #: Processes that are being created; each will want a slot.
         self._beginning = 0
         self.draining = False
 
     def running_and_queued(self) -> tuple[int, int]:
         """How many processes hold a slot here, and how many wait for one."""
-        wanting = [run for run in self._runs.values() if run.wants_slot]
-        queued = sum(self._worker.slots.position(run.process_id) is not None for run in wanting)
-        return len(wanting) - queued, queued
+        wanting = sum(run.wants_slot for run in self._runs.values())
+        running = self._worker.slots.taken
+        return running, wanting - running
 
     # ---- start
 
@@ -149,7 +144,9 @@ class ProcessManager:
         Raises: as `deliver`.
         """
         delivery = _Delivery(start, self._settings.worker_id)
-        await self._take_patiently(delivery, LeaseWatch(self._settings))
+        taken = await self._take_patiently(delivery, LeaseWatch(self._settings))
+        if isinstance(taken, Snapshot):
+            return taken
         return await self.lookup.get(start.process_id)
 
     async def _deliver(self, delivery: _Delivery) -> Snapshot:
@@ -239,9 +236,12 @@ class ProcessManager:
         try:
             stored = await self._store.get(record_key(start.process_id))
         except ObjectNotFound:
-            delivery.first = None  # it was deleted just now: begin anew
+            delivery.first = None  # it was removed just now: begin anew
             return await self._take(delivery, watch)
         record = decode_record(start.process_id, stored.data)
+        if record.deleted:
+            anew = await self._begin_anew(record, stored, delivery)
+            return anew or await self._take(delivery, watch)
         if record.writer == delivery.writer and not record.released:
             # Our own write, whose answer was lost.
             clock = clock_of(record, stored.age_seconds, self._clock)
@@ -255,7 +255,7 @@ class ProcessManager:
         )
         match decision:
             case Answer():
-                await self._mend_index(record)
+                await mend_index(self._worker, record)
                 return Snapshot(record, "storage", stored.age_seconds)
             case Follow():
                 delivery.followed = True
@@ -264,10 +264,30 @@ class ProcessManager:
                 taken = await self._claim(record, stored, reason, delivery)
                 return taken or await self._take(delivery, watch)  # somebody was faster: look again
             case GiveUp(failure):
-                settled = await self._settle_abandoned(
-                    record, stored, lambda r, now: r.failed(now, failure)
+                settled = await settle_abandoned(
+                    self._worker, record, stored, lambda r, now: r.failed(now, failure)
                 )
                 return settled or await self._take(delivery, watch)
+
+    async def _begin_anew(
+        self, erased: Record, stored: Stored, delivery: _Delivery
+    ) -> ProcessRun | None:
+        """Use the id of a deleted process again; None: somebody was faster.
+
+        Raises:
+            UnknownProcess: this delivery has followed the process that was deleted. Nobody asked
+                for it again.
+        """
+        if delivery.followed:
+            present(erased)
+        note = await read_note(self._store, erased.process_id)
+        first = _first_record(delivery, self._clock())
+        first = first.after(erased, settled_note=note.version if note else None)
+        try:
+            lease = await Lease.claim(self._worker, first, stored.version, self._clock)
+        except ObjectChanged:
+            return None
+        return self._hold(lease, delivery)
 
     async def _claim(
         self, record: Record, stored: Stored, reason: str, delivery: _Delivery
@@ -278,8 +298,11 @@ class ProcessManager:
         note = await read_note(self._store, record.process_id)
         settled = note is not None and (record.terminal or note.by_platform)
         if note and not settled and note.version != record.settled_note:
-            return await self._settle_abandoned(  # no child for it, not even for a moment
-                record, stored, lambda r, now: r.cancelled(now, reason=StopReason.CANCEL)
+            return await settle_abandoned(  # no child for it, not even for a moment
+                self._worker,
+                record,
+                stored,
+                lambda r, now: r.cancelled(now, reason=StopReason.CANCEL),
             )
         clock = clock_of(record, stored.age_seconds, self._clock)
         claimed = record.claimed(
@@ -295,7 +318,7 @@ class ProcessManager:
         return self._hold(lease, delivery)
 
     def _hold(self, lease: Lease, delivery: _Delivery) -> ProcessRun:
-        run = ProcessRun(self._worker, lease, delivery.start.params)
+        run = ProcessRun(self._worker, lease, delivery.start)
         delivery.followed = True
         self._runs[run.process_id] = run
         run.task.add_done_callback(lambda _: self._let_go(run))
@@ -309,81 +332,29 @@ class ProcessManager:
         if self._runs.get(run.process_id) is run:  # not a later attempt's place
             del self._runs[run.process_id]
 
-    # ---- cancel
+    # ---- end
 
     async def cancel(self, process_id: str, *, wait_seconds: float) -> Snapshot:
         """Have a process stopped, wherever it runs; returns when it ended or the wait is over.
 
         A process that has ended stays as it ended. One whose owner is gone is settled here.
 
-        Raises: as `get`; the store must be there, unless this worker runs the process.
+        Raises: as `ProcessLookup.get`; the store must be there, unless this worker runs it.
         """
-        snapshot = await self.lookup.get(process_id)
-        if snapshot.record.terminal:
-            return snapshot
+        return await self._cancelling.cancel(process_id, wait_seconds=wait_seconds)
+
+    async def delete(self, process_id: str) -> Removed:
+        """Remove a process that has ended, with all that it stored. There is no way back.
+
+        Raises:
+            UnknownProcess: there is none.
+            ProcessActive: it has not ended.
+        """
         if run := self._runs.get(process_id):
-            run.stop(StopReason.CANCEL)
-        # Also for our own: should this worker die now, whoever continues the process will see it.
-        try:
-            await leave_note(self._store, process_id, by="caller", nonce=new_nonce())
-        except AWAY:
-            if run is None:
-                raise
-        ended = await self._await_end(process_id, wait_seconds)
-        if ended.record.terminal:
-            return ended
-        return ended._replace(record=ended.record.with_cancel_requested())
-
-    async def _await_end(self, process_id: str, wait_seconds: float) -> Snapshot:
-        deadline, watch = time.monotonic() + wait_seconds, LeaseWatch(self._settings)
-        while True:
-            snapshot = await self._end_if_abandoned(process_id, watch)
-            left = deadline - time.monotonic()
-            if snapshot.record.terminal or left <= 0:
-                return snapshot
-            if run := self._runs.get(process_id):
-                await asyncio.wait([run.task], timeout=left)
-            else:
-                await asyncio.sleep(min(left, FOLLOW_SECONDS / 2))
-
-    async def _end_if_abandoned(self, process_id: str, watch: LeaseWatch) -> Snapshot:
-        """How things stand; a process that nobody holds is cancelled on the spot."""
-        if process_id in self._runs:
-            return await self.lookup.get(process_id)
-        try:
-            stored = await self._store.get(record_key(process_id))
-        except AWAY:
-            watch.saw_nothing()
-            return await self.lookup.get(process_id)
-        record = decode_record(process_id, stored.data)
-        gone = watch.saw(stored.version, stored.age_seconds) or record.status is Status.INTERRUPTED
-        if gone and not record.terminal:
-            reason = "cancelled; no worker was running it"
-            with suppress(*AWAY):  # whether it was settled, the next look will tell
-                if settled := await self._settle_abandoned(
-                    record, stored, lambda r, now: r.cancelled(now, reason=reason)
-                ):
-                    return settled
-        return await self.lookup.get(process_id)
-
-    async def _settle_abandoned(
-        self, record: Record, stored: Stored, end: Callable[[Record, datetime], Record]
-    ) -> Snapshot | None:
-        """Write the end of a process that no worker holds; None if one does after all."""
-        me = Writer(worker_id=self._settings.worker_id, nonce=new_nonce())
-        clock = clock_of(record, stored.age_seconds, self._clock)
-        ended = end(record.settled_by(me), clock())
-        try:
-            lease = await Lease.claim(self._worker, ended, stored.version, clock)
-        except ObjectChanged:
-            return None
-        await self._mend_index(lease.record)
-        return Snapshot(lease.record, "storage", 0.0)
-
-    async def _mend_index(self, record: Record) -> None:
-        """A worker that died may have left the row of a process behind its record."""
-        with suppress(*AWAY):
-            await repair(self._store, record)
+            if not run.lease.record.released:
+                raise ProcessActive(f"process {process_id} runs here; `cancel` it first")
+            await asyncio.wait([run.task])  # it has ended and only clears up
+        return await delete_process(self._worker, process_id)
 
     # ---- come and go
 
@@ -413,6 +384,7 @@ def _first_record(delivery: _Delivery, now: datetime) -> Record:
         request_hash=start.request_hash, writer=delivery.writer, now=now,
         runpod_job_id=start.runpod_job_id, labels=start.labels,
         timeout_seconds=start.timeout_seconds,
+        inputs={name: shown(each.source) for name, each in start.inputs.items()},
     )  # fmt: skip
 
 

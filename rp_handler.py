@@ -6,7 +6,6 @@ handler. The only module that imports runpod.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
@@ -15,42 +14,40 @@ import os
 import signal
 import sys
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
-
-from pydantic import JsonValue
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import console
 from actions import (
+    BulkDownloadAction,
     CancelAction,
-    DownloadAction,
     HealthAction,
     KindsAction,
     ProcessesAction,
     ProcessStatusAction,
     StartAction,
-    parse_action,
-    parse_params,
-    process_id_of,
 )
+from command_line import WayIn, parse, way_in_of
+from file_actions import FileActions, urls_of
 from health import health
 from jobs import JOBS
+from parsing import check_input, parse_action, parse_params, process_id_of
 from process_manager import ProcessManager, Start
-from processes.files import MAX_ROWS, Artifact, choose, linked, read_artifacts
+from processes.archive import ARCHIVE
 from processes.lease import AWAY
 from processes.links import LinkMaker
-from processes.lookup import UnknownProcess
+from processes.reading import UnknownProcess
 from processes.record import Snapshot, Status, view
+from replies import Reply, bounded
 from storage import PresignUnsupported, Store, open_store
-from utils import Settings, WorkerError, load_settings, log_to_stderr, new_id, set_within, utc_now
+from utils import Settings, WorkerError, load_settings, log_to_stderr, new_id, set_within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 log = logging.getLogger(__name__)
 
-#: No reply is larger: RunPod takes 10 MB, and refuses the whole result above it.
-MAX_REPLY_BYTES = 8_000_000
+#: Links that come with the end of a start work so long.
+LINKS_SECONDS = 3600
 #: RunPod's own /status shows progress at most this often.
 UPDATE_SECONDS = 2.0
 #: The last part of the grace period of a drain is for replies that are under way.
@@ -60,10 +57,6 @@ LOCAL_JOB_ID = "local_test"
 #: Requests at a time of a `control` worker; of an `all` worker beside those that fill its slots.
 #: A `gpu` worker takes no more than it has slots: it never swallows what an idle one could run.
 CONTROL_CONCURRENCY, SPARE_CONCURRENCY = 32, 7
-
-Reply = dict[str, JsonValue]
-#: How requests come in: from RunPod's queue, to the SDK's local server, or by hand.
-WayIn = Literal["serverless", "api", "terminal"]
 
 
 class Refused(WorkerError):
@@ -79,12 +72,6 @@ class WorkerDraining(WorkerError):
     retryable = True
 
 
-class ReplyTooLarge(WorkerError):
-    """The reply would exceed what RunPod carries."""
-
-    code = "reply_too_large"
-
-
 class Handler:
     """Runs one action per job. Nothing but a cancellation ever escapes from a call."""
 
@@ -92,6 +79,7 @@ class Handler:
         self._store = store
         self.manager = ProcessManager(store, settings)
         self._lookup = self.manager.lookup
+        self._files = FileActions(store, self.manager, settings)
         self._links = LinkMaker(store)
         self._settings = settings
         self._way_in = way_in
@@ -108,7 +96,7 @@ class Handler:
         self.set_up()
         self._jobs += 1
         try:
-            return _bounded(await self._answer(job))
+            return bounded(await self._answer(job))
         except WorkerError as error:
             return {"error": json.dumps(error.payload())}
         except Exception:
@@ -128,9 +116,9 @@ class Handler:
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.getsignal(number)
             loop.add_signal_handler(number, self._begin_shutdown, number, before)
-        self._background = [
-            loop.create_task(self.manager.recover()), loop.create_task(self._check_store())
-        ]  # fmt: skip
+        self._background = [loop.create_task(self.manager.recover())]
+        if self._way_in != "terminal":  # there it ends too soon, and the request itself will tell
+            self._background.append(loop.create_task(self._check_store()))
 
     async def _check_store(self) -> None:
         """A store that cannot work is said at start-up, in words, and not at the first start."""
@@ -162,36 +150,57 @@ class Handler:
                 return await self._processes(action)
             case CancelAction():
                 return await self._cancel(action)
-            case DownloadAction():
-                return await self._download(action)
+            case BulkDownloadAction(archive=True):
+                return await self._archive(action, job)
             case HealthAction():
                 return await health(self._store, self.manager, self._settings)
             case KindsAction():
                 return {
                     "kinds": {name: job.params.model_json_schema() for name, job in JOBS.items()}
                 }
+            case _:
+                return await self._files.answer(action)
 
     async def _start(self, action: StartAction, job: dict[str, Any]) -> Reply:
         if self._settings.role == "control":
             raise Refused("this worker has the role `control` and runs no jobs; send `start` to "
                           "the GPU endpoint")  # fmt: skip
-        if self.manager.draining:
-            return await self._leave_to_others()
-        start = _start_of(action, job)
+        start = _start_of(action, job, self._settings)
         if action.detach:
             if not self._settings.allow_detach:
                 raise Refused(
                     "`detach` is refused: RunPod stops an idle worker and the job with it; on a "
                     "Pod or an always-on worker, set WORKER_ALLOW_DETACH=1"
                 )
+            if self.manager.draining:
+                return await self._leave_to_others()
             return await self._view(await self.manager.begin(start))
+        return await self._see_through(start, job)
+
+    async def _archive(self, action: BulkDownloadAction, job: dict[str, Any]) -> Reply:
+        """A process like any other, but of this worker's own doing: any role may write one."""
+        params: Reply = {
+            "process_ids": [*dict.fromkeys(action.process_ids)], "pattern": action.pattern
+        }  # fmt: skip
+        start = Start(
+            process_id=_process_id(action.process_id, job), kind=ARCHIVE, params=params,
+            shown_params=params, labels={}, runpod_job_id=_job_id(job),
+        )  # fmt: skip
+        return await self._see_through(start, job, expires_in=action.expires_in)
+
+    async def _see_through(
+        self, start: Start, job: dict[str, Any], *, expires_in: int = LINKS_SECONDS
+    ) -> Reply:
+        """Hold the request until the process ends; the reply is how it did."""
+        if self.manager.draining:
+            return await self._leave_to_others()
         async with self._progress_shown(job, start.process_id):
             snapshot = await self.manager.deliver(start)
         if snapshot.record.status is Status.INTERRUPTED and self._way_in != "api":
             if self._way_in == "terminal":
                 console.print_end(snapshot, [])
             return await self._leave_to_others()
-        return await self._ended(snapshot)
+        return await self._ended(snapshot, expires_in)
 
     async def _leave_to_others(self) -> Reply:
         """For a worker that drains: without an answer RunPod delivers the job again, elsewhere.
@@ -204,24 +213,22 @@ class Handler:
         self._unanswered += 1
         return await asyncio.Future()
 
-    async def _ended(self, snapshot: Snapshot) -> Reply:
+    async def _ended(self, snapshot: Snapshot, expires_in: int) -> Reply:
         """The reply of a start: the view, its files, and `error` if the process failed."""
         record = snapshot.record
-        reply, rows, artifacts = await self._view(snapshot), [], []
+        reply = await self._view(snapshot)
+        page: Reply = {"files": [], "next_cursor": None}
         # How it ended is known and stored. The links may also be had later, by `download`.
         with suppress(PresignUnsupported, *AWAY):
-            artifacts = await read_artifacts(self._store, record)
-            rows = await self._rows(snapshot, artifacts[:MAX_ROWS])
-        reply["files"] = [*rows]
-        reply["next_cursor"] = rows[-1]["path"] if len(artifacts) > len(rows) > 0 else None
+            page = await self._files.page_of_files(snapshot, expires_in=expires_in)
         if self._way_in == "terminal":
-            console.print_end(snapshot, [str(row["url"]) for row in rows])
+            console.print_end(snapshot, urls_of(page))
         if record.failure is not None and record.status is Status.FAILED:
             failure = record.failure
             reply["error"] = json.dumps(
                 {"code": failure.code, "message": failure.message, "retryable": failure.retryable}
             )
-        return reply
+        return reply | page
 
     async def _process_status(self, action: ProcessStatusAction) -> Reply:
         try:
@@ -250,35 +257,6 @@ class Handler:
     async def _cancel(self, action: CancelAction) -> Reply:
         snapshot = await self.manager.cancel(action.process_id, wait_seconds=action.wait_seconds)
         return await self._view(snapshot)
-
-    async def _download(self, action: DownloadAction) -> Reply:
-        snapshot = await self._lookup.get(action.process_id)
-        artifacts = choose(
-            await self._artifacts(snapshot), path=action.path, pattern=action.pattern
-        )
-        left = [a for a in artifacts if action.cursor is None or a.path > action.cursor]
-        page = left[:MAX_ROWS]
-        return {
-            "process_id": action.process_id,
-            "status": snapshot.record.status.value,
-            "attempt": snapshot.record.attempt,
-            "files": [*await self._rows(snapshot, page, expires_in=action.expires_in)],
-            "next_cursor": page[-1].path if len(left) > len(page) else None,
-        }
-
-    async def _artifacts(self, snapshot: Snapshot) -> list[Artifact]:
-        if run := self._lookup.held(snapshot.record.process_id):
-            return [Artifact.of(file) for file in run.uploads.files()]
-        return await read_artifacts(self._store, snapshot.record)
-
-    async def _rows(
-        self, snapshot: Snapshot, artifacts: list[Artifact], *, expires_in: int = 3600
-    ) -> list[Reply]:
-        expires_at = (utc_now() + timedelta(seconds=expires_in)).isoformat(timespec="seconds")
-        return await linked(
-            self._store, snapshot.record, artifacts,
-            expires_in=expires_in, expires_at=expires_at,
-        )  # fmt: skip
 
     async def _view(self, snapshot: Snapshot) -> Reply:
         reply = view(snapshot, lease_seconds=self._settings.lease_seconds)
@@ -362,28 +340,29 @@ class Handler:
         return int(JobsProgress().get_job_count())
 
 
-def _start_of(action: StartAction, job: dict[str, Any]) -> Start:
-    shown = parse_params(action.kind, action.params)
-    job_id = None if job.get("id") in (None, LOCAL_JOB_ID) else str(job["id"])
-    named = action.process_id or (process_id_of(job_id) if job_id else new_id())
+def _start_of(action: StartAction, job: dict[str, Any], settings: Settings) -> Start:
+    for name, asked in action.inputs.items():
+        check_input(name, asked, settings)
     return Start(
-        process_id=named,
+        process_id=_process_id(action.process_id, job),
         kind=action.kind,
         params=action.params,
-        shown_params=shown,
+        shown_params=parse_params(action.kind, action.params),
+        inputs=action.inputs,
         labels=action.labels,
         timeout_seconds=action.timeout_seconds,
         reject_when_busy=action.on_busy == "reject",
-        runpod_job_id=job_id,
+        runpod_job_id=_job_id(job),
     )
 
 
-def _bounded(reply: Reply) -> Reply:
-    """`reply`, if RunPod can carry it."""
-    size = len(json.dumps(reply))
-    if size > MAX_REPLY_BYTES:
-        raise ReplyTooLarge(f"the reply would be {size} bytes; ask for less at a time")
-    return reply
+def _job_id(job: dict[str, Any]) -> str | None:
+    return None if job.get("id") in (None, LOCAL_JOB_ID) else str(job["id"])
+
+
+def _process_id(named: str | None, job: dict[str, Any]) -> str:
+    job_id = _job_id(job)
+    return named or (process_id_of(job_id) if job_id else new_id())
 
 
 async def _nothing() -> None:
@@ -399,24 +378,9 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-HELP = """\
-A RunPod serverless worker for long GPU jobs. On RunPod it needs no arguments.
-
-by hand:
-  python rp_handler.py                    run ./test_input.json and show its progress
-  python rp_handler.py --test_input '{"input": {"action": "kinds"}}'
-                                          run one request
-  python rp_handler.py --rp_serve_api     serve POST /runsync on http://localhost:8000
-"""
-AFTER_HELP = """\
-More options, of the RunPod SDK: --rp_log_level, --rp_debugger, --rp_api_host, --rp_api_port.
-Everything else is set by environment variables, see README.md.
-"""
-
-
 def main(arguments: list[str]) -> None:
     """Start the worker as the arguments and the environment say."""
-    way_in = _way_in(_parse(arguments))
+    way_in = way_in_of(parse(arguments))
     settings = load_settings()
     at_terminal = way_in == "terminal" and sys.stderr.isatty()
     log_to_stderr("WARNING" if at_terminal else "INFO")
@@ -430,35 +394,6 @@ def main(arguments: list[str]) -> None:
         sys.exit(str(error))
     handler = Handler(store, settings, way_in=way_in)
     runpod.serverless.start({"handler": handler, "concurrency_modifier": handler.concurrency})
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    """The arguments that matter here; the SDK reads them again for itself."""
-    parser = argparse.ArgumentParser(
-        description=HELP, epilog=AFTER_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("--test_input", type=_job, metavar="JSON", help="a job, with its `input`")
-    parser.add_argument("--rp_serve_api", action="store_true", help="serve the local API")
-    return parser.parse_known_args(arguments)[0]
-
-
-def _job(text: str) -> object:
-    """Says what is wrong with a test input before the SDK meets it with a traceback."""
-    with suppress(ValueError):
-        job = json.loads(text)
-        if isinstance(job, dict) and job.get("input") is not None:
-            return job
-    raise argparse.ArgumentTypeError(
-        'takes a JSON object such as \'{"input": {"action": "kinds"}}\''
-    )
-
-
-def _way_in(arguments: argparse.Namespace) -> WayIn:
-    if arguments.rp_serve_api or os.environ.get("RUNPOD_REALTIME_PORT"):
-        return "api"
-    by_hand = arguments.test_input or "RUNPOD_WEBHOOK_GET_JOB" not in os.environ
-    return "terminal" if by_hand else "serverless"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from utils import WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from utils import Settings
@@ -26,6 +26,8 @@ MAX_KEY_BYTES = 900
 MAX_PART_BYTES = 255
 #: S3 lists at most this many keys per request.
 MAX_PAGE = 1000
+#: The most bytes that `get_range` gives at a time.
+MAX_RANGE = 16 << 20
 
 
 class ObjectNotFound(WorkerError):
@@ -78,6 +80,12 @@ class PresignUnsupported(WorkerError):
     code = "presign_unsupported"
 
 
+class PartsMissing(WorkerError):
+    """`join_parts` found less than was announced; the message says how many bytes came."""
+
+    code = "parts_missing"
+
+
 class Stored(NamedTuple):
     """An object as it was read."""
 
@@ -106,6 +114,43 @@ class Page(NamedTuple):
     objects: list[Listed]
     #: What to pass as `start_after` for the next page; None when this was the last.
     next: str | None
+
+
+class ObjectFacts(NamedTuple):
+    """An object as it was looked at, without its bytes."""
+
+    size: int
+    #: Opaque; differs whenever the object was replaced since. Only `stat` gives and knows these:
+    #: a folder's are not those of `Stored`, which would take reading the whole file.
+    version: str
+    #: Seconds since the Unix epoch, by the store's clock.
+    modified: float
+
+
+class FolderPage(NamedTuple):
+    """Up to `MAX_PAGE` folders in key order: as if each name had its `/`, so `a-b` before `a`."""
+
+    names: list[str]
+    #: What to pass as `start_after` for the next page, which may be empty; None: there is none.
+    next: str | None
+
+
+class Wanted(NamedTuple):
+    """A link to make: to what, and under which name it is saved (None: the key's own)."""
+
+    key: str
+    filename: str | None = None
+
+
+#: What `presign_gets` returns. (Inside a store, `list` is a method.)
+Links = list[str]
+
+
+class PartLinks(NamedTuple):
+    """A file that a caller sends in parts: each is PUT to its link, in any order."""
+
+    upload_id: str
+    urls: list[str]
 
 
 class FileFacts(NamedTuple):
@@ -163,6 +208,22 @@ class Store(Protocol):
         """
         ...
 
+    async def stat(self, key: str) -> ObjectFacts:
+        """Its size and age, without reading it. One request.
+
+        Raises:
+            ObjectNotFound: there is none.
+        """
+        ...
+
+    async def get_range(self, key: str, *, offset: int, length: int) -> bytes:
+        """Up to `length` (1 to `MAX_RANGE`) bytes from `offset`: fewer, or none, at the end.
+
+        Raises:
+            ObjectNotFound: there is none.
+        """
+        ...
+
     async def put(self, key: str, data: bytes, *, content_type: str | None = None) -> str:
         """Write whatever was there before. Returns the new version."""
         ...
@@ -196,6 +257,16 @@ class Store(Protocol):
         """
         ...
 
+    async def list_folders(
+        self, prefix: str, *, start_after: str | None = None, limit: int = MAX_PAGE
+    ) -> FolderPage:
+        """One page of the names directly under `prefix` that have objects below them.
+
+        `prefix` is as for `list`, `start_after` one such name, there or not. One request, and
+        another for each `limit` objects in a row that lie directly under `prefix` themselves.
+        """
+        ...
+
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove these. One that is not there is no error. Many go in as few requests as can be."""
         ...
@@ -215,6 +286,25 @@ class Store(Protocol):
         Raises:
             ChecksumMismatch: the file changed while it was read.
             FileNotFoundError: there is no file at `path`.
+        """
+        ...
+
+    async def upload_stream(
+        self,
+        chunks: AsyncIterator[bytes],
+        key: str,
+        *,
+        size: int,
+        content_type: str | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> FileFacts:
+        """Write what comes, whole or not at all, with at most three parts of it in memory.
+
+        `size` is the most that may come: up to 80 GB a part is 8 MiB, beyond that a 10,000th of
+        it. `chunks` is closed, however this ends; what it raises comes out as it is.
+
+        Raises:
+            ValueError: more than `size` bytes came.
         """
         ...
 
@@ -244,13 +334,56 @@ class Store(Protocol):
         """
         ...
 
+    async def presign_gets(self, wanted: Sequence[Wanted], *, expires_in: int) -> Links:
+        """As `presign_get`, for many at once and in their order."""
+        ...
+
     async def presign_put(
-        self, key: str, *, expires_in: int, content_type: str | None = None, size: int | None = None
+        self,
+        key: str,
+        *,
+        expires_in: int,
+        content_type: str | None = None,
+        size: int | None = None,
+        create_only: bool = False,
     ) -> str:
         """A link to which anyone may PUT; what is given here is signed and thereby enforced.
 
+        `create_only` signs `If-None-Match: *` where the store has conditional writes, and nothing
+        where it has not: a PUT must carry that header then, and 412 says that an object is there.
+
         Raises:
             PresignUnsupported: this store has no links, or none that can be written to.
+        """
+        ...
+
+    async def presign_parts(
+        self,
+        key: str,
+        *,
+        size: int,
+        part_size: int,
+        expires_in: int,
+        content_type: str | None = None,
+    ) -> PartLinks:
+        """Links to which anyone may PUT a file of `size` bytes in parts of exactly `part_size`.
+
+        The last part is the rest. `part_size` is 5 MiB to 5 GiB and there are 1 to 10,000 parts,
+        or ValueError. Nothing appears until `join_parts`; what is never joined is the bucket's to
+        remove.
+
+        Raises:
+            PresignUnsupported: this store has no links, or none that can be written to.
+        """
+        ...
+
+    async def join_parts(self, key: str, upload_id: str, *, size: int) -> None:
+        """Make the object of the parts that came. Asks the store, and nobody else, which did.
+
+        May be repeated: an upload that is gone while an object of that size is there was joined.
+
+        Raises:
+            PartsMissing: they do not add up to `size`, or there is no such upload.
         """
         ...
 
@@ -295,6 +428,24 @@ def check_prefix(prefix: str) -> str:
             raise InvalidKey("a prefix ends with '/'")
         check_key(prefix[:-1])
     return prefix
+
+
+def check_folder(prefix: str, name: str) -> str:
+    """`name` itself, if it may be that of a folder directly under `prefix`.
+
+    Raises:
+        InvalidKey: either cannot be.
+    """
+    check_key(check_prefix(prefix) + name)
+    if "/" in name:
+        raise InvalidKey("a folder's name is one part of a key")
+    return name
+
+
+def check_range(offset: int, length: int) -> None:
+    """Raises ValueError if `get_range` takes no such."""
+    if offset < 0 or not 1 <= length <= MAX_RANGE:
+        raise ValueError(f"a range has an offset of 0 or more and 1 to {MAX_RANGE} bytes")
 
 
 def open_store(settings: Settings) -> Store:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -17,16 +18,20 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import (
     AliasChoices,
     BaseModel,
+    ByteSize,
     Field,
     JsonValue,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Clock = Callable[[], datetime]
 Role = Literal["all", "gpu", "control"]
+#: Keys of the worker itself: what lies there is reached by the actions, or by nobody.
+OWN_PREFIXES = ("processes/", "index/", "inputs/", "workers/", "locks/")
 
 
 class WorkerError(Exception):
@@ -183,6 +188,47 @@ class Settings(BaseSettings):
         Field(description="Names of environment variables that jobs may see, comma-separated."),
     ] = ""
 
+    # ---- files that come in. Sizes may be written as 20GiB.
+    max_upload_bytes: Annotated[
+        ByteSize, Field(gt=0, description="The largest file that a caller may upload.")
+    ] = ByteSize(50 << 30)
+    max_folder_bytes: Annotated[
+        ByteSize, Field(gt=0, description="What an input folder may hold.")
+    ] = ByteSize(200 << 30)
+    max_folder_files: Annotated[
+        int, Field(ge=1, le=100_000, description="How many files an input folder may hold.")
+    ] = 10_000
+    single_put_bytes: Annotated[
+        ByteSize,
+        Field(ge=5 << 20, le=5 << 30, description="What the store takes in one PUT; larger uploads "
+                                                  "are given links to parts."),
+    ] = ByteSize(5 << 30)  # fmt: skip
+    max_input_bytes: Annotated[
+        ByteSize,
+        Field(
+            gt=0, description="What the inputs of one process may hold; unpacked, as much again."
+        ),
+    ] = ByteSize(200 << 30)
+    input_timeout_seconds: Annotated[
+        float, Field(gt=0, description="An input that takes longer to fetch fails the process.")
+    ] = 3600.0
+    input_cache_bytes: Annotated[
+        ByteSize,
+        Field(ge=0, description="Inputs kept on the scratch disk for the next process; at most "
+                                "half of what is free there."),
+    ] = ByteSize(20 << 30)  # fmt: skip
+    allowed_hosts: Annotated[
+        str,
+        Field(description="Private hosts that inputs may come from, comma-separated, as `name` or "
+                          "`name:port`; they may speak http."),
+    ] = ""  # fmt: skip
+
+    input_keys: Annotated[
+        str,
+        Field(description="Below which keys an input `key:KEY` may lie, whoever asks: "
+                          "comma-separated, each ending in `/`."),
+    ] = "shared/"  # fmt: skip
+
     # ---- the protocol's times, in seconds
     heartbeat_seconds: Annotated[
         float, Field(gt=0, le=60, description="The owner rewrites a record at least this often.")
@@ -227,12 +273,36 @@ class Settings(BaseSettings):
             )
         return self
 
+    @field_validator("input_keys")
+    @classmethod
+    def _names_folders_of_keys(cls, text: str) -> str:
+        for prefix in _parts(text):
+            if not re.fullmatch(r"([^/\\]+/)+", prefix) or {".", ".."} & set(prefix.split("/")):
+                raise ValueError(
+                    "each is the beginning of keys, such as `shared/`: it ends in `/`, and no part "
+                    "of it is empty, `.` or `..`"
+                )
+            if prefix.startswith(OWN_PREFIXES):
+                raise ValueError(
+                    f"the worker's own keys ({', '.join(OWN_PREFIXES)}) are nobody's inputs; "
+                    "`folder:` and `process:` name what callers may have"
+                )
+        return text
+
+    @property
+    def input_key_prefixes(self) -> tuple[str, ...]:
+        return tuple(_parts(self.input_keys))
+
     def local_store_root(self) -> Path:
         """The folder to use when there is no bucket (DESIGN: a network volume is a real store)."""
         if self.data_dir is not None:
             return self.data_dir.absolute()
         volume = Path("/runpod-volume")
         return volume / "worker-data" if volume.is_mount() else Path("data").absolute()
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def load_settings() -> Settings:
@@ -296,6 +366,19 @@ async def set_within(event: asyncio.Event, seconds: float) -> bool:
     with suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), seconds)
     return event.is_set()
+
+
+@asynccontextmanager
+async def together() -> AsyncIterator[asyncio.TaskGroup]:
+    """A TaskGroup that raises the first failure itself, as it was, not a group around it."""
+    first: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        first = failures.exceptions[0]
+    if first is not None:
+        raise first
 
 
 def utc_now() -> datetime:

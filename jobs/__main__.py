@@ -126,6 +126,10 @@ def _run(orders: Iterator[bytes], voice: Voice) -> object:
         attempt=order["attempt"],
         device=order["device"],
     )
+    if order["unpack"]:
+        from jobs.unpack import unpack_inputs  # most jobs have no use for it
+
+        unpack_inputs(context, order["unpack"], order["max_unpacked_bytes"])
     return job.run(context, params)
 
 

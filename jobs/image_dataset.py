@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from jobs.context import JobContext, JobFailed, JobStopped
+from jobs.packed import MAX_INFLATION, check_methods, promises_too_much, why_unsafe_in_zip
 
 #: Anything else is counted and otherwise ignored: a README, labels, thumbnails of a file manager.
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
@@ -26,10 +27,6 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000  # of one image, before it is resized
 MAX_DATASET_BYTES = 4 << 30  # decoded, as it stays in memory: 3 bytes a pixel
-#: A zip may promise this many times its own size. Real images hardly shrink; bombs do, 1000-fold.
-MAX_INFLATION = 100
-#: A small zip of flat pictures may shrink well; up to this many bytes nobody minds.
-HARMLESS_BYTES = 64 << 20
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -103,7 +100,10 @@ def find_dataset(inputs: Path, dataset: str) -> Path:
         if not inside:
             raise JobFailed("dataset_unsafe", f"The dataset {dataset!r} is a link to elsewhere.")
         return path
-    raise JobFailed("dataset_missing", f"There is no dataset {dataset!r} among the inputs.")
+    there = ", ".join(sorted(path.name for path in inputs.iterdir())) or "none"
+    raise JobFailed(
+        "dataset_missing", f"There is no dataset {dataset!r} among the inputs, which are: {there}."
+    )
 
 
 def open_dataset(path: Path) -> Source:
@@ -154,11 +154,12 @@ class ZipOfImages:
 
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path)
-        members = [member for member in self._zip.infolist() if not member.is_dir()]
+        members = [member for member in self._zip.infolist() if not member.filename.endswith("/")]
         for member in members:
-            self._check(member)
-        promised = sum(member.file_size for member in members)
-        if promised > max(HARMLESS_BYTES, MAX_INFLATION * path.stat().st_size):
+            if why := why_unsafe_in_zip(member):
+                raise JobFailed("dataset_unsafe", f"{member.filename!r} in the zip {why}.")
+        check_methods(members)
+        if promises_too_much(members, path.stat().st_size):
             raise JobFailed(
                 "dataset_unsafe",
                 f"{path.name!r} would unpack to more than {MAX_INFLATION} times its size.",
@@ -171,15 +172,6 @@ class ZipOfImages:
         member = self._members[name]
         _check_file_size(name, member.file_size)
         return self._zip.read(member)  # never more than the size that it declares
-
-    @staticmethod
-    def _check(member: zipfile.ZipInfo) -> None:
-        path = PurePosixPath(member.filename)
-        leaves = path.is_absolute() or ".." in path.parts or "\\" in member.filename
-        if leaves or stat.S_ISLNK(member.external_attr >> 16):
-            raise JobFailed(
-                "dataset_unsafe", f"{member.filename!r} in the zip is a link or leads out of it."
-            )
 
 
 def _is_image(name: str) -> bool:

@@ -85,6 +85,10 @@ class Attempt(NamedTuple):
     #: What the child sees besides the harmless part of the worker's own environment.
     environment: Mapping[str, str]
     device: str = "auto"
+    #: Names in its `inputs` of archives, in whose places the job is to find folders.
+    unpack: tuple[str, ...] = ()
+    #: What all of them together may take on the disk, in bytes.
+    max_unpacked_bytes: int = 0
 
 
 class Child:
@@ -315,6 +319,8 @@ def _first_order(attempt: Attempt) -> bytes:
         "folder": str(attempt.folder.resolve()),
         "resume_from": str(attempt.resume_from.resolve()) if attempt.resume_from else None,
         "device": attempt.device,
+        "unpack": attempt.unpack,
+        "max_unpacked_bytes": attempt.max_unpacked_bytes,
     }
     return json.dumps(order).encode() + b"\n"
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from inputs.sources import Input
 from jobs.runner import Failure
 from processes.record import TOO_MANY_ATTEMPTS, Record
 from utils import WorkerError
@@ -37,10 +39,15 @@ class Start(NamedTuple):
     timeout_seconds: float | None = None
     reject_when_busy: bool = False
     runpod_job_id: str | None = None
+    #: What the job finds under `inputs`, by name.
+    inputs: Mapping[str, Input] = {}
 
     @property
     def request_hash(self) -> str:
-        return hash_request(self.process_id, {"kind": self.kind, "params": self.params})
+        request: dict[str, JsonValue] = {"kind": self.kind, "params": self.params}
+        if self.inputs:
+            request["inputs"] = {name: {**each.identity} for name, each in self.inputs.items()}
+        return hash_request(self.process_id, request)
 
 
 class Answer(NamedTuple):

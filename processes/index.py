@@ -93,6 +93,11 @@ async def read_rows(
     return chosen, page.next.removeprefix(PREFIX) if page.next else None
 
 
+def rows_of(record: Record) -> list[str]:
+    """The keys of all rows that a process may have."""
+    return [index_key(record, status) for status in _ORDER]
+
+
 def _others(record: Record) -> list[str]:
     return [index_key(record, status) for status in _ORDER if status is not record.status]
 

@@ -12,8 +12,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from processes.record import Record, record_key
 from processes.record_cache import Copy
@@ -27,12 +28,30 @@ from storage import (
 from utils import Clock, Settings, WorkerError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Change = Callable[[Record], Record]
 
 #: A store that says "misconfigured" in mid-run (a key that was rotated, say) may be mended while
 #: the job goes on: no reason to end it.
 AWAY = (StorageUnavailable, StorageMisconfigured)
+
+
+async def until_answered(
+    ask: Callable[[], Awaitable[T]],
+    waits_for: tuple[type[WorkerError], ...] = (StorageUnavailable,),
+) -> T:
+    """What `ask` returns, asked until the store answers. Whoever calls sets the deadline.
+
+    A store that answers "misconfigured" has answered, and its sentence says what to mend; who has
+    a job's work to lose waits for that, too (`AWAY`).
+    """
+    while True:
+        try:
+            return await ask()
+        except waits_for as error:
+            log.warning("the store is away, waiting: %s", error)
+            await asyncio.sleep(1)
 
 
 class LeaseLost(WorkerError):

@@ -7,31 +7,19 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-from pydantic import ValidationError
-
 from processes.index import Row, read_rows
 from processes.lease import AWAY
-from processes.record import Record, Snapshot, Status, record_key
+from processes.manifest import Artifact, find
+from processes.reading import UnknownProcess, decode_record, present, read_stored
+from processes.record import Snapshot, Status
 from processes.record_cache import Copy
 from processes.run import ProcessRun
 from processes.worker import Worker
-from storage import ObjectNotFound
-from utils import WorkerError
 
+#: An end that is final can only be deleted: whoever knows it looks again after this long.
+FINAL_SECONDS = 60.0
 #: How often a process that another worker runs is looked at while somebody waits for it.
 FOLLOW_SECONDS = 1.0
-
-
-class UnknownProcess(WorkerError):
-    """The store has no record with this id. Never raised because the store could not be asked."""
-
-    code = "unknown_process"
-
-
-class RecordUnreadable(WorkerError):
-    """What lies under the record's key is not a record."""
-
-    code = "record_unreadable"
 
 
 class ProcessLookup:
@@ -42,18 +30,21 @@ class ProcessLookup:
         #: The processes that run on this worker, by id; the manager's own, looked into.
         self._runs = runs
 
-    async def get(self, process_id: str) -> Snapshot:
+    async def get(self, process_id: str, *, fresh: bool = False) -> Snapshot:
         """A process as well as it can be known from here: RAM, then the store, then a copy.
+
+        `fresh`: the store is asked even about an end that is final. For whoever acts upon the
+        answer: the process may be deleted, and its id in use again.
 
         Raises:
             UnknownProcess: the store says there is none.
             StorageUnavailable, StorageMisconfigured: it cannot be asked, and there is no copy.
         """
         if run := self.held(process_id):
-            position = self._worker.slots.position(process_id)
+            position = run.slots.position(process_id)
             return Snapshot(run.lease.record, "memory", run.lease.age_seconds, False, position)
         copy = await self._worker.cache.find(process_id)
-        if copy and copy.record.terminal and not copy.record.resumable:
+        if copy and copy.final and copy.seen_within(FINAL_SECONDS) and not fresh:
             return Snapshot(copy.record, "cache", copy.age_now())
         try:
             return await self._read(process_id, copy)
@@ -67,16 +58,32 @@ class ProcessLookup:
         run = self._runs.get(process_id)
         return run if run and not run.lease.lost.is_set() else None
 
+    async def artifacts(self, snapshot: Snapshot) -> list[Artifact]:
+        """What the current attempt has stored, by path; of a running one, so far."""
+        if run := self.held(snapshot.record.process_id):
+            return [Artifact.of(file) for file in run.uploads.files()]
+        return await self._worker.manifests.artifacts(snapshot.record)
+
+    async def artifact(self, snapshot: Snapshot, path: str) -> Artifact:
+        """One of them.
+
+        Raises:
+            UnknownArtifact: none has this path.
+        """
+        if self.held(snapshot.record.process_id):
+            return find(await self.artifacts(snapshot), path)
+        return await self._worker.manifests.artifact(snapshot.record, path)
+
     async def _read(self, process_id: str, copy: Copy | None) -> Snapshot:
         try:
-            stored = await self._worker.store.get(
-                record_key(process_id), cached=copy.as_stored() if copy else None
-            )
-        except ObjectNotFound:
+            cached = copy.as_stored() if copy else None
+            stored = await read_stored(self._worker.store, process_id, cached=cached)
+            unchanged = copy is not None and copy.version == stored.version
+            record = copy.record if copy and unchanged else decode_record(process_id, stored.data)
+            present(record)
+        except UnknownProcess:
             await self._worker.cache.drop(process_id)
-            raise UnknownProcess(f"there is no process {process_id}") from None
-        unchanged = copy is not None and copy.version == stored.version
-        record = copy.record if copy and unchanged else decode_record(process_id, stored.data)
+            raise
         await self._worker.cache.keep(
             Copy(
                 record=record,
@@ -115,13 +122,3 @@ class ProcessLookup:
         return await read_rows(
             self._worker.store, limit=limit, cursor=cursor, status=status, kind=kind
         )
-
-
-def decode_record(process_id: str, data: bytes) -> Record:
-    try:
-        return Record.model_validate_json(data)
-    except ValidationError as error:
-        raise RecordUnreadable(
-            f"the record of {process_id} is not one that this worker can read "
-            f"({error.error_count()} fields)"
-        ) from None

@@ -29,6 +29,8 @@ class Status(StrEnum):
 
 
 TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+#: A record stays small: a longer list of artifacts is in the manifest only.
+MAX_FILES_INLINE = 100
 #: Failure codes that the protocol itself acts on.
 STOPPED_BY_PLATFORM = "stopped_by_platform"
 TOO_MANY_ATTEMPTS = "too_many_attempts"
@@ -116,6 +118,8 @@ class Record(RecordPart):
     kind: str
     #: As validated; values of secret fields are masked before they get here.
     params: dict[str, JsonValue]
+    #: What the job was given, by name, as it may be shown: URLs without what may be secret in them.
+    inputs: dict[str, str] = {}
     #: Of kind, params and inputs as the caller gave them: is this the same request again?
     request_hash: str
     status: Status
@@ -139,11 +143,16 @@ class Record(RecordPart):
     failure: Failure | None = None
     result: JsonValue = None
     artifacts: ArtifactsSummary = ArtifactsSummary()
+    #: All artifacts of an attempt that has ended, if they are few: links to them then cost no
+    #: second read. None: the manifest lists them.
+    files: tuple[StoredFile, ...] | None = None
     #: Oldest first; at most two.
     checkpoints: tuple[Checkpoint, ...] = ()
     #: Seconds each attempt spent `queued`, `startup`, `running`, `upload`; keyed by attempt.
     timings: dict[int, dict[str, float]] = {}
     history: tuple[HistoryEntry, ...] = ()
+    #: A caller had it deleted: there is no such process any more, and this only says so.
+    deleted: bool = False
 
     @property
     def terminal(self) -> bool:
@@ -194,7 +203,8 @@ class Record(RecordPart):
         fresh = {"started_at": None, "finished_at": None, "progress": None, "failure": None,
                  "cancel_requested": False,
                  "settled_note": settled_note or self.settled_note,
-                 "runpod_job_id": runpod_job_id, "artifacts": ArtifactsSummary()}  # fmt: skip
+                 "runpod_job_id": runpod_job_id, "artifacts": ArtifactsSummary(),
+                 "files": None}  # fmt: skip
         claim = self._with(attempt=self.attempt + 1, writer=writer, **fresh)
         return claim._entered(Status.QUEUED, now, reason)
 
@@ -239,6 +249,28 @@ class Record(RecordPart):
     def with_artifacts(self, artifacts: ArtifactsSummary) -> Record:
         return self._with(artifacts=artifacts)
 
+    def with_files(self, files: tuple[StoredFile, ...]) -> Record:
+        return self._with(files=files if len(files) <= MAX_FILES_INLINE else None)
+
+    def erased(self, writer: Writer) -> Record:
+        """What stays of a deleted process: that there was one, and how far its attempts counted."""
+        return Record(
+            process_id=self.process_id, kind=self.kind, params={}, request_hash="",
+            status=Status.CANCELLED, revision=self.revision, attempt=self.attempt, writer=writer,
+            created_at=self.created_at, updated_at=self.updated_at, deleted=True,
+        )  # fmt: skip
+
+    def after(self, erased: Record, settled_note: str | None) -> Record:
+        """This first record, in the place of an `erased` one.
+
+        Its attempts go on counting, so that whoever still removes the old files touches no new one.
+        """
+        attempt = erased.attempt + 1
+        history = tuple(entry.model_copy(update={"attempt": attempt}) for entry in self.history)
+        return self._with(
+            revision=erased.revision, attempt=attempt, settled_note=settled_note, history=history
+        )
+
     def with_cancel_requested(self) -> Record:
         return self._with(cancel_requested=True)
 
@@ -280,12 +312,13 @@ def new_record(
     runpod_job_id: str | None = None,
     labels: dict[str, str] | None = None,
     timeout_seconds: float | None = None,
+    inputs: dict[str, str] | None = None,
 ) -> Record:
     """The first version of a record: queued, attempt 1, revision 1."""
     record = Record(
         process_id=process_id, kind=kind, params=params, request_hash=request_hash,
         status=Status.QUEUED, writer=writer, runpod_job_id=runpod_job_id, labels=labels or {},
-        timeout_seconds=timeout_seconds, created_at=now, updated_at=now,
+        timeout_seconds=timeout_seconds, inputs=inputs or {}, created_at=now, updated_at=now,
     )  # fmt: skip
     return record._entered(Status.QUEUED, now, "started").written(now)
 

@@ -42,6 +42,14 @@ class Copy(BaseModel, frozen=True):
     #: What this worker owes the store: to be written on top of `version`, and nothing else.
     unsent: Record | None = None
 
+    @property
+    def final(self) -> bool:
+        """Whether its process has ended for good: it can be deleted, and nothing else."""
+        return self.record.terminal and not self.record.resumable
+
+    def seen_within(self, seconds: float) -> bool:
+        return 0 <= time.time() - self.seen_at <= seconds
+
     def age_now(self) -> float:
         return self.age_seconds + max(0.0, time.time() - self.seen_at)
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
+from inputs.errors import InputError
 from jobs.runner import (
     ArtifactReady,
     Attempt,
@@ -33,7 +34,16 @@ from jobs.runner import (
     Stopped,
     Verdict,
 )
+from processes.archive import (
+    ARCHIVE,
+    ArchiveFailed,
+    ArchiveParams,
+    NothingToArchive,
+    write_archive,
+)
+from processes.delivery import Start
 from processes.index import IndexEntry
+from processes.inputs import Inputs
 from processes.lease import AWAY, Change, Lease, LeaseLost
 from processes.notes import read_note
 from processes.record import ProgressSeen, Record
@@ -70,28 +80,29 @@ class _StopAsked(Exception):
 class ProcessRun:
     """One attempt at a process on this worker, from claim to settled record."""
 
-    def __init__(self, worker: Worker, lease: Lease, params: dict[str, JsonValue]) -> None:
-        """Begins at once. `params` are the caller's own, secrets included; they stay in RAM."""
+    def __init__(self, worker: Worker, lease: Lease, start: Start) -> None:
+        """Begins at once. `start` holds what the caller gave, secrets included; it stays in RAM."""
         self.lease = lease
         self._worker = worker
         self._store = worker.store
         self._settings = worker.settings
         self._clock = lease.clock
-        self._params = params
+        self._start = start
         record = lease.record
         self.process_id = record.process_id
         scratch = worker.settings.scratch_dir
         self._folder = scratch / "work" / f"{self.process_id}.{record.writer.nonce}"
         self._uploads = Uploads(worker, lease, self._folder)
         #: Whether it runs a child or waits to; not any more when only files are left to store.
-        self.wants_slot = True
+        self.wants_slot = start.kind != ARCHIVE
+        self.slots = worker.slots if self.wants_slot else worker.archive_places
         self._stopping = asyncio.Event()
         self._reason: StopReason | None = None
         self._child: Child | None = None
         self._first_progress: tuple[int, float] | None = None
         self._index = IndexEntry(worker.store)
         self._log_shipped: list[str] = []
-        self._phase = ("queued", time.monotonic())
+        self._phase = ("inputs" if start.inputs else "queued", time.monotonic())
         #: Done when the record is settled or lost, and nothing of this attempt is left.
         self.task = asyncio.create_task(self._live(), name=f"run {self.process_id}")
 
@@ -143,14 +154,47 @@ class ProcessRun:
 
     async def _attempt(self) -> None:
         verdict: Verdict = Stopped()
-        async with self._worker.slots.taken_by(self.process_id, unless=self._stopping) as got_slot:
-            if got_slot and not self._stopping.is_set():
-                with suppress(_StopAsked):
-                    resume_from = await self._unless_stopping(self._restore())
-                    verdict = await self._run_child(resume_from)
+        with suppress(_StopAsked):
+            try:
+                await self._unless_stopping(self._bring_inputs())
+                verdict = await self._work_in_a_slot()
+            except (InputError, ArchiveFailed, NothingToArchive, UploadFailed) as error:
+                verdict = Failed(_failure(error))
         # The slot is free again: the next child may use the GPU while this one's files travel.
         self.wants_slot = False
         await self._settle(verdict)
+
+    async def _bring_inputs(self) -> None:
+        """Before there is a slot: another child may use the GPU while they travel."""
+        if self._start.inputs:
+            await Inputs(self._worker, self._folder, self._input_came).bring(self._start.inputs)
+            self._enter("queued")
+
+    def _input_came(self, so_far: int, known: int) -> None:
+        """`known` does not count what comes from the web: its size is known when it is here."""
+        seen = ProgressSeen(step=so_far, total=max(so_far, known), message="bytes of the inputs")
+        self.lease.report(lambda r: r.with_progress(seen))
+
+    async def _work_in_a_slot(self) -> Verdict:
+        async with self.slots.taken_by(self.process_id, unless=self._stopping) as got_slot:
+            if not got_slot or self._stopping.is_set():
+                return Stopped()
+            if self._start.kind == ARCHIVE:
+                return await self._unless_stopping(self._write_archive())
+            resume_from = await self._unless_stopping(self._restore())
+            return await self._run_child(resume_from)
+
+    async def _write_archive(self) -> Verdict:
+        """The other thing that a process can be: no child, but files streamed into one zip."""
+        self._enter("running")
+        self.lease.submit(lambda r: r.running(self._clock()))
+        params = ArchiveParams.model_validate(self._start.params)
+        return Completed(
+            await write_archive(self._worker, self._uploads, params, self._archive_grew)
+        )
+
+    def _archive_grew(self, so_far: int, size: int) -> None:
+        self._heard(Progress(step=so_far, total=size, message="bytes of the archive", metrics={}))
 
     async def _restore(self) -> Path | None:
         """The checkpoint to go on from, if there is one."""
@@ -164,9 +208,11 @@ class ProcessRun:
     async def _run_child(self, resume_from: Path | None) -> Verdict:
         record = self.lease.record
         attempt = Attempt(
-            process_id=self.process_id, kind=record.kind, params=self._params,
+            process_id=self.process_id, kind=record.kind, params=self._start.params,
             number=record.attempt, folder=self._folder, resume_from=resume_from,
             environment=_passed_through(self._settings.child_env),
+            unpack=tuple(name for name, each in self._start.inputs.items() if each.unpack),
+            max_unpacked_bytes=self._settings.max_input_bytes,
         )  # fmt: skip
         self._child = child = await Child.spawn(attempt)
         self.lease.submit(lambda r: r.running(self._clock()))
@@ -237,7 +283,9 @@ class ProcessRun:
         if complete or self._uploads.files():
             await self._uploads.write_manifest(complete=complete)
         self._enter("ended")
-        await self.lease.change(lambda r: change(r.with_artifacts(self._uploads.summary())))
+        files = tuple(self._uploads.files())
+        summary = self._uploads.summary()
+        await self.lease.change(lambda r: change(r.with_artifacts(summary).with_files(files)))
 
     async def _store_what_is_left(self) -> None:
         """Of a job that failed: what to resume from, and what it made. Nothing hurries."""

@@ -12,6 +12,8 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self._semaphore = asyncio.Semaphore(count)
+        #: How many places are given out.
+        self.taken = 0
         self._waiting: dict[str, None] = {}  # a dict keeps the order of arrival
 
     def position(self, process_id: str) -> int | None:
@@ -35,8 +37,10 @@ class Slots:
                 place.cancel()
             await asyncio.gather(place, call_off, return_exceptions=True)
         got_place = not place.cancelled()
+        self.taken += got_place
         try:
             yield got_place
         finally:
             if got_place:
+                self.taken -= 1
                 self._semaphore.release()

@@ -13,14 +13,13 @@ import mimetypes
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
-
-from pydantic import BaseModel
+from typing import NamedTuple, Protocol, TypeVar
 
 from jobs.runner import CheckpointSealed
-from processes.lease import AWAY, Lease, LeaseLost
+from processes.lease import AWAY, Lease, LeaseLost, until_answered
+from processes.manifest import Manifest, artifact_key, manifest_key
 from processes.record import ArtifactsSummary, Checkpoint, StoredFile, attempt_prefix
 from processes.worker import Worker
 from storage import ChecksumMismatch, FileFacts, InvalidKey, ObjectNotFound, Store, check_key
@@ -29,8 +28,12 @@ from utils import WorkerError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+#: Called with bytes so far and bytes in all.
+OnProgress = Callable[[int, int], None]
 #: Files of one attempt that travel at the same time; a big one is sent in parts by the store.
 CONCURRENT_FILES = 8
+#: When an artifact has failed, the others have this long to be stored all the same.
+LAST_CHANCE_SECONDS = 60.0
 
 
 class UploadFailed(WorkerError):
@@ -40,26 +43,6 @@ class UploadFailed(WorkerError):
     retryable = True
 
 
-class Manifest(BaseModel, frozen=True, extra="ignore"):
-    """The list of an attempt's artifacts, written after all of them."""
-
-    process_id: str
-    attempt: int
-    #: Whether this is all that a completed process made; False after a failure or a stop.
-    complete: bool
-    files: tuple[StoredFile, ...]
-    #: Links that point out of the output folder, and names that no key may have: left behind.
-    refused: tuple[str, ...] = ()
-
-
-def artifact_key(process_id: str, attempt: int, path: str) -> str:
-    return f"{attempt_prefix(process_id, attempt)}artifacts/{path}"
-
-
-def manifest_key(process_id: str, attempt: int) -> str:
-    return f"{attempt_prefix(process_id, attempt)}manifest.json"
-
-
 def checkpoint_key(process_id: str, checkpoint: Checkpoint, path: str) -> str:
     prefix = attempt_prefix(process_id, checkpoint.attempt)
     return f"{prefix}checkpoints/{checkpoint.seq:06d}/{path}"
@@ -67,6 +50,14 @@ def checkpoint_key(process_id: str, checkpoint: Checkpoint, path: str) -> str:
 
 def log_tail_key(process_id: str, attempt: int) -> str:
     return f"{attempt_prefix(process_id, attempt)}logs/tail.txt"
+
+
+class Content(Protocol):
+    """An artifact in the making: its bytes, once, and how many there will be."""
+
+    size: int
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
 
 
 class _Seen(NamedTuple):
@@ -87,8 +78,14 @@ class Uploads:
         self._process_id = lease.record.process_id
         self._attempt = lease.record.attempt
         self._stored: dict[str, tuple[_Seen, StoredFile]] = {}
+        #: Artifacts that never were files here.
+        self._streamed: dict[str, StoredFile] = {}
+        #: Of all artifacts.
+        self._total_bytes = 0
         self._refused: list[str] = []
         self._sent_bytes = 0
+        #: When the store last took some bytes.
+        self._moved_at = 0.0
         self._slots = asyncio.Semaphore(CONCURRENT_FILES)
         self._offers: dict[str, asyncio.Task[None]] = {}
         self._newest: CheckpointSealed | None = None
@@ -126,20 +123,69 @@ class Uploads:
             await asyncio.wait(list(self._offers.values()))
         prefix = artifact_key(self._process_id, self._attempt, "")
         paths, self._refused = await asyncio.to_thread(_walk, self._outputs, prefix)
-        try:
-            async with asyncio.TaskGroup() as sends:
-                for path in paths:
-                    sends.create_task(self._send(path))
-        except* WorkerError as group:
-            raise _first(group) from group
+        await self._send_all(paths)
         for gone in set(self._stored) - set(paths):
-            del self._stored[gone]
+            self._forget_artifact(gone)
+
+    async def _send_all(self, paths: list[str]) -> None:
+        """All of them; one that fails is told when the others had a chance to arrive."""
+        sends = [asyncio.create_task(self._send(path)) for path in paths]
+        try:
+            if not sends:
+                return
+            done, others = await asyncio.wait(sends, return_when=asyncio.FIRST_EXCEPTION)
+            if others:
+                more, _ = await asyncio.wait(others, timeout=LAST_CHANCE_SECONDS)
+                done |= more
+            for send in sends:
+                if send in done:
+                    send.result()
+        finally:
+            for send in sends:
+                send.cancel()
+            await asyncio.gather(*sends, return_exceptions=True)
+
+    async def store_stream(
+        self, path: str, begin: Callable[[], Awaitable[Content]], on_progress: OnProgress
+    ) -> None:
+        """Store an artifact that is no file here. `begin` is called anew for each try.
+
+        `on_progress(bytes so far, bytes in all)` is called on the event loop.
+
+        Raises:
+            UploadFailed: it could not be stored. Also what `chunks` raises.
+        """
+        key = artifact_key(self._process_id, self._attempt, path)
+        content_type = _content_type(path)
+
+        async def send() -> FileFacts:
+            content, sent = await begin(), 0
+
+            def passed(count: int) -> None:
+                nonlocal sent
+                sent += count
+                self._moved_at = time.monotonic()
+                on_progress(sent, content.size)
+
+            return await self._store.upload_stream(
+                content.chunks(),
+                key,
+                size=content.size,
+                content_type=content_type,
+                on_bytes=passed,
+            )
+
+        facts = await self._patiently(send)
+        self._streamed[path] = StoredFile(
+            path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
+        )
+        self._total_bytes += facts.size
 
     async def write_manifest(self, *, complete: bool) -> None:
         """Say in the store what is there; for `complete`, the commit point of the process."""
         manifest = Manifest(
             process_id=self._process_id, attempt=self._attempt, complete=complete,
-            files=tuple(sorted((file for _, file in self._stored.values()), key=lambda f: f.path)),
+            files=tuple(self.files()),
             refused=tuple(self._refused),
         )  # fmt: skip
         key = manifest_key(self._process_id, self._attempt)
@@ -147,17 +193,26 @@ class Uploads:
         await self._patiently(lambda: self._store.put(key, data, content_type="application/json"))
 
     def summary(self) -> ArtifactsSummary:
-        files = [file for _, file in self._stored.values()]
-        total = sum(file.size for file in files)
-        return ArtifactsSummary(count=len(files), total_bytes=total, sent_bytes=self._sent_bytes)
+        """As often as bytes go up: adds nothing up itself."""
+        return ArtifactsSummary(
+            count=len(self._stored) + len(self._streamed),
+            total_bytes=self._total_bytes,
+            sent_bytes=self._sent_bytes,
+        )
 
     def files(self) -> list[StoredFile]:
         """What is stored so far, by path."""
-        return sorted((file for _, file in self._stored.values()), key=lambda file: file.path)
+        files = [*self._streamed.values(), *(file for _, file in self._stored.values())]
+        return sorted(files, key=lambda file: file.path)
+
+    def _forget_artifact(self, path: str) -> None:
+        if path in self._stored:
+            self._total_bytes -= self._stored.pop(path)[1].size
 
     def _count(self, sent: int) -> None:
         """A long upload is seen to move."""
         self._sent_bytes += sent
+        self._moved_at = time.monotonic()
         self._lease.report(lambda record: record.with_artifacts(self.summary()))
 
     async def close(self) -> None:
@@ -180,12 +235,14 @@ class Uploads:
             if path in self._stored and self._stored[path][0] == seen:
                 return
             file = await self._store_file(source, path)
+        self._forget_artifact(path)
         self._stored[path] = (seen, file)
+        self._total_bytes += file.size
         self._lease.report(lambda record: record.with_artifacts(self.summary()))
 
     async def _store_file(self, source: Path, path: str) -> StoredFile:
         key = artifact_key(self._process_id, self._attempt, path)
-        content_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        content_type = _content_type(path)
         try:
             facts = await self._patiently(
                 lambda: self._store.upload(
@@ -245,7 +302,10 @@ class Uploads:
             log.warning("an old checkpoint was not removed: %s", error)
 
     async def _patiently(self, send: Callable[[], Awaitable[T]]) -> T:
-        """`send` until the store takes it: nobody loses a job to an outage that ends."""
+        """`send` until the store takes it: nobody loses a job to an outage that ends.
+
+        Patience ends when the store has taken no byte of anything for so long.
+        """
         began = time.monotonic()
         while True:
             if self._lease.lost.is_set():
@@ -253,7 +313,7 @@ class Uploads:
             try:
                 return await send()
             except AWAY as error:
-                if time.monotonic() - began >= self._patience_seconds:
+                if time.monotonic() - max(began, self._moved_at) >= self._patience_seconds:
                     raise UploadFailed(f"the store refused it all along: {error}") from error
                 log.warning("the store is away, an upload waits: %s", error)
                 await asyncio.sleep(1)
@@ -265,7 +325,7 @@ async def restore(
     """Fetch the newest checkpoint that is whole.
 
     Returns what the job had handed over (a file or a folder) and the checkpoint it came from;
-    both None if there is none. Waits for a store that is away.
+    both None if there is none. Waits for a store that is away, or refuses: rather late than anew.
     """
     for checkpoint in reversed(checkpoints):
         target = folder / f"resume-{checkpoint.attempt}-{checkpoint.seq}"
@@ -283,14 +343,12 @@ async def restore(
 async def _fetch(store: Store, key: str, file: StoredFile, target: Path) -> None:
     path = target / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            await store.download(key, path, expected=FileFacts(file.size, file.sha256))
-        except AWAY as error:
-            log.warning("the store is away, a checkpoint waits: %s", error)
-            await asyncio.sleep(1)
-        else:
-            return
+    expected = FileFacts(file.size, file.sha256)
+    await until_answered(lambda: store.download(key, path, expected=expected), AWAY)
+
+
+def _content_type(path: str) -> str:
+    return mimetypes.guess_type(path)[0] or "application/octet-stream"
 
 
 def _look(path: Path) -> _Seen:
@@ -324,9 +382,3 @@ def _can_be_key(key: str) -> bool:
     except InvalidKey:
         return False
     return True
-
-
-def _first(group: BaseExceptionGroup[WorkerError]) -> WorkerError:
-    for error in group.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    raise AssertionError("an empty group")

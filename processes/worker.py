@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
+from inputs.blob_cache import BlobCache
+from processes.manifest import Manifests
 from processes.record_cache import RecordCache
 from processes.slots import Slots
 from storage import Store
@@ -15,7 +18,34 @@ class Worker(NamedTuple):
 
     store: Store
     cache: RecordCache
+    manifests: Manifests
+    #: Inputs that more than one process may need.
+    blobs: BlobCache
     settings: Settings
+    #: For attempts that run a child.
     slots: Slots
+    #: For archives, which this worker writes itself.
+    archive_places: Slots
     #: Wall-clock time, for what is written down. No decision depends on it.
     clock: Clock
+
+
+#: Archives that are written at a time: each takes memory and the store's bandwidth, no slot.
+ARCHIVES_AT_ONCE = 2
+
+
+def new_worker(store: Store, settings: Settings, clock: Clock) -> Worker:
+    """A worker at `store`, with the folders on its scratch disk that it may share with others."""
+    scratch = settings.scratch_dir
+    # Workers on one machine may share a disk, but copies of two stores must not meet.
+    store_name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
+    return Worker(
+        store=store,
+        cache=RecordCache(scratch / "records" / store_name),
+        manifests=Manifests(store),
+        blobs=BlobCache(scratch / "inputs", settings.input_cache_bytes),
+        settings=settings,
+        slots=Slots(settings.slots),
+        archive_places=Slots(ARCHIVES_AT_ONCE),
+        clock=clock,
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pydantic import AliasChoices
+from pydantic import AliasChoices, ByteSize
 from pydantic.fields import FieldInfo
 
 from utils import Settings
@@ -32,7 +32,8 @@ def _default(field: FieldInfo) -> str:
         return "random"
     if field.default in (None, ""):
         return ""
-    return f"`{field.default}`"
+    default = field.default
+    return f"`{default.human_readable() if isinstance(default, ByteSize) else default}`"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import random
 import secrets
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -127,8 +127,39 @@ def copy(source: FileIO, target: BinaryIO, transfer: Transfer) -> FileFacts:
     return FileFacts(size, digest.hexdigest())
 
 
-def sync(file: BinaryIO) -> None:
-    """To the disk, stamped by the same clock as `LocalStore._now` reads."""
+class Draft:
+    """A file that is written as its bytes come, under a name nobody else uses. Blocking."""
+
+    def __init__(self, folder: Path) -> None:
+        """Makes nothing yet."""
+        self._folder = folder
+        self._open = ExitStack()
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def open(self) -> None:
+        self.path = self._open.enter_context(temporary(self._folder))
+        self._file = self._open.enter_context(self.path.open("xb", buffering=0))
+
+    def write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._hash.update(data)
+        self._size += len(data)
+
+    def sync(self) -> FileFacts:
+        """To the disk. Returns what was written."""
+        sync(self._file)
+        return FileFacts(self._size, self._hash.hexdigest())
+
+    def discard(self) -> None:
+        """Leave nothing under that name, nothing open."""
+        self._open.close()
+
+
+def sync(file: BinaryIO | FileIO) -> None:
+    """To the disk, stamped by the same clock as `LocalObjects` reads."""
     file.flush()
     os.utime(file.fileno())
     os.fsync(file.fileno())
@@ -161,6 +192,20 @@ def walk(folder: Path, prefix: str, start_after: str) -> Iterator[Listed]:
                 with suppress(FileNotFoundError):  # removed since
                     facts = path.stat(follow_symlinks=False)
                     yield Listed(key, facts.st_size, facts.st_mtime)
+
+
+def folders(folder: Path, prefix: str, start_after: str) -> Iterator[str]:
+    """Names of folders in `folder` with objects below them, in key order, from the first one after
+    the folder `start_after`."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for key in sorted(_keys(entries, prefix, "")):
+            name = key[len(prefix) : -1]
+            if (
+                key.endswith("/")
+                and f"{name}/" > start_after
+                and any(True for _ in walk(folder / name, key, ""))
+            ):
+                yield name
 
 
 def _keys(entries: Iterable[os.DirEntry[str]], prefix: str, start_after: str) -> Iterator[str]:

@@ -54,14 +54,15 @@ _SENTENCES = {
     "ExpiredToken": "the session token has expired: renew AWS_SESSION_TOKEN with its keys",
     "InvalidToken": "the session token is not valid at {place}: correct or unset AWS_SESSION_TOKEN",
     "AccessDenied": "the access key may not {operation} in {place}: allow s3:GetObject, "
-    "s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload on its objects and s3:ListBucket on "
-    "the bucket",
+    "s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload, s3:ListMultipartUploadParts on its "
+    "objects and s3:ListBucket on the bucket",
     "AuthorizationHeaderMalformed": "{place} is in another region than {region}: set S3_REGION"
     "{right_region}",
     "EntityTooLarge": "{place} takes no object this large in one request",
 }
 #: Other names for the same.
 _ALIASES = {
+    "403": "AccessDenied",  # an answer to HEAD, which has no body that names the error
     "InvalidSecurity": "SignatureDoesNotMatch",
     "InvalidSignature": "SignatureDoesNotMatch",
     "TokenRefreshRequired": "ExpiredToken",
@@ -77,6 +78,7 @@ _ALIASES = {
 _PASSING = {
     "BadDigest",
     "IncompleteBody",
+    "InvalidPart",
     "NoSuchUpload",
     "OperationAborted",
     "RequestTimeout",

@@ -22,6 +22,11 @@ PART = 8 << 20
 MAX_PARTS = 10_000
 
 
+def part_size(size: int) -> int:
+    """Of each part but the last of a file with `size` bytes: R2 takes no others than equal ones."""
+    return max(PART, math.ceil(size / MAX_PARTS))
+
+
 class Stop(threading.Event):
     """Tells a request in another thread that nobody wants it any more."""
 
@@ -77,7 +82,7 @@ class Source:
         self._at_first = os.fstat(self._file.fileno())
         self._hash = hashlib.sha256()
         self._read = 0
-        self._part = max(PART, math.ceil(self._at_first.st_size / MAX_PARTS))
+        self._part = part_size(self._at_first.st_size)
         #: How often `read` has something to give; at least 1.
         self.parts = max(1, math.ceil(self._at_first.st_size / self._part))
 

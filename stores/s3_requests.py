@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from urllib.parse import quote, urlsplit, urlunsplit
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from storage import Listed, Page, StorageMisconfigured, StorageUnavailable, Stored
-from stores.s3_errors import (
-    BOTO_ERRORS,
-    Place,
-    PreconditionRefused,
-    offset_from,
-    translate,
+from storage import (
+    Listed,
+    ObjectFacts,
+    ObjectNotFound,
+    Page,
+    StorageUnavailable,
+    Stored,
 )
+from stores.s3_client import new_client
+from stores.s3_errors import BOTO_ERRORS, PreconditionRefused, offset_from, translate
 from stores.s3_files import buffer
 from utils import utc_now
 
@@ -35,37 +32,11 @@ if TYPE_CHECKING:
 
     from mypy_boto3_s3 import S3Client
 
+    from stores.s3_client import S3Config
     from stores.s3_files import Body, Stop
 
-#: More than all threads that share a client, so that none waits for a connection.
-CONNECTIONS = 64
 #: Bytes between two looks at whether to go on.
 CHUNK = 256 << 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class S3Config:
-    """Where the bucket is and how to talk to it. None leaves it to boto3's own chain (`AWS_*`)."""
-
-    bucket: str
-    endpoint_url: str | None = None
-    region: str | None = None
-    access_key_id: str | None = None
-    secret_access_key: str | None = field(default=None, repr=False)
-    session_token: str | None = field(default=None, repr=False)
-    addressing_style: str = "auto"
-    #: A file of certificates to trust instead of the usual ones.
-    tls_bundle: str | None = None
-    #: Seconds. A worker's lease hangs on control requests, so they give up early.
-    connect_timeout: float = 3.0
-    read_timeout: float = 5.0
-    #: Seconds without a byte before a file's request is given up.
-    transfer_timeout: float = 30.0
-
-    @property
-    def place(self) -> Place:
-        """For sentences."""
-        return Place(self.bucket, _without_login(self.endpoint_url), self.region)
 
 
 class Range(NamedTuple):
@@ -75,6 +46,30 @@ class Range(NamedTuple):
     version: str
     #: Bytes in the whole object.
     total: int
+
+
+class Part(NamedTuple):
+    """A part of an upload, as the store has it."""
+
+    number: int
+    size: int
+    tag: str
+
+
+class PartsPage(NamedTuple):
+    """Parts of an upload, by number."""
+
+    parts: Sequence[Part]
+    #: There are some with higher numbers.
+    more: bool
+
+
+class FoldersPage(NamedTuple):
+    """Some of the names directly under a prefix, in key order."""
+
+    names: Sequence[str]
+    #: The last key or folder that was looked at; None: there is nothing behind it.
+    last: str | None
 
 
 class S3Requests:
@@ -111,6 +106,23 @@ class S3Requests:
             age = _age(modified, answer["ResponseMetadata"]["HTTPHeaders"])
             return Stored(data, _version(answer["ETag"]), modified, age)
 
+    def stat(self, key: str) -> ObjectFacts:
+        """All but the bytes. Two requests for an object that is not there."""
+        with self._errors(key):
+            try:
+                answer = self._control.head_object(Bucket=self.config.bucket, Key=key)
+            except ClientError as error:
+                if _status(error) != 404:
+                    raise
+                # HEAD has no body to say so, but it may be the bucket that is not there
+                self._control.list_objects_v2(Bucket=self.config.bucket, Prefix=key, MaxKeys=1)
+                raise ObjectNotFound(f"there is no object {key!r}") from None
+            return ObjectFacts(
+                answer["ContentLength"],
+                _version(answer["ETag"]),
+                answer["LastModified"].timestamp(),
+            )
+
     def put(self, key: str, data: bytes, content_type: str | None = None) -> str:
         """Write, whatever is there. Returns the version."""
         typed = {"ContentType": content_type} if content_type else {}
@@ -146,6 +158,23 @@ class S3Requests:
             ]
             return Page(rows, rows[-1].key if rows and answer.get("IsTruncated") else None)
 
+    def list_folders(self, prefix: str, after: str | None, limit: int) -> FoldersPage:
+        """One page of what lies directly under `prefix`, which may hold no folders."""
+        start = {"StartAfter": after} if after else {}
+        with self._errors(prefix):
+            answer = self._control.list_objects_v2(
+                Bucket=self.config.bucket,
+                Prefix=prefix,
+                Delimiter="/",
+                MaxKeys=limit,
+                **cast("Any", start),
+            )
+            folders = [row["Prefix"] for row in answer.get("CommonPrefixes", [])]
+            objects = [row["Key"] for row in answer.get("Contents", [])]
+        names = [folder[len(prefix) : -1] for folder in folders]
+        last = max([*folders, *objects], default=None) if answer.get("IsTruncated") else None
+        return FoldersPage(names, last)
+
     def delete(self, key: str) -> None:
         """Remove one object, there or not."""
         with self._errors(key):
@@ -163,7 +192,10 @@ class S3Requests:
                 raise self._failure_within(failed.get("Code", ""), answer)
 
     def presign(
-        self, operation: Literal["get_object", "put_object"], params: dict[str, Any], seconds: int
+        self,
+        operation: Literal["get_object", "put_object", "upload_part"],
+        params: dict[str, Any],
+        seconds: int,
     ) -> str:
         """A link. Makes no request."""
         with self._errors(params["Key"]):
@@ -206,6 +238,23 @@ class S3Requests:
                 PartNumber=number,
                 Body=cast("Any", body),
             )["ETag"]
+
+    def parts(self, key: str, upload_id: str, after: int) -> PartsPage | None:
+        """Up to 1000 parts with numbers above `after`; None: there is no such upload."""
+        with self._errors(key):
+            try:
+                answer = self._control.list_parts(
+                    Bucket=self.config.bucket, Key=key, UploadId=upload_id, PartNumberMarker=after
+                )
+            except ClientError as error:
+                # Ceph RGW calls it a key
+                if error.response["Error"].get("Code") not in ("NoSuchUpload", "NoSuchKey"):
+                    raise
+                return None
+            parts = [
+                Part(row["PartNumber"], row["Size"], row["ETag"]) for row in answer.get("Parts", [])
+            ]
+            return PartsPage(parts, bool(parts) and answer["IsTruncated"])
 
     def complete_upload(self, key: str, upload_id: str, tags: Sequence[str]) -> None:
         """Make an object of the parts."""
@@ -265,6 +314,21 @@ class S3Requests:
                 raise StorageUnavailable(f"{self.place} broke off in the middle of an object")
             return Range(data, _version(answer["ETag"]), int(total))
 
+    def read_range(self, key: str, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`; none at the end or beyond it."""
+        with self._errors(key):
+            try:
+                answer = self._files.get_object(
+                    Bucket=self.config.bucket,
+                    Key=key,
+                    Range=f"bytes={offset}-{offset + length - 1}",
+                )
+            except ClientError as error:
+                if _status(error) != 416:
+                    raise
+                return b""
+            return answer["Body"].read()
+
     def close(self) -> None:
         """Let go of connections."""
         with self._lock:
@@ -278,7 +342,7 @@ class S3Requests:
         """A client per purpose, made at the first use: that takes 0.2 s, so never on the loop."""
         with self._lock:
             if read_timeout not in self._clients:
-                self._clients[read_timeout] = _new_client(self.config, read_timeout)
+                self._clients[read_timeout] = new_client(self.config, read_timeout)
             return self._clients[read_timeout]
 
     @contextmanager
@@ -298,69 +362,6 @@ class S3Requests:
         metadata = {**answer["ResponseMetadata"], "HTTPStatusCode": status}
         response = {"Error": {"Code": code}, "ResponseMetadata": metadata}
         return translate(ClientError(cast("Any", response), "DeleteObjects"), self.place)
-
-
-def _new_client(config: S3Config, read_timeout: float) -> S3Client:
-    """Settings that every store of the S3 kind can live with."""
-    endpoint, style = _endpoint(config)
-    make = partial(
-        boto3.session.Session().client,
-        "s3",
-        endpoint_url=endpoint,
-        region_name=config.region or ("us-east-1" if endpoint else None),
-        aws_access_key_id=config.access_key_id,
-        aws_secret_access_key=config.secret_access_key,
-        aws_session_token=config.session_token,
-        verify=config.tls_bundle,
-        config=Config(
-            signature_version="s3v4",
-            # newer defaults send checksums that R2, GCS and Ceph over TLS refuse
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            s3={"addressing_style": cast("Any", style)},
-            connect_timeout=config.connect_timeout,
-            read_timeout=read_timeout,
-            max_pool_connections=CONNECTIONS,
-            tcp_keepalive=True,
-            # a conditional PUT that boto3 repeats gets 412 from its own success
-            retries={"total_max_attempts": 1},
-        ),
-    )
-    try:
-        return cast("S3Client", make())
-    except BOTO_ERRORS as error:
-        raise translate(error, config.place) from error
-
-
-def _endpoint(config: S3Config) -> tuple[str | None, str]:
-    """The endpoint and the addressing style.
-
-    RunPod's BUCKET_ENDPOINT_URL often names the bucket already (`https://bucket.nyc3.example`);
-    boto3 would put it there once more.
-    """
-    if config.endpoint_url is None:
-        return None, config.addressing_style
-    parts = urlsplit(config.endpoint_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise StorageMisconfigured("S3_ENDPOINT_URL is of the form https://host[:port]")
-    if parts.hostname.startswith(f"{config.bucket}."):
-        host = parts.netloc.replace(f"{config.bucket}.", "", 1)
-        return urlunsplit((parts.scheme, host, "", "", "")), "virtual"
-    return config.endpoint_url.rstrip("/"), config.addressing_style
-
-
-def _without_login(url: str | None) -> str | None:
-    """`url` without what may be secret in it."""
-    if url is None:
-        return None
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-
-def attachment(filename: str) -> str:
-    """A Content-Disposition (RFC 6266): plain for old clients, exact for the others."""
-    plain = "".join(c if " " <= c <= "~" and c not in '"\\%' else "_" for c in filename)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 
 def _version(etag: str) -> str:

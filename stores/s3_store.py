@@ -15,31 +15,38 @@ from weakref import WeakValueDictionary
 
 from storage import (
     MAX_PAGE,
+    FolderPage,
     InvalidKey,
     ObjectChanged,
     ObjectExists,
     ObjectNotFound,
     Page,
+    PartLinks,
     PresignUnsupported,
     StorageMisconfigured,
     StorageUnavailable,
     StoreHealth,
+    Wanted,
+    check_folder,
     check_key,
     check_prefix,
+    check_range,
 )
+from stores import s3_links
 from stores.s3_calls import Lane, retrying
+from stores.s3_client import S3Config
 from stores.s3_errors import PreconditionRefused, clock_offset
-from stores.s3_requests import S3Config, S3Requests, attachment
+from stores.s3_requests import S3Requests
 from stores.s3_transfer import Transfers
 from stores.store_probe import probe
+from stores.streams import closing
 from utils import WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
-    from typing import Literal
 
-    from storage import Capabilities, FileFacts, Stored
+    from storage import Capabilities, FileFacts, Links, ObjectFacts, Stored
     from utils import Settings
 
 log = logging.getLogger(__name__)
@@ -48,8 +55,6 @@ T = TypeVar("T")
 READERS, WRITERS = 24, 16
 #: S3's own limit on a key, of which the prefix may take what `check_key` leaves.
 MAX_PREFIX_BYTES = 1024 - 900
-#: Seconds that a link may live at most, by signature version 4.
-WEEK = 7 * 24 * 3600
 #: Bytes per second that even a poor link moves; more time is given to larger writes.
 SLOW = 1 << 20
 
@@ -129,6 +134,16 @@ class S3Store:
         """As `Store.get`."""
         return await self._read(partial(self._requests.get, self._full(key), cached))
 
+    async def stat(self, key: str) -> ObjectFacts:
+        """As `Store.stat`."""
+        return await self._read(partial(self._requests.stat, self._full(key)))
+
+    async def get_range(self, key: str, *, offset: int, length: int) -> bytes:
+        """As `Store.get_range`."""
+        full = self._full(key)
+        check_range(offset, length)
+        return await self._files.run(partial(self._requests.read_range, full, offset, length))
+
     async def put(self, key: str, data: bytes, *, content_type: str | None = None) -> str:
         """As `Store.put`."""
         call = partial(self._requests.put, self._full(key), data, content_type)
@@ -188,6 +203,20 @@ class S3Store:
         rows = [row._replace(key=row.key[own:]) for row in page.objects]
         return Page(rows, page.next and page.next[own:])
 
+    async def list_folders(
+        self, prefix: str, *, start_after: str | None = None, limit: int = MAX_PAGE
+    ) -> FolderPage:
+        """As `Store.list_folders`."""
+        full, limit = self._prefix + check_prefix(prefix), min(limit, MAX_PAGE)
+        # Past a folder as a whole: `0` comes after `/`. With `name/`, stores that compare keys
+        # give the folder again, and with the highest character as its end, some stores choke.
+        after = None if start_after is None else f"{full}{check_folder(prefix, start_after)}0"
+        page = await self._read(partial(self._requests.list_folders, full, after, limit))
+        while page.last and not page.names:
+            call = partial(self._requests.list_folders, full, page.last, limit)
+            page = await self._read(call)
+        return FolderPage([*page.names], page.names[-1] if page.last else None)
+
     async def delete(self, keys: Sequence[str]) -> None:
         """As `Store.delete`."""
         full = [self._full(key) for key in dict.fromkeys(keys)]
@@ -213,6 +242,22 @@ class S3Store:
         """As `Store.upload`."""
         return await self._files.upload(path, self._full(key), content_type, on_bytes or _nobody)
 
+    async def upload_stream(
+        self,
+        chunks: AsyncIterator[bytes],
+        key: str,
+        *,
+        size: int,
+        content_type: str | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> FileFacts:
+        """As `Store.upload_stream`."""
+        async with closing(chunks):
+            full = self._full(key)
+            return await self._files.upload_stream(
+                chunks, full, size, content_type, on_bytes or _nobody
+            )
+
     async def download(
         self,
         key: str,
@@ -224,34 +269,61 @@ class S3Store:
         """As `Store.download`."""
         return await self._files.download(self._full(key), path, expected, on_bytes or _nobody)
 
-    # ---- links
+    # ---- links; `expires_in` is 1 to 604800, or ValueError
 
     async def presign_get(self, key: str, *, expires_in: int, filename: str | None = None) -> str:
-        """As `Store.presign_get`; `expires_in` is 1 to 604800, or ValueError."""
-        named = {"ResponseContentDisposition": attachment(filename)} if filename else {}
-        return await self._presign("get_object", key, named, expires_in)
+        """As `Store.presign_get`."""
+        (link,) = await self.presign_gets([Wanted(key, filename)], expires_in=expires_in)
+        return link
+
+    async def presign_gets(self, wanted: Sequence[Wanted], *, expires_in: int) -> Links:
+        """As `Store.presign_gets`."""
+        full = [each._replace(key=self._full(each.key)) for each in wanted]
+        await self._check_links(expires_in)
+        return await self._reads.run(
+            partial(s3_links.links_to_read, self._requests, full, expires_in)
+        )
 
     async def presign_put(
-        self, key: str, *, expires_in: int, content_type: str | None = None, size: int | None = None
-    ) -> str:
-        """As `Store.presign_put`; `expires_in` is 1 to 604800, or ValueError."""
-        signed = {"ContentType": content_type, "ContentLength": size}
-        given = {name: value for name, value in signed.items() if value is not None}
-        return await self._presign("put_object", key, given, expires_in)
+        self, key: str, *, expires_in: int, content_type: str | None = None,
+        size: int | None = None, create_only: bool = False,
+    ) -> str:  # fmt: skip
+        """As `Store.presign_put`."""
+        signed = {"Key": self._full(key), "ContentType": content_type, "ContentLength": size}
+        params = {name: value for name, value in signed.items() if value is not None}
+        await self._check_links(expires_in)
+        if create_only and (await self.capabilities()).conditional_writes:
+            params["IfNoneMatch"] = "*"
+        call = partial(self._requests.presign, "put_object", params, expires_in)
+        return await self._reads.run(call)
 
-    async def _presign(
+    async def presign_parts(
         self,
-        operation: Literal["get_object", "put_object"],
         key: str,
-        params: dict[str, Any],
-        seconds: int,
-    ) -> str:
-        params = {"Key": self._full(key), **params}
-        if not 1 <= seconds <= WEEK:
-            raise ValueError(f"a link lives 1 to {WEEK} seconds")
+        *,
+        size: int,
+        part_size: int,
+        expires_in: int,
+        content_type: str | None = None,
+    ) -> PartLinks:
+        """As `Store.presign_parts`."""
+        full, sizes = self._full(key), s3_links.part_sizes(size, part_size)
+        await self._check_links(expires_in)
+        mark = secrets.token_hex(8)
+        begin = partial(self._requests.begin_upload, full, content_type, mark)
+        upload_id = await self._write(begin)
+        sign = partial(s3_links.links_to_parts, self._requests, full, upload_id, sizes, expires_in)
+        return PartLinks(f"{mark}.{upload_id}", await self._reads.run(sign))
+
+    async def join_parts(self, key: str, upload_id: str, *, size: int) -> None:
+        """As `Store.join_parts`."""
+        call = partial(s3_links.join, self._requests, self._full(key), upload_id, size)
+        await self._files.run(call)
+
+    async def _check_links(self, seconds: int) -> None:
+        s3_links.check_life(seconds)
         if not (await self.capabilities()).presign:
             raise PresignUnsupported(f"{self.url} has no links that can be fetched without keys")
-        return await self._reads.run(partial(self._requests.presign, operation, params, seconds))
 
     # ---- the store as a whole
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,10 +19,11 @@ from storage import ChecksumMismatch, FileFacts, StorageUnavailable
 from stores.s3_calls import Lane, retrying
 from stores.s3_errors import PreconditionRefused
 from stores.s3_files import PART, Body, Source, Stop, Target
-from utils import WorkerError
+from stores.s3_stream import Stream
+from utils import WorkerError, together
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from stores.s3_requests import Range, S3Requests
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 #: Parts in memory, of all transfers together: 48 MiB, and what is on its way in sockets.
 PARTS_HELD = 6
+#: Parts in memory of each stream, beside those: one is collected while two are on their way.
+STREAM_PARTS = 3
 #: Threads that read, hash and write files: each keeps memory of its own, and a disk is one.
 DISK_THREADS = 2
 #: Seconds. How long a part is tried anew, and how long a cancelled transfer may take to stop.
@@ -57,22 +60,51 @@ class Transfers:
         self, path: Path, key: str, content_type: str | None, on_bytes: Callable[[int], None]
     ) -> FileFacts:
         """As `Store.upload`, to a full key."""
-        source = await self._disk.run(partial(Source, path))
+        source = await self._open(partial(Source, path), Source.close)
         job = _Job(self._buffers, on_bytes)
         try:
             if source.parts == 1:
-                await self._put_whole(job, source, key, content_type)
+                await self._put_file(job, source, key, content_type)
             else:
-                await self._put_parts(job, source, key, content_type)
+                send = partial(self._send_file, job, source, key)
+                await self._put_parts(job, key, content_type, send)
         finally:
             await job.end(self._disk, source.close)
         return source.facts
+
+    async def upload_stream(
+        self,
+        chunks: AsyncIterator[bytes],
+        key: str,
+        size: int,
+        content_type: str | None,
+        on_bytes: Callable[[int], None],
+    ) -> FileFacts:
+        """As `Store.upload_stream`, to a full key. Does not close `chunks`."""
+        stream = Stream(chunks, size)
+        # In room of its own: who makes chunks slowly keeps no other transfer waiting, and may
+        # even make them from one.
+        job = _Job(asyncio.Semaphore(STREAM_PARTS), on_bytes)
+        try:
+            await self._collect(job, stream)
+            if stream.ended:
+                await self._put_whole(job, stream.take(), key, content_type)
+            else:
+                send = partial(self._send_stream, job, stream, key)
+                await self._put_parts(job, key, content_type, send)
+        finally:
+            job.stop_all()
+        return stream.facts
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """What one request about a file gives, with a transfer's threads and patience."""
+        return await retrying(lambda: self._network.run(call), self._patience)
 
     async def download(
         self, key: str, path: Path, expected: FileFacts | None, on_bytes: Callable[[int], None]
     ) -> FileFacts:
         """As `Store.download`, of a full key."""
-        target = await self._disk.run(partial(Target, path))
+        target = await self._open(partial(Target, path), Target.discard)
         job = _Job(self._buffers, on_bytes)
         try:
             await job.take()
@@ -80,50 +112,96 @@ class Transfers:
             if expected is not None and first.total != expected.size:
                 raise ChecksumMismatch(f"{key} has {first.total} bytes, not {expected.size}")
             await self._keep(job, target, first)
-            async with _together() as group:
+            async with together() as group:
                 await self._rest(job, group, target, key, first)
             await job.run(self._disk, partial(target.appear, expected))
         finally:
             await job.end(self._disk, target.discard)
         return target.facts
 
+    async def _open(self, make: Callable[[], T], close: Callable[[T], None]) -> T:
+        """What `make` makes. If the caller is gone when it is made, it is closed again."""
+
+        def close_again(made: asyncio.Future[T]) -> None:
+            if not made.cancelled() and made.exception() is None:
+                close(made.result())
+
+        making = asyncio.ensure_future(self._disk.run(make))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(close_again)
+            raise
+
     # ---- up
 
-    async def _put_whole(
+    async def _put_file(
         self, job: _Job, source: Source, key: str, content_type: str | None
     ) -> None:
         await job.take()
         data = await job.run(self._disk, source.read)
         await job.run(self._disk, source.verify)
+        await self._put_whole(job, data, key, content_type)
+
+    async def _put_whole(
+        self, job: _Job, data: memoryview, key: str, content_type: str | None
+    ) -> None:
         await self._tried(
             job, lambda: self._requests.put_file(key, Body(data, job.stop), content_type)
         )
         job.passed(len(data))
 
     async def _put_parts(
-        self, job: _Job, source: Source, key: str, content_type: str | None
+        self,
+        job: _Job,
+        key: str,
+        content_type: str | None,
+        send: Callable[[str], Awaitable[list[str]]],
     ) -> None:
+        """`send` is told the upload's id and gives the tags of its parts."""
         mark = secrets.token_hex(8)
-        begin = partial(self._requests.begin_upload, key, content_type, mark)
-        upload_id = await self._tried(job, begin)
+        begun: list[str] = []
+
+        def begin() -> None:
+            begun.append(self._requests.begin_upload(key, content_type, mark))
+
         try:
-            tags = await self._send_parts(job, source, key, upload_id)
-            await job.run(self._disk, source.verify)
-            await self._complete(job, key, upload_id, tags, mark)
+            await self._tried(job, begin)
+            tags = await send(begun[0])
+            await self._complete(job, key, begun[0], tags, mark)
         except BaseException:  # cancelled too: parts left behind cost money, and no list shows them
-            await self._abort(key, upload_id)
+            for upload_id in begun:
+                await self._abort(key, upload_id)
             raise
 
-    async def _send_parts(self, job: _Job, source: Source, key: str, upload_id: str) -> list[str]:
+    async def _send_file(self, job: _Job, source: Source, key: str, upload_id: str) -> list[str]:
         """Parts are read one after the other, while those before are on their way."""
         sending: list[asyncio.Task[str]] = []
-        async with _together() as group:
+        async with together() as group:
             for number in range(1, source.parts + 1):
                 await job.take()
                 data = await job.run(self._disk, source.read)
                 sending.append(group.create_task(self._send(job, key, upload_id, number, data)))
                 del data  # the sender's alone, so that it is gone when it is sent
+        await job.run(self._disk, source.verify)
         return [task.result() for task in sending]
+
+    async def _send_stream(self, job: _Job, stream: Stream, key: str, upload_id: str) -> list[str]:
+        """The first part has been collected; the others are, while those before are under way."""
+        sending: list[asyncio.Task[str]] = []
+        async with together() as group:
+            while True:
+                part = self._send(job, key, upload_id, len(sending) + 1, stream.take())
+                sending.append(group.create_task(part))
+                if stream.ended:
+                    break
+                await self._collect(job, stream)
+        return [task.result() for task in sending]
+
+    async def _collect(self, job: _Job, stream: Stream) -> None:
+        await job.take()
+        await stream.collect()
+        await job.run(self._disk, stream.hash)
 
     async def _send(
         self, job: _Job, key: str, upload_id: str, number: int, data: memoryview
@@ -227,19 +305,13 @@ class _Job:
             work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             raise
 
-    async def end(self, lane: Lane, close: Callable[[], None]) -> None:
-        """However it went: nothing of it goes on, nothing stays open or held."""
+    def stop_all(self) -> None:
+        """However it went: nothing of it goes on, nothing stays held."""
         self.stop.set()
         while self._held:
             self.give()
+
+    async def end(self, lane: Lane, close: Callable[[], None]) -> None:
+        """As `stop_all`, and nothing stays open."""
+        self.stop_all()
         await self.run(lane, close)
-
-
-@asynccontextmanager
-async def _together() -> AsyncIterator[asyncio.TaskGroup]:
-    """A TaskGroup that raises the first failure itself, not a group around it."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield group
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None

@@ -1,8 +1,8 @@
 """A store between the worker and a real one: it counts, fails, hangs and stops on request.
 
-Every call has a name (`get`, `put`, `create`, `replace`, `list`, `delete`, `upload`, `download`,
-`presign_get`, `presign_put`) and the key it is about. A test says in advance what shall befall
-the calls that match, and finds in `calls` what was asked, in the order in which it was asked.
+Every call has a name (`get`, `stat`, `put`, ..., that of the method) and the key it is about. A
+test says in advance what shall befall the calls that match, and finds in `calls` what was asked, in
+the order in which it was asked. Making a link asks nobody, so only `presign_parts` is such a call.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from processes.record import Record
 from storage import StorageUnavailable
+from stores.streams import closing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from storage import Store
 
 #: The calls that change what is stored.
-WRITES = ("put", "create", "replace", "delete", "upload")
+WRITES = ("put", "create", "replace", "delete", "upload", "upload_stream", "join_parts")
 
 
 class Call(NamedTuple):
     """One call, as it was asked for."""
 
     name: str
-    #: The first of the keys, for `delete`; the prefix, for `list`.
+    #: The first of the keys, for `delete`; the prefix, for `list` and `list_folders`.
     key: str
     #: What was to be written, if the call carried bytes.
     data: bytes | None = None
@@ -155,6 +156,14 @@ class FaultyStore:
             found = await self._behind.get(key, **options)
             return found._replace(age_seconds=found.age_seconds + self.later_seconds)
 
+    async def stat(self, key: str) -> Any:
+        async with self._on_its_way("stat", key, None):
+            return await self._behind.stat(key)
+
+    async def get_range(self, key: str, **options: Any) -> Any:
+        async with self._on_its_way("get_range", key, None):
+            return await self._behind.get_range(key, **options)
+
     async def put(self, key: str, data: bytes, **options: Any) -> Any:
         async with self._on_its_way("put", key, data):
             return await self._behind.put(key, data, **options)
@@ -171,6 +180,10 @@ class FaultyStore:
         async with self._on_its_way("list", prefix, None):
             return await self._behind.list(prefix, **options)
 
+    async def list_folders(self, prefix: str, **options: Any) -> Any:
+        async with self._on_its_way("list_folders", prefix, None):
+            return await self._behind.list_folders(prefix, **options)
+
     async def delete(self, keys: Any) -> None:
         async with self._on_its_way("delete", keys[0] if keys else "", None):
             await self._behind.delete(keys)
@@ -178,6 +191,10 @@ class FaultyStore:
     async def upload(self, path: Any, key: str, **options: Any) -> Any:
         async with self._on_its_way("upload", key, None):
             return await self._behind.upload(path, key, **options)
+
+    async def upload_stream(self, chunks: Any, key: str, **options: Any) -> Any:
+        async with closing(chunks), self._on_its_way("upload_stream", key, None):
+            return await self._behind.upload_stream(chunks, key, **options)
 
     async def download(self, key: str, path: Any, **options: Any) -> Any:
         async with self._on_its_way("download", key, None):
@@ -187,9 +204,21 @@ class FaultyStore:
         await self._can_presign()
         return await self._behind.presign_get(key, **options)
 
+    async def presign_gets(self, wanted: Any, **options: Any) -> Any:
+        await self._can_presign()
+        return await self._behind.presign_gets(wanted, **options)
+
     async def presign_put(self, key: str, **options: Any) -> Any:
         await self._can_presign()
         return await self._behind.presign_put(key, **options)
+
+    async def presign_parts(self, key: str, **options: Any) -> Any:
+        async with self._on_its_way("presign_parts", key, None):
+            return await self._behind.presign_parts(key, **options)
+
+    async def join_parts(self, key: str, upload_id: str, **options: Any) -> None:
+        async with self._on_its_way("join_parts", key, None):
+            await self._behind.join_parts(key, upload_id, **options)
 
     async def _can_presign(self) -> None:
         """A worker that has never reached a bucket does not know what it can do."""

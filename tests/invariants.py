@@ -6,8 +6,9 @@ import hashlib
 import itertools
 from typing import TYPE_CHECKING
 
+from processes.manifest import Manifest, artifact_key, manifest_key
 from processes.record import Record, Status, attempt_prefix, record_key
-from processes.uploads import Manifest, artifact_key, checkpoint_key, manifest_key
+from processes.uploads import checkpoint_key
 from storage import ObjectNotFound
 from tests.servers import keys_of
 

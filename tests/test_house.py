@@ -11,22 +11,26 @@ ROOT = Path(__file__).parent.parent
 #: From the street to the cellar. A room may import what stands below it, and its own.
 ROOMS = [
     {"rp_handler"},
-    {"actions", "console", "health"},
-    {"process_manager"},
+    {"file_actions", "console", "health", "command_line"},
+    {"parsing"},
+    {"actions", "process_manager"},
+    {"replies"},
     {"processes"},
+    {"inputs"},
     {"jobs", "stores"},
     {"storage"},
     {"utils"},
 ]
 #: The same inside the room where the life of a process is.
 PROCESSES = [
-    {"recovery"},
+    {"recovery", "cancelling"},
     {"lookup"},
-    {"run", "links"},
-    {"files", "uploads", "index"},
+    {"run", "links", "removal", "settling"},
+    {"archive", "inputs"},
+    {"uploads", "index"},
     {"lease", "notes"},
     {"worker"},
-    {"delivery", "record_cache", "slots"},
+    {"delivery", "manifest", "reading", "record_cache", "slots"},
     {"record"},
 ]
 #: Who may import what is heavy or dangerous.
@@ -38,7 +42,7 @@ KEEPERS = {
 }
 
 
-PACKAGES = ["jobs", "processes", "stores"]
+PACKAGES = ["inputs", "jobs", "processes", "stores"]
 
 
 def modules():

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from processes.uploads import Manifest, checkpoint_key, manifest_key
+from processes.manifest import Manifest, manifest_key
+from processes.uploads import checkpoint_key
 from tests.invariants import read_record, violations
 from tests.mortal_worker import Death, Life, Nursery
 from tests.servers import open_place

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 
-from processes.lookup import RecordUnreadable, UnknownProcess
+from processes.reading import RecordUnreadable, UnknownProcess
 from processes.record import Status, record_key
 from tests.crowd import on_every_store
 from tests.test_cancel import start_of

@@ -77,6 +77,16 @@ def test_a_test_input_that_is_no_job_gets_a_sentence_and_no_traceback(run, text)
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("option", ["--test-input", "--rp_serve", "--rp_port=1", "start"])
+def test_an_option_that_there_is_not_runs_nothing(run, tmp_path, option):
+    """Least of all the training that `test_input.json` describes."""
+    (tmp_path / "test_input.json").write_text(json.dumps(SLEEP))
+    ended = run(option)
+    assert ended.returncode == 2
+    assert option in ended.stderr
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_setting_that_cannot_be_stops_it_with_a_sentence_that_names_the_variable(run):
     ended = run("--test_input", json.dumps(SLEEP), WORKER_SLOTS="many")
     assert ended.returncode == 1

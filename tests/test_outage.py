@@ -202,6 +202,21 @@ async def test_what_was_interrupted_is_owed_too(crowd):
     assert (await crowd.record("p")).status is Status.INTERRUPTED
 
 
+async def test_an_end_is_owed_on_top_of_a_write_whose_answer_was_lost(crowd):
+    """The dead worker never knew that its last write had arrived."""
+    worker = crowd.worker()
+    await worker.running("p", step=1)
+    pause = worker.store.pause_after("replace", "record.json")
+    await pause.reached.wait()
+    worker.store.away = True
+    pause.go.set()
+    await worker.manager.drain()
+    await failed_writes(worker, 2)
+    await worker.die()
+    await crowd.worker("worker-0").manager.recover()
+    assert (await crowd.record("p")).status is Status.INTERRUPTED
+
+
 async def test_what_is_owed_waits_for_the_store(crowd):
     await owing(crowd, steps=20, seconds=1, fail_at=20)
     reborn = crowd.worker("worker-0")

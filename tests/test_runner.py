@@ -32,6 +32,7 @@ from jobs.runner import (
     Progress,
 )
 from tests.children import UNRULY, attempt, failure_of, result_of, run
+from tests.images import zipped
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +215,36 @@ async def test_params_travel_over_the_pipe_only(tmp_path: Path) -> None:
 async def test_a_child_loads_nothing_that_its_kind_does_not_need(tmp_path: Path) -> None:
     loaded = set(await result_of(tmp_path, "show_modules"))
     assert not loaded & {"asyncio", "boto3", "torch", "runpod", "jobs.runner"}
+
+
+# ---- archives among its inputs; what is in them is the matter of `test_unpack.py`
+
+
+def with_archive(folder: Path, content: bytes) -> Attempt:
+    (folder / "inputs").mkdir()
+    (folder / "inputs" / "a.zip").write_bytes(content)
+    (folder / "inputs" / "b.zip").write_bytes(b"not to be unpacked")
+    first = attempt(folder, "show_inputs")
+    return first._replace(unpack=("a.zip",), max_unpacked_bytes=1000)
+
+
+async def test_a_job_finds_a_folder_in_the_place_of_an_archive(tmp_path: Path) -> None:
+    files = {f"{number}.txt": b"%d" % number for number in range(100)}
+    events: list[Event] = []
+    child = await Child.spawn(with_archive(tmp_path, zipped(files)))
+    seen = {f"a.zip/{name}": content.decode() for name, content in files.items()}
+    assert await child.run(events.append) == Completed({**seen, "b.zip": "not to be unpacked"})
+    message = "unpacking a.zip: 100 files"
+    assert events == [Progress(step=0, total=None, message=message, metrics={})]
+
+
+async def test_a_bad_archive_fails_the_attempt_and_the_job_never_runs(tmp_path: Path) -> None:
+    child = await Child.spawn(with_archive(tmp_path, zipped({"../escaped": b""})))
+    verdict = await child.run(lambda _event: None)
+    assert isinstance(verdict, Failed)
+    assert verdict.failure.code == "input_unsafe"
+    assert "'a.zip'" in verdict.failure.message
+    assert not list(tmp_path.rglob("escaped"))
 
 
 # ---- what a job prints

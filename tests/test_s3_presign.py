@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from storage import ObjectNotFound
+from storage import ObjectNotFound, PartsMissing
 from tests import servers
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from storage import Store
     from tests.servers import Place, S3Server
+
+PART = 5 << 20
 
 pytestmark = pytest.mark.parametrize("place", ["ceph"], indirect=True)
 
@@ -105,6 +107,50 @@ async def test_a_link_to_write_takes_just_what_was_announced(
     answer = await http.put(url, content=b"123", headers={"content-type": "text/plain"})
     assert answer.status_code == 200
     assert (await store.get("a")).data == b"123"
+
+
+async def test_a_link_that_only_creates_replaces_nothing(
+    store: Store, http: httpx.AsyncClient
+) -> None:
+    """Who repeats a PUT that had arrived learns that it is there."""
+    url = await store.presign_put("a", expires_in=60, size=3, create_only=True)
+    only_new = {"If-None-Match": "*"}
+    assert (await http.put(url, content=b"new", headers=only_new)).status_code == 200
+    assert (await http.put(url, content=b"123", headers=only_new)).status_code == 412
+    assert (await store.get("a")).data == b"new"
+
+
+async def test_a_link_that_only_creates_cannot_be_used_without_saying_so(
+    store: Store, http: httpx.AsyncClient
+) -> None:
+    await store.put("a", b"old")
+    url = await store.presign_put("a", expires_in=60, size=3, create_only=True)
+    for headers in ({}, {"If-None-Match": "x"}):
+        assert (await http.put(url, content=b"new", headers=headers)).status_code == 403
+    assert (await store.get("a")).data == b"old"
+
+
+async def test_a_link_to_a_part_takes_just_its_size(store: Store, http: httpx.AsyncClient) -> None:
+    links = await store.presign_parts("a", size=PART + 3, part_size=PART, expires_in=60)
+    for url, size in zip(links.urls, (PART, 3), strict=True):
+        for wrong in (0, size - 1, size + 1):
+            assert (await http.put(url, content=bytes(wrong))).status_code == 403
+    with pytest.raises(PartsMissing, match=f"0 of {PART + 3} bytes"):
+        await store.join_parts("a", links.upload_id, size=PART + 3)
+
+
+@pytest.mark.parametrize(
+    ("genuine", "forged"),
+    [("/mine?", "/others?"), ("partNumber=1", "partNumber=2"), ("uploadId=", "uploadId=x")],
+    ids=["other key", "other part", "other upload"],
+)
+async def test_a_link_to_a_part_writes_no_other(
+    store: Store, http: httpx.AsyncClient, genuine: str, forged: str
+) -> None:
+    links = await store.presign_parts("mine", size=3, part_size=PART, expires_in=60)
+    assert genuine in links.urls[0]
+    answer = await http.put(links.urls[0].replace(genuine, forged), content=b"123")
+    assert answer.status_code == 403
 
 
 async def test_a_link_to_write_does_not_read(store: Store, http: httpx.AsyncClient) -> None:

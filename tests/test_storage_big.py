@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from tests.servers import Place
 
 
+@pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)
+def test_a_long_stream_goes_up_in_the_memory_of_three_parts(place: Place) -> None:
+    stream = subprocess.run(
+        [sys.executable, "-m", "tests.big_stream", json.dumps(place)],
+        capture_output=True,
+        text=True,
+    )
+    assert stream.returncode == 0, stream.stderr
+    facts = json.loads(stream.stdout)
+    assert set(facts["sizes"]) == {200 * 10**6}
+    assert len(set(facts["digests"])) == 1
+    assert facts["extra_bytes"] < 50 * 10**6
+
+
 @pytest.mark.big
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)

@@ -1,6 +1,7 @@
 """What every store promises, on every store there is: a folder, moto, Ceph RGW, your own bucket.
 
-Files are in test_storage_files, races in test_storage_races, bad keys in test_storage_keys.
+Files are in test_storage_files and test_storage_streams, folders in test_storage_folders, links in
+test_storage_links, races in test_storage_races, bad keys in test_storage_keys.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from storage import (
+    MAX_RANGE,
     InvalidKey,
     ObjectChanged,
     ObjectExists,
@@ -125,6 +127,75 @@ async def test_an_objects_age_grows_and_starts_anew_when_it_is_written(store: St
     newer = await store.get("a")
     assert newer.modified > first.modified
     assert newer.age_seconds < older.age_seconds
+
+
+async def test_a_look_at_an_object_tells_its_size_and_when_it_was_written(store: Store) -> None:
+    await store.put("a", b"123")
+    facts = await store.stat("a")
+    assert facts.size == 3
+    assert facts.modified == pytest.approx((await store.get("a")).modified, abs=1.0)
+
+
+async def test_an_object_that_was_replaced_looks_different(store: Store) -> None:
+    await store.put("a", b"123")
+    first = await store.stat("a")
+    assert (await store.stat("a")).version == first.version
+    await store.put("a", b"456")
+    assert (await store.stat("a")).version != first.version
+
+
+async def test_there_is_nothing_to_look_at_where_nothing_is(store: Store) -> None:
+    await store.put("a/b", b"")
+    for key in ("a", "a/c", "b"):
+        with pytest.raises(ObjectNotFound):
+            await store.stat(key)
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "expected"),
+    [
+        (0, 1, b"0"),
+        (0, 10, b"0123456789"),
+        (3, 4, b"3456"),
+        (9, 1, b"9"),
+        (8, 5, b"89"),
+        (0, MAX_RANGE, b"0123456789"),
+        (10, 1, b""),
+        (11, 1, b""),
+        (10**12, MAX_RANGE, b""),
+    ],
+)
+async def test_a_range_ends_where_the_object_does(
+    store: Store, offset: int, length: int, expected: bytes
+) -> None:
+    await store.put("a", b"0123456789")
+    assert await store.get_range("a", offset=offset, length=length) == expected
+
+
+async def test_an_empty_object_has_only_empty_ranges(store: Store) -> None:
+    await store.put("a", b"")
+    assert await store.get_range("a", offset=0, length=1) == b""
+
+
+async def test_the_longest_range_comes_whole(store: Store) -> None:
+    data = b"".join(b"%015d\n" % number for number in range(MAX_RANGE // 16 + 1))
+    await store.put("a", data)
+    assert await store.get_range("a", offset=16, length=MAX_RANGE) == data[16:]
+
+
+async def test_there_is_no_range_of_a_missing_object(store: Store) -> None:
+    for offset in (0, 5):
+        with pytest.raises(ObjectNotFound):
+            await store.get_range("a", offset=offset, length=1)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, 1), (0, 0), (0, -1), (0, MAX_RANGE + 1)])
+async def test_a_range_that_makes_no_sense_is_refused(
+    store: Store, offset: int, length: int
+) -> None:
+    await store.put("a", b"123")
+    with pytest.raises(ValueError, match="range"):
+        await store.get_range("a", offset=offset, length=length)
 
 
 # ---- compare-and-swap
@@ -273,37 +344,6 @@ async def test_awkward_keys_work_everywhere(store: Store, key: str, tmp_path: Pa
     assert await fetch(await store.presign_get(key, expires_in=60)) == b"2"
     await store.delete([key])
     assert await servers.keys_of(store) == []
-
-
-# ---- links
-
-
-async def test_a_link_can_be_fetched_without_keys(store: Store) -> None:
-    await store.put("a/b", b"123")
-    assert await fetch(await store.presign_get("a/b", expires_in=60)) == b"123"
-
-
-async def test_making_a_link_asks_nobody(store: Store) -> None:
-    assert "nothing-here" in await store.presign_get("nothing-here", expires_in=60)
-
-
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
-async def test_a_link_knows_the_files_type_and_name(store: Store) -> None:
-    await store.put("a/b", b"123", content_type="image/png")
-    url = await store.presign_get("a/b", expires_in=60, filename="my sample.png")
-    async with httpx.AsyncClient() as client:
-        headers = (await client.get(url)).raise_for_status().headers
-    assert headers["content-type"] == "image/png"
-    assert "my sample.png" in headers["content-disposition"]
-
-
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
-async def test_a_link_can_be_written_to_without_keys(store: Store) -> None:
-    url = await store.presign_put("a/b", expires_in=60, content_type="text/plain", size=3)
-    async with httpx.AsyncClient() as client:
-        answer = await client.put(url, content=b"123", headers={"content-type": "text/plain"})
-    answer.raise_for_status()
-    assert (await store.get("a/b")).data == b"123"
 
 
 # ---- the store as a whole

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from storage import MAX_KEY_BYTES, MAX_PART_BYTES, InvalidKey, check_key, check_prefix
+from storage import MAX_KEY_BYTES, MAX_PART_BYTES, InvalidKey, Wanted, check_key, check_prefix
 from tests import servers
 
 if TYPE_CHECKING:
@@ -83,17 +83,35 @@ def test_a_refusal_does_not_repeat_the_key() -> None:
     assert "token" not in str(caught.value)
 
 
+async def nothing() -> AsyncIterator[bytes]:
+    """A stream that ends at once."""
+    return
+    yield b""
+
+
 CALLS: dict[str, Callable[[Store, str, Path], Awaitable[object]]] = {
     "get": lambda store, key, _: store.get(key),
+    "stat": lambda store, key, _: store.stat(key),
+    "get_range": lambda store, key, _: store.get_range(key, offset=0, length=1),
     "put": lambda store, key, _: store.put(key, b""),
     "create": lambda store, key, _: store.create(key, b""),
     "replace": lambda store, key, _: store.replace(key, b"", "version"),
     "list": lambda store, key, _: store.list(f"{key}/"),
+    "list_folders": lambda store, key, _: store.list_folders(f"{key}/"),
+    "list_folders after": lambda store, key, _: store.list_folders("a/", start_after=key),
     "delete": lambda store, key, _: store.delete(["good", key]),
     "upload": lambda store, key, file: store.upload(file, key),
+    "upload_stream": lambda store, key, _: store.upload_stream(nothing(), key, size=0),
     "download": lambda store, key, file: store.download(key, file),
     "presign_get": lambda store, key, _: store.presign_get(key, expires_in=60),
+    "presign_gets": lambda store, key, _: store.presign_gets(
+        [Wanted("good"), Wanted(key)], expires_in=60
+    ),
     "presign_put": lambda store, key, _: store.presign_put(key, expires_in=60),
+    "presign_parts": lambda store, key, _: store.presign_parts(
+        key, size=1, part_size=5 << 20, expires_in=60
+    ),
+    "join_parts": lambda store, key, _: store.join_parts(key, "upload", size=1),
 }
 
 

@@ -173,6 +173,14 @@ async def test_a_store_without_links_says_so(
         await store.presign_put("a", expires_in=60)
 
 
+async def test_a_link_asks_nothing_of_a_store_that_it_does_not_keep(
+    store: S3Store, proxy: FaultyS3
+) -> None:
+    proxy.rule = always(Answer.error(501, "NotImplemented"), conditional)
+    assert not (await store.capabilities()).conditional_writes
+    assert "if-none-match" not in await store.presign_put("a", expires_in=60, create_only=True)
+
+
 # ---- deleting many
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from processes.index import index_key
 from processes.record import Status, record_key
+from stores.local_objects import LocalObjects
 from stores.local_store import LocalStore
 from tests.crowd import on_every_store, until
 from tests.test_cancel import start_of
@@ -115,7 +116,7 @@ async def test_trap_11_no_request_to_the_store_runs_on_the_event_loop(crowd, mon
 
     threads = []
     if isinstance(crowd.store, LocalStore):
-        where, name = LocalStore, "_opened"
+        where, name = LocalObjects, "_opened"
     else:
         where, name = URLLib3Session, "send"
     real = getattr(where, name)

@@ -59,6 +59,11 @@ def show_pipes_of_descendants(_context: JobContext, _params: dict[str, Any]) -> 
             "fork": json.loads(os.read(read, 4096))}  # fmt: skip
 
 
+def show_inputs(context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    files = [path for path in sorted(context.inputs.rglob("*")) if path.is_file()]
+    return {path.relative_to(context.inputs).as_posix(): path.read_text() for path in files}
+
+
 def print_everywhere(context: JobContext, _params: dict[str, Any]) -> JsonValue:
     print("from python")  # noqa: T201
     print("on standard error", file=sys.stderr)  # noqa: T201
@@ -204,10 +209,10 @@ def finish_anyway(context: JobContext, _params: dict[str, Any]) -> JsonValue:
 
 
 KINDS = [
-    show_environment, show_modules, show_params, show_pipes_of_descendants, print_everywhere,
-    print_much, raise_error, return_it, return_odd, kill_itself, complete_then_exit,
-    complete_but_linger, send, report_and_die, report_fast, save_and_offer, have_descendants,
-    count_stops, talk_until_stopped, finish_anyway,
+    show_environment, show_modules, show_params, show_pipes_of_descendants, show_inputs,
+    print_everywhere, print_much, raise_error, return_it, return_odd, kill_itself,
+    complete_then_exit, complete_but_linger, send, report_and_die, report_fast, save_and_offer,
+    have_descendants, count_stops, talk_until_stopped, finish_anyway,
 ]  # fmt: skip
 
 for kind in KINDS:

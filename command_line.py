@@ -1,0 +1,61 @@
+"""What the arguments ask for: a worker on RunPod, a server on this machine, or one job by hand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from contextlib import suppress
+from typing import Literal
+
+#: How requests come in: from RunPod's queue, to the SDK's local server, or by hand.
+WayIn = Literal["serverless", "api", "terminal"]
+
+HELP = """\
+A RunPod serverless worker for long GPU jobs. On RunPod it needs no arguments.
+
+by hand:
+  python rp_handler.py                    run ./test_input.json and show its progress
+  python rp_handler.py --test_input '{"input": {"action": "kinds"}}'
+                                          run one request
+  python rp_handler.py --rp_serve_api     serve POST /runsync on http://localhost:8000
+"""
+#: The SDK's own, each with a value; it checks them.
+SDK_OPTIONS = ("--rp_log_level", "--rp_api_port", "--rp_api_concurrency", "--rp_api_host")
+AFTER_HELP = """\
+More options, of the RunPod SDK: --rp_log_level LEVEL, --rp_debugger, --rp_api_host HOST,
+--rp_api_port PORT, --rp_api_concurrency N.
+Everything else is set by environment variables, see README.md.
+"""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The arguments that matter here; the SDK reads them again for itself."""
+    parser = argparse.ArgumentParser(
+        description=HELP, epilog=AFTER_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--test_input", type=_job, metavar="JSON", help="a job, with its `input`")
+    parser.add_argument("--rp_serve_api", action="store_true", help="serve the local API")
+    for option in SDK_OPTIONS:
+        parser.add_argument(option, help=argparse.SUPPRESS)
+    parser.add_argument("--rp_debugger", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def _job(text: str) -> object:
+    """Says what is wrong with a test input before the SDK meets it with a traceback."""
+    with suppress(ValueError):
+        job = json.loads(text)
+        if isinstance(job, dict) and job.get("input") is not None:
+            return job
+    raise argparse.ArgumentTypeError(
+        'takes a JSON object such as \'{"input": {"action": "kinds"}}\''
+    )
+
+
+def way_in_of(arguments: argparse.Namespace) -> WayIn:
+    if arguments.rp_serve_api or os.environ.get("RUNPOD_REALTIME_PORT"):
+        return "api"
+    by_hand = arguments.test_input or "RUNPOD_WEBHOOK_GET_JOB" not in os.environ
+    return "terminal" if by_hand else "serverless"

@@ -1,0 +1,340 @@
+"""Files that more than one process needs: fetched once for a worker, copied for each.
+
+Every process gets a copy and never a link: it may write to its inputs. Workers may share the
+folder, so nothing in it is believed to stay: a file that vanished is fetched again.
+
+A blob is two files. `{key}-{sha256}.blob` has the bytes, and was last modified when it was last
+used; `{key}.json` says which bytes are the newest. The key is a hash of the identity, which may be
+a secret (a presigned URL) and is never written down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from inputs.errors import DiskFull, InputNotStored
+from inputs.files import (
+    CHUNK,
+    Blob,
+    disk_errors,
+    make_empty,
+    new_part_beside,
+    part_beside,
+    remove,
+    to_the_end,
+    write_at,
+)
+
+log = logging.getLogger(__name__)
+
+#: Makes the path a whole file. Given what is here already, it may answer None: that is still good.
+Fetch = Callable[[Path, Blob | None], Awaitable[Blob | None]]
+
+#: Whoever writes a temporary file does not pause for so long: it was killed.
+_ABANDONED_SECONDS = 3600.0
+#: Times that a blob may vanish between its fetch and its copy, which only other workers can do.
+_ROUNDS = 3
+#: Share of the limit that is free again after something had to be removed.
+SPARED = 0.1
+
+
+class _Kept(NamedTuple):
+    """A blob in the folder."""
+
+    #: When it was last used, in nanoseconds since the epoch.
+    used_ns: int
+    size: int
+    path: Path
+
+
+class _Found(NamedTuple):
+    """A file to copy from, for as long as somebody of its share waits."""
+
+    blob: Blob
+    path: Path
+    #: False: it is larger than the cache and goes with the last who waits.
+    kept: bool
+
+
+class _Share:
+    """What callers of one identity wait for together."""
+
+    def __init__(self, bring: asyncio.Task[_Found]) -> None:
+        self.bring = bring
+        self.waiting = 0
+
+
+class BlobCache:
+    """Blobs by identity, in `folder`, of `max_bytes` in all. 0 keeps nothing, shares all the same.
+
+    The sum is kept whenever nothing is under way; what is being fetched or copied is never removed.
+    Workers that share the folder each look when they themselves have brought enough. A disk has
+    room for half of the blobs that would fill it: the other half is for the copies.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        #: Less as soon as it is prepared, if the disk is small.
+        self._max_bytes = max_bytes
+        self._shares: dict[str, _Share] = {}
+        #: Callers by key.
+        self._busy: Counter[str] = Counter()
+        self._prepared = False
+        #: Bytes that may still come before somebody must look at all that is here.
+        self._room = 0
+
+    async def place(self, identity: str, target: Path, fetch: Fetch, *, immutable: bool) -> Blob:
+        """Make `target` what `identity` means, replacing what was there; its folder must exist.
+
+        `immutable` says that one identity never means other bytes: then what is here is not asked
+        about again. Callers of one identity at the same time share one `fetch`, that of the first;
+        it is cancelled when none of them waits any more. If the disk is full, all that nobody waits
+        for is removed and it is tried once more.
+
+        Raises:
+            InputNotStored: the disk did not take it.
+            Exception: whatever `fetch` raised. Another caller's failure is not ours: then our own
+                `fetch` is tried.
+        """
+        key = hashlib.sha256(identity.encode()).hexdigest()
+        self._busy[key] += 1
+        try:
+            blob = await self._place(key, target, fetch, immutable)
+        finally:
+            self._busy[key] -= 1
+            self._busy += Counter()  # forgets keys that nobody calls for
+        await self._evict()
+        return blob
+
+    async def _place(self, key: str, target: Path, fetch: Fetch, immutable: bool) -> Blob:
+        try:
+            return await self._bring_and_copy(key, target, fetch, immutable)
+        except DiskFull:
+            await self._make_room()
+            return await self._bring_and_copy(key, target, fetch, immutable)
+
+    async def _bring_and_copy(self, key: str, target: Path, fetch: Fetch, immutable: bool) -> Blob:
+        rounds = 0
+        while rounds < _ROUNDS:
+            share, mine = self._join(key, fetch, immutable)
+            try:
+                found = await asyncio.shield(share.bring)
+                if await self._deliver(share, found, target):
+                    return found.blob
+                rounds += 1
+            except Exception:
+                if mine:
+                    raise
+                # It was another one's limit or link that failed: now it is our own that counts.
+            finally:
+                await self._leave(key, share)
+        raise InputNotStored("the input was removed from this worker's disk again and again")
+
+    def _join(self, key: str, fetch: Fetch, immutable: bool) -> tuple[_Share, bool]:
+        """What is on its way, and whether that is by our own `fetch`."""
+        share = self._shares.get(key)
+        mine = share is None
+        if share is None:
+            bring = asyncio.create_task(self._bring(key, fetch, immutable))
+            share = self._shares[key] = _Share(bring)
+            # Who comes later asks for himself: it may have changed since.
+            bring.add_done_callback(lambda _: self._forget(key, share))
+        share.waiting += 1
+        return share, mine
+
+    async def _leave(self, key: str, share: _Share) -> None:
+        """The last one turns off the light."""
+        share.waiting -= 1
+        if share.waiting:
+            return
+        self._forget(key, share)
+        share.bring.cancel()  # nothing happens to one that is done
+        (end,) = await asyncio.gather(share.bring, return_exceptions=True)
+        if isinstance(end, _Found) and not end.kept:
+            await remove(end.path)
+
+    def _forget(self, key: str, share: _Share) -> None:
+        if self._shares.get(key) is share:
+            del self._shares[key]
+
+    async def _bring(self, key: str, fetch: Fetch, immutable: bool) -> _Found:
+        """See to it that the newest bytes are here."""
+        await self._prepare()
+        known = await asyncio.to_thread(self._look_up, key)
+        if known and immutable:
+            return _Found(known, self._content(key, known), kept=True)
+        part = part_beside(self._side(key))
+        try:
+            blob = await fetch(part, known)
+            if blob is None:
+                assert known is not None, "a fetch that knew of nothing found it unchanged"
+                return _Found(known, self._content(key, known), kept=True)
+            if blob.size > self._max_bytes:
+                return _Found(blob, part, kept=False)
+            with disk_errors():
+                await asyncio.to_thread(self._keep, key, blob, part, known)
+            self._room -= blob.size
+        except BaseException:
+            await remove(part)
+            raise
+        await self._evict()
+        return _Found(blob, self._content(key, blob), kept=True)
+
+    async def _deliver(self, share: _Share, found: _Found, target: Path) -> bool:
+        """Whether `target` is it now; False if the bytes vanished or are not what they were."""
+        if not found.kept and share.waiting == 1:
+            with suppress(OSError):  # another file system, say: then it is copied
+                found.path.replace(target)
+                return True
+        with disk_errors():
+            return await _copied(found.path, target, found.blob.size)
+
+    # ---- the folder
+
+    async def _prepare(self) -> None:
+        if not self._prepared:
+            with disk_errors():
+                await asyncio.to_thread(self._sweep)
+            self._prepared = True
+
+    async def _evict(self) -> None:
+        if self._room > 0:
+            return
+        try:
+            self._room = await asyncio.to_thread(self._trim, frozenset(self._busy))
+        except OSError as error:  # no reason to fail who has what was asked for
+            log.warning("old inputs were not removed: %s", error.strerror)
+
+    async def _make_room(self) -> None:
+        log.warning("the disk is full: kept inputs are removed")
+        with disk_errors():
+            blobs = await asyncio.to_thread(self._blobs)
+            await asyncio.to_thread(self._remove_oldest, blobs, frozenset(self._busy), 0)
+
+    def _side(self, key: str) -> Path:
+        return self._folder / f"{key}.json"
+
+    def _content(self, key: str, blob: Blob) -> Path:
+        return self._folder / f"{key}-{blob.sha256}.blob"
+
+    def _look_up(self, key: str) -> Blob | None:
+        """What is here and whole. To look is to use."""
+        try:
+            blob = Blob.model_validate_json(self._side(key).read_bytes())
+            content = self._content(key, blob)
+            os.utime(content)
+            return blob if content.stat().st_size == blob.size else None
+        except (OSError, ValidationError):
+            return None
+
+    def _keep(self, key: str, blob: Blob, part: Path, old: Blob | None) -> None:
+        """First the bytes, then the word about them: a reader finds the old pair or the new."""
+        part.replace(self._content(key, blob))
+        side = self._side(key)
+        written = part_beside(side)
+        try:
+            written.write_text(blob.model_dump_json())
+            written.replace(side)
+        finally:
+            written.unlink(missing_ok=True)
+        if old is not None and old.sha256 != blob.sha256:
+            self._content(key, old).unlink(missing_ok=True)
+
+    def _trim(self, busy: frozenset[str]) -> int:
+        """To SPARED below the limit, or the next small file would look again. The room left."""
+        blobs = self._blobs()
+        left = sum(blob.size for blob in blobs)
+        if left > self._max_bytes:
+            left = self._remove_oldest(blobs, busy, int(self._max_bytes * (1 - SPARED)))
+        return self._max_bytes - left
+
+    def _remove_oldest(self, blobs: list[_Kept], busy: frozenset[str], most: int) -> int:
+        """Until `most` bytes are left, or nothing but what is busy. The bytes left."""
+        left = sum(blob.size for blob in blobs)
+        for blob in sorted(blobs):
+            key = blob.path.name.partition("-")[0]
+            if left > most and key not in busy:
+                self._side(key).unlink(missing_ok=True)
+                blob.path.unlink(missing_ok=True)
+                left -= blob.size
+        return left
+
+    def _blobs(self) -> list[_Kept]:
+        blobs = []
+        for path in self._folder.glob("*.blob"):
+            with suppress(FileNotFoundError):  # another worker's doing
+                facts = path.stat()
+                blobs.append(_Kept(facts.st_mtime_ns, facts.st_size, path))
+        return blobs
+
+    def _sweep(self) -> None:
+        """Make the folder, remove what killed writers left in it, and see how large the disk is."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.glob(".*.part"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    path.unlink()
+        ours = shutil.disk_usage(self._folder).free + sum(blob.size for blob in self._blobs())
+        self._max_bytes = min(self._max_bytes, ours // 2)
+
+
+async def _copied(source: Path, target: Path, size: int) -> bool:
+    """Whether `target` is a whole copy of `source`, which should have `size` bytes.
+
+    A thread for each piece and not for all: a few large copies would keep every thread that the
+    worker has for small things. Which are copied by one thread, from the first step to the last:
+    among thousands of them, handing over costs more than copying.
+    """
+    if size < CHUNK:
+        return await to_the_end(partial(_copy_small, source, target, size))
+    copied = 0
+    async with new_part_beside(target) as part:
+        try:
+            while copied < size:
+                count = await asyncio.to_thread(_copy_some, source, part, copied)
+                if not count:
+                    return False
+                copied += count
+        except FileNotFoundError:
+            return False
+        if copied != size:
+            return False
+        part.replace(target)
+        return True
+
+
+def _copy_small(source: Path, target: Path, size: int) -> bool:
+    """As `_copied`, for less than a CHUNK."""
+    part = part_beside(target)
+    make_empty(part)
+    try:
+        if _copy_some(source, part, 0) != size:
+            return False
+        part.replace(target)
+    except FileNotFoundError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _copy_some(source: Path, part: Path, offset: int) -> int:
+    """Bytes copied; 0 at the end."""
+    with source.open("rb", buffering=0) as original:
+        original.seek(offset)
+        data = original.read(CHUNK)
+    write_at(part, offset, data)
+    return len(data)

@@ -1,0 +1,106 @@
+"""An input as a file on this worker's disk."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import secrets
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from pydantic import Field
+
+from inputs.errors import DiskFull, InputNotStored
+from utils import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+T = TypeVar("T")
+
+#: Bytes that are read, hashed and written at a time.
+CHUNK = 1 << 20
+#: What a full disk says, and a full quota.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Blob(Frozen):
+    """What is known of a file that is whole."""
+
+    size: Annotated[int, Field(ge=0)]
+    #: Lower-case hex.
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    #: The version by the words of whoever it came from; None if they have none.
+    etag: str | None = None
+
+
+def part_beside(path: Path) -> Path:
+    """A name nobody else uses, in the folder of `path`, so that a rename makes it `path`."""
+    return path.with_name(f".{secrets.token_hex(12)}.part")
+
+
+@asynccontextmanager
+async def new_part_beside(path: Path) -> AsyncIterator[Path]:
+    """An empty file to fill and rename to `path`; removed in the end if it was not renamed."""
+    part = part_beside(path)
+    with disk_errors():
+        make_empty(part)
+    try:
+        yield part
+    finally:
+        if part.exists():  # as a rule it was renamed, and there is nothing to wait for
+            await remove(part)
+
+
+def make_empty(path: Path) -> None:
+    """A new file. Raises OSError, also if there is one."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
+async def remove(path: Path) -> None:
+    """See it gone, even if the caller is cancelled. Off the event loop: gigabytes take a while."""
+    await asyncio.shield(asyncio.to_thread(path.unlink, missing_ok=True))
+
+
+async def to_the_end(call: Callable[[], T]) -> T:
+    """What `call` returns, in a thread. When cancelled, waits until it has ended.
+
+    For what is short and makes files: nothing appears any more in a folder that its owner, who
+    was cancelled, is about to remove.
+    """
+    work = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise
+
+
+def write_at(path: Path, offset: int, data: bytes) -> None:
+    """Make the file the `offset` bytes it begins with and `data`, nothing after.
+
+    Keeps no file open between calls and never makes one: a thread that is late, because its
+    caller was cancelled, finds the file gone and leaves nothing behind.
+    """
+    with path.open("r+b", buffering=0) as file:
+        file.truncate(offset)
+        file.seek(offset)
+        unwritten = memoryview(data)
+        while unwritten:
+            unwritten = unwritten[file.write(unwritten) :]
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn an `OSError` of this worker's disk into an `InputNotStored`, without its paths.
+
+    Raises DiskFull, which is one, if less on the disk would help.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        kind = DiskFull if error.errno in FULL else InputNotStored
+        raise kind(f"this worker could not store the input: {reason}") from error

@@ -1,0 +1,80 @@
+"""Cancelling a process from anywhere: by its owner, by a note, or by settling it here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from processes.lease import AWAY, LeaseWatch
+from processes.lookup import FOLLOW_SECONDS, ProcessLookup
+from processes.notes import leave_note
+from processes.reading import decode_record, present, read_stored
+from processes.record import Snapshot, Status
+from processes.run import ProcessRun, StopReason
+from processes.settling import settle_abandoned
+from processes.worker import Worker
+from utils import new_nonce
+
+
+class Cancelling:
+    """What a worker does about processes that are to be stopped."""
+
+    def __init__(
+        self, worker: Worker, lookup: ProcessLookup, runs: Mapping[str, ProcessRun]
+    ) -> None:
+        self._worker = worker
+        self._lookup = lookup
+        #: The processes that run on this worker, by id; the manager's own, looked into.
+        self._runs = runs
+
+    async def cancel(self, process_id: str, *, wait_seconds: float) -> Snapshot:
+        """As `ProcessManager.cancel`."""
+        snapshot = await self._lookup.get(process_id, fresh=True)
+        if snapshot.record.terminal:
+            return snapshot
+        if run := self._runs.get(process_id):
+            run.stop(StopReason.CANCEL)
+        # Also for our own: should this worker die now, whoever continues the process will see it.
+        try:
+            await leave_note(self._worker.store, process_id, by="caller", nonce=new_nonce())
+        except AWAY:
+            if run is None:
+                raise
+        ended = await self._await_end(process_id, wait_seconds)
+        if ended.record.terminal:
+            return ended
+        return ended._replace(record=ended.record.with_cancel_requested())
+
+    async def _await_end(self, process_id: str, wait_seconds: float) -> Snapshot:
+        deadline, watch = time.monotonic() + wait_seconds, LeaseWatch(self._worker.settings)
+        while True:
+            snapshot = await self._end_if_abandoned(process_id, watch)
+            left = deadline - time.monotonic()
+            if snapshot.record.terminal or left <= 0:
+                return snapshot
+            if run := self._runs.get(process_id):
+                await asyncio.wait([run.task], timeout=left)
+            else:
+                await asyncio.sleep(min(left, FOLLOW_SECONDS / 2))
+
+    async def _end_if_abandoned(self, process_id: str, watch: LeaseWatch) -> Snapshot:
+        """How things stand; a process that nobody holds is cancelled on the spot."""
+        if process_id in self._runs:
+            return await self._lookup.get(process_id)
+        try:
+            stored = await read_stored(self._worker.store, process_id)
+        except AWAY:
+            watch.saw_nothing()
+            return await self._lookup.get(process_id, fresh=True)
+        record = present(decode_record(process_id, stored.data))
+        gone = watch.saw(stored.version, stored.age_seconds) or record.status is Status.INTERRUPTED
+        if gone and not record.terminal:
+            reason = "cancelled; no worker was running it"
+            with suppress(*AWAY):  # whether it was settled, the next look will tell
+                if settled := await settle_abandoned(
+                    self._worker, record, stored, lambda r, now: r.cancelled(now, reason=reason)
+                ):
+                    return settled
+        return Snapshot(record, "storage", stored.age_seconds)

@@ -1,0 +1,304 @@
+"""The objects in a folder: one blocking call each, from any number of threads and processes.
+
+An object is the file `root/key`, so people can open it. What the store needs for itself lies in
+`root/.local-store`: lock files, files being written, and a file whose time stamp is our clock.
+
+Why it holds:
+
+- A write makes a new file beside the objects, syncs it and renames it into place, so a kill at
+  any instant leaves the old object or the new one, and a reader never sees half of either.
+- Whoever writes or removes a key holds a lock while it compares and renames. The lock is `flock`
+  on one of a fixed number of files: the kernel drops it when its holder dies, however it dies.
+- A version is the SHA-256 of the bytes. Two writes of the same bytes share one, as on S3, so a
+  compare-and-swap cannot tell A from A after B. Whoever cares writes a nonce or a revision into
+  the bytes, as records do. A time stamp would tell them apart on a local disk, but some network
+  filesystems round it after the fact, and a false "it changed" kills a healthy process.
+- Ages compare two stamps of the filesystem's own clock, so workers whose clocks disagree agree.
+
+Not held: `flock` must reach every worker that mounts the filesystem. On a local disk, NFS and
+MooseFS it does. Folders that are links are not followed, nor are objects that are links.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import zlib
+from contextlib import contextmanager, suppress
+from io import FileIO
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage import (
+    MAX_PAGE,
+    ChecksumMismatch,
+    FileFacts,
+    FolderPage,
+    InvalidKey,
+    ObjectChanged,
+    ObjectExists,
+    ObjectFacts,
+    ObjectNotFound,
+    Page,
+    Stored,
+    check_folder,
+    check_key,
+    check_prefix,
+    check_range,
+)
+from stores import local_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: Two keys that share a lock wait for each other, but never wrongly; 256 make that rare.
+_LOCKS = 256
+#: A file nobody has written to for so long lost its writer. Were that wrong, the writer's rename
+#: would fail as `StorageUnavailable` and nothing would be damaged.
+_ABANDONED_SECONDS = 3600.0
+
+
+class LocalObjects:
+    """What `LocalStore` does, in the thread that calls it. See `storage.Store`."""
+
+    def __init__(self, root: Path) -> None:
+        """Makes nothing yet: the folder appears at the first call."""
+        # Resolved once, so that a link met later on is one inside the store.
+        self.root = root.resolve()
+        self._hidden = self.root / local_files.HIDDEN
+        self._prepared = False
+
+    def get(self, key: str, cached: Stored | None) -> Stored:
+        with self._opened(key) as file:
+            data, modified = file.read(), os.fstat(file.fileno()).st_mtime
+            # Read first, then look at the clock: an age is at least 0.
+            age = max(0.0, self._now() - modified)
+        version = _version(data)
+        if cached is not None and cached.version == version:
+            return cached._replace(modified=modified, age_seconds=age)
+        return Stored(data, version, modified, age)
+
+    def stat(self, key: str) -> ObjectFacts:
+        """Every write makes a new file, so its number and time stamp tell it from the last."""
+        with self._opened(key) as file:
+            facts = os.fstat(file.fileno())
+        version = f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
+        return ObjectFacts(facts.st_size, version, facts.st_mtime)
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        self.checked(key)
+        check_range(offset, length)
+        with self._opened(key) as file:
+            return os.pread(file.fileno(), length, offset)
+
+    def write(self, key: str, data: bytes) -> str:
+        path = self._path(key)
+        with self._at_work(), self._locked(key):
+            self._store(data, path)
+        return _version(data)
+
+    def write_over(self, key: str, data: bytes, expected: str | None) -> str:
+        """Compare-and-swap. `expected` None: nothing may be there."""
+        path, version = self._path(key), _version(data)
+        with self._at_work(), self._locked(key):
+            found = self._found(key)
+            if found == expected:
+                self._store(data, path)
+            elif found != version:  # else it is ours, from a call whose end nobody saw
+                if expected is None:
+                    raise ObjectExists(f"there is already an object {key!r}")
+                raise ObjectChanged(f"object {key!r} is not the version that was read")
+        return version
+
+    def _found(self, key: str) -> str | None:
+        try:
+            with self._opened(key) as file:
+                return _version(file.read())
+        except ObjectNotFound:
+            return None
+
+    def list(self, prefix: str, start_after: str, limit: int) -> Page:
+        limit, folder = min(limit, MAX_PAGE), self._path(check_prefix(prefix) + "_").parent
+        with self._at_work():
+            rows = list(islice(local_files.walk(folder, prefix, start_after), limit + 1))
+            # A folder that is not there lists as empty, unless nothing is there any more.
+            self._now()
+        more = len(rows) > limit
+        return Page(rows[:limit], rows[limit - 1].key if more else None)
+
+    def list_folders(self, prefix: str, start_after: str | None, limit: int) -> FolderPage:
+        limit, folder = min(limit, MAX_PAGE), self._path(check_prefix(prefix) + "_").parent
+        after = "" if start_after is None else f"{check_folder(prefix, start_after)}/"
+        with self._at_work():
+            names = list(islice(local_files.folders(folder, prefix, after), limit + 1))
+            self._now()  # as in `list`
+        more = len(names) > limit
+        return FolderPage(names[:limit], names[limit - 1] if more else None)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        paths = [self._path(key) for key in keys]
+        with self._at_work():
+            for key, path in zip(keys, paths, strict=True):
+                with self._locked(key):
+                    local_files.unlink(path)
+                self._prune(path.parent)
+
+    def upload(self, path: Path, key: str, transfer: local_files.Transfer) -> FileFacts:
+        target = self._path(key)
+        # Opened out here because what is wrong with the caller's file is not the store's fault.
+        with path.open("rb", buffering=0) as source, self._at_work():
+            before = local_files.identity(source.fileno())
+            with local_files.temporary(self._hidden / "writing") as temporary:
+                with temporary.open("xb") as copy:
+                    facts = local_files.copy(source, copy, transfer)
+                    local_files.sync(copy)
+                if local_files.identity(path) != before:
+                    raise ChecksumMismatch(f"{path.name!r} changed while it was read")
+                with self._locked(key):
+                    self._publish(temporary, target)
+            return facts
+
+    def draft(self) -> local_files.Draft:
+        """For `begin`, `append` and `publish`, one after the other. Makes nothing."""
+        return local_files.Draft(self._hidden / "writing")
+
+    def begin(self, draft: local_files.Draft, key: str) -> None:
+        self._path(key)  # so that what could never be published is refused at once
+        with self._at_work():
+            draft.open()
+
+    def append(self, draft: local_files.Draft, data: bytes) -> None:
+        with self._at_work():
+            draft.write(data)
+
+    def publish(self, draft: local_files.Draft, key: str) -> FileFacts:
+        target = self._path(key)
+        with self._at_work():
+            facts = draft.sync()
+            with self._locked(key):
+                self._publish(draft.path, target)
+        return facts
+
+    def download(
+        self, key: str, path: Path, expected: FileFacts | None, transfer: local_files.Transfer
+    ) -> FileFacts:
+        with self._opened(key) as source, local_files.storage_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with local_files.temporary(path.parent) as temporary:
+                with temporary.open("xb") as copy:
+                    facts = local_files.copy(source, copy, transfer)
+                if expected is not None and facts != expected:
+                    raise ChecksumMismatch(f"object {key!r} is not the file that was announced")
+                temporary.replace(path)
+            return facts
+
+    # ---- the filesystem
+
+    def checked(self, key: str) -> str:
+        """`key` itself, if it may be one here."""
+        if check_key(key).partition("/")[0] == local_files.HIDDEN:
+            raise InvalidKey(f"{local_files.HIDDEN!r} is the store's own folder")
+        return key
+
+    def _path(self, key: str) -> Path:
+        path = self.root / self.checked(key)
+        if os.path.realpath(path.parent) != str(path.parent):
+            raise InvalidKey("a folder of this key is a link, and links are not followed")
+        return path
+
+    def link(self, key: str) -> str:
+        """A `file://` URL. Asks nobody."""
+        return (self.root / self.checked(key)).as_uri()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Our folders exist, and an `OSError` becomes what a store may raise."""
+        with local_files.storage_errors(self.root):
+            if not self._prepared:
+                # Once only. Made anew each time, a lost volume would look like an empty one.
+                for name in ("locks", "writing"):
+                    (self._hidden / name).mkdir(parents=True, exist_ok=True)
+                (self._hidden / "clock").touch()
+                self._sweep()
+                self._prepared = True
+            yield
+
+    def _now(self) -> float:
+        """The filesystem's clock, in seconds since the epoch.
+
+        Raises:
+            FileNotFoundError: the store as a whole is gone.
+        """
+        clock = os.open(self._hidden / "clock", os.O_WRONLY)
+        try:
+            os.utime(clock)
+            return os.fstat(clock).st_mtime
+        finally:
+            os.close(clock)
+
+    def _sweep(self) -> None:
+        """Remove what killed writers left."""
+        now = self._now()
+        for path in (self._hidden / "writing").iterdir():
+            with suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    path.unlink()
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        """Alone with this key among all threads and processes on this filesystem."""
+        name = f"{zlib.crc32(key.encode()) % _LOCKS:02x}"
+        with local_files.locked(self._hidden / "locks" / name):
+            yield
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[FileIO]:
+        path = self._path(key)
+        with self._at_work():
+            try:
+                file = FileIO(path, opener=local_files.no_links)
+            except OSError as error:
+                # A link or a folder (ELOOP, EISDIR), or a part that is an object, is no object.
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR):
+                    raise
+                self._now()
+                raise ObjectNotFound(f"there is no object {key!r}") from None
+            with file:
+                yield file
+
+    def _store(self, data: bytes, path: Path) -> None:
+        with local_files.temporary(self._hidden / "writing") as temporary:
+            with temporary.open("xb") as file:
+                file.write(data)
+                local_files.sync(file)
+            self._publish(temporary, path)
+
+    def _publish(self, temporary: Path, path: Path) -> None:
+        """Rename into place. Making the folders can race with `_prune`, hence the loop."""
+        folders = [path.parent, *path.parent.parents]
+        folders = folders[: folders.index(self.root) + 1]
+        try:
+            for _ in range(100):
+                with suppress(FileNotFoundError):
+                    temporary.replace(path)
+                    local_files.sync_folders(folders[:1])
+                    return
+                # Either error may be the race; if a folder is really a file, the rename will say.
+                with suppress(FileNotFoundError, FileExistsError):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    local_files.sync_folders(folders)
+        except (NotADirectoryError, IsADirectoryError):
+            raise InvalidKey("a key cannot be both an object and a folder of objects") from None
+        raise FileNotFoundError(errno.ENOENT, "the file being written is gone")
+
+    def _prune(self, folder: Path) -> None:
+        with suppress(OSError):  # it is not empty, or somebody else was faster
+            while folder != self.root:
+                folder.rmdir()
+                folder = folder.parent
+
+
+def _version(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

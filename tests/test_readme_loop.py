@@ -1,0 +1,68 @@
+"""The README's own code, run as it stands there against a worker that serves on this machine."""
+
+import hashlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PATH = "artifact-1.bin"
+
+
+@pytest.fixture
+def endpoint(tmp_path):
+    """The worker as `python rp_handler.py --rp_serve_api` serves it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "rp_handler.py", "--rp_serve_api", "--rp_api_port", str(port)],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "WORKER_DATA_DIR": str(tmp_path / "data"),
+             "WORKER_SCRATCH_DIR": str(tmp_path / "scratch")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        _wait_until_it_answers(server, port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_until_it_answers(server, port):
+    while True:
+        assert server.poll() is None, "the worker has ended"
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+        else:
+            return
+
+
+def test_the_loop_that_fetches_a_large_file_in_stretches(endpoint, tmp_path, monkeypatch):
+    [code] = [
+        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+        if "download_file" in block
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    known = {"ENDPOINT": endpoint, "KEY": "key"}
+    call, loop = code.replace("model.safetensors", PATH).split("offset, digest")
+    exec(call, known)  # noqa: S102 - the README's
+    known["call"](
+        action="start", kind="sleep", process_id="p1",
+        params={"artifacts": 1, "artifact_bytes": (4 << 20) * 2 + 5},
+    )  # fmt: skip
+    exec(f"offset, digest{loop}", known)  # noqa: S102
+    data = (tmp_path / PATH).read_bytes()
+    assert len(data) == (4 << 20) * 2 + 5
+    assert hashlib.sha256(data).hexdigest() == known["part"]["file_sha256"]
