@@ -7,7 +7,7 @@ import pytest
 from processes.index import index_key
 from processes.record import cancel_key, record_key
 from tests import servers
-from tests.crowd import on_every_store, until
+from tests.crowd import on_every_store
 from tests.test_complete import in_manifest
 from tests.test_download import fetched
 from tests.test_upload import send_chunks
@@ -138,10 +138,12 @@ async def test_a_cancel_that_was_meant_for_a_deleted_process_stops_no_other(crow
 async def test_who_follows_a_process_that_is_deleted_does_not_run_it_again(crowd):
     owner, follower = crowd.worker(), crowd.worker()
     await owner.running("p")
+    look_again = follower.store.pause_before("get", "record.json", nth=2)
     following = asyncio.create_task(follower.start("p", seconds=60, steps=600))
-    await until(lambda: follower.store.asked("get", key="record.json"))
+    await look_again.reached.wait()
     await owner("cancel", process_id="p")
     await deleted(owner, process_id="p")
+    look_again.go.set()
     assert (await following)["error"]["code"] == "unknown_process"
     assert (await crowd.record("p")).deleted
 
