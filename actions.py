@@ -20,12 +20,11 @@ from inputs.folder_files import CHUNK_BYTES
 from inputs.sources import NAME, Input
 from processes.record import Status
 from storage import InvalidKey, check_key
-from utils import Frozen
+from utils import Frozen, Sha256
 
 ID_PATTERN = rf"^{NAME}$"
 ProcessId = Annotated[str, StringConstraints(pattern=ID_PATTERN, strict=True)]
 Folder = Annotated[str, StringConstraints(pattern=ID_PATTERN, strict=True)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 #: As long as the longest key of an artifact or an input leaves it.
 MAX_PATH = 700
 #: Files of one `upload`: a folder of so many is brought, and completed, as a whole.

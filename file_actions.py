@@ -189,8 +189,10 @@ class FileActions:
     async def _upload(self, action: UploadAction) -> Reply:
         folder = action.folder
         if chunk := action.chunk:
-            if chunk.sha256 not in (None, (await asyncio.to_thread(_encoded, chunk.data))[0]):
-                raise ChecksumMismatch("the chunk's bytes are not those that were announced")
+            if chunk.sha256 is not None:
+                digest = await asyncio.to_thread(hashlib.sha256, chunk.data)
+                if digest.hexdigest() != chunk.sha256:
+                    raise ChecksumMismatch("the chunk's bytes are not those that were announced")
             await self._folders.put_chunk(
                 folder, chunk.path, chunk.offset, chunk.data, overwrite=action.overwrite
             )

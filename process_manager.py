@@ -29,7 +29,7 @@ from processes.delivery import (
 from processes.lease import Lease, LeaseWatch
 from processes.lookup import FOLLOW_SECONDS, ProcessLookup
 from processes.notes import leave_note, read_note
-from processes.reading import decode_record, present
+from processes.reading import UnknownProcess, decode_record, present, read_record
 from processes.record import (
     Record,
     Snapshot,
@@ -226,8 +226,8 @@ class ProcessManager:
 
     async def _exists(self, process_id: str) -> bool:
         try:
-            await self._store.get(record_key(process_id))
-        except ObjectNotFound:
+            await read_record(self._store, process_id)
+        except UnknownProcess:
             return False
         return True
 

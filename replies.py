@@ -64,5 +64,7 @@ class Page:
 def page_of(rows: Iterable[Reply]) -> list[JsonValue]:
     """The rows from the first on that one reply can carry."""
     page = Page()
-    all(page.add(row) for row in rows)
+    for row in rows:
+        if not page.add(row):
+            break
     return page.rows

@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     JsonValue,
     SecretStr,
+    StringConstraints,
     ValidationError,
     field_validator,
     model_validator,
@@ -30,6 +31,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Clock = Callable[[], datetime]
 Role = Literal["all", "gpu", "control"]
+#: Lower-case hex.
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 #: Keys of the worker itself: what lies there is reached by the actions, or by nobody.
 OWN_PREFIXES = ("processes/", "index/", "inputs/", "workers/", "locks/")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import Field
 
 from inputs.errors import DiskFull, InputNotStored
-from utils import Frozen
+from utils import Frozen, Sha256
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,8 +30,7 @@ class Blob(Frozen):
     """What is known of a file that is whole."""
 
     size: Annotated[int, Field(ge=0)]
-    #: Lower-case hex.
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Sha256
     #: The version by the words of whoever it came from; None if they have none.
     etag: str | None = None
 

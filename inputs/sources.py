@@ -6,11 +6,11 @@ import re
 from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
 
 from inputs.errors import InputRefused
 from storage import InvalidKey, check_key
-from utils import OWN_PREFIXES, WorkerError
+from utils import OWN_PREFIXES, Sha256, WorkerError
 
 #: Names of input folders, processes and inputs alike.
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -33,7 +33,7 @@ class Input(BaseModel, frozen=True, extra="forbid"):
         str, Field(min_length=1, max_length=4096, description=f"Where it comes from: {FORMS}.")
     ]
     sha256: Annotated[
-        Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None,
+        Sha256 | None,
         Field(description="What its bytes must hash to. Only for a single file."),
     ] = None
     unpack: Annotated[

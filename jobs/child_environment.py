@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 #: Where things are and how to compute. By name, not by pattern: `NVIDIA_*` would also pass on
@@ -30,3 +31,9 @@ def child_environment(ours: Mapping[str, str], named: Mapping[str, str]) -> dict
         name: value for name, value in ours.items() if name in _NAMES or name.startswith("LC_")
     }
     return _DEFAULTS | passed | dict(named)
+
+
+def passed_through(names: str) -> dict[str, str]:
+    """Those of our own variables that the operator names, comma-separated."""
+    wanted = {name.strip() for name in names.split(",")}
+    return {name: value for name, value in os.environ.items() if name in wanted}

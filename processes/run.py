@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 import time
 from collections.abc import Coroutine
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 from pydantic import JsonValue
 
 from inputs.errors import InputError
+from jobs.child_environment import passed_through
 from jobs.runner import (
     ArtifactReady,
     Attempt,
@@ -29,7 +29,6 @@ from jobs.runner import (
     Completed,
     Event,
     Failed,
-    Failure,
     Progress,
     Stopped,
     Verdict,
@@ -42,6 +41,7 @@ from processes.archive import (
     write_archive,
 )
 from processes.delivery import Start
+from processes.failures import failure_of, timed_out
 from processes.index import IndexEntry
 from processes.inputs import Inputs
 from processes.lease import AWAY, Change, Lease, LeaseLost
@@ -49,7 +49,6 @@ from processes.notes import read_note
 from processes.record import ProgressSeen, Record
 from processes.uploads import UploadFailed, Uploads, log_tail_key, restore
 from processes.worker import Worker
-from utils import WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +158,7 @@ class ProcessRun:
                 await self._unless_stopping(self._bring_inputs())
                 verdict = await self._work_in_a_slot()
             except (InputError, ArchiveFailed, NothingToArchive, UploadFailed) as error:
-                verdict = Failed(_failure(error))
+                verdict = Failed(failure_of(error))
         # The slot is free again: the next child may use the GPU while this one's files travel.
         self.wants_slot = False
         await self._settle(verdict)
@@ -210,7 +209,7 @@ class ProcessRun:
         attempt = Attempt(
             process_id=self.process_id, kind=record.kind, params=self._start.params,
             number=record.attempt, folder=self._folder, resume_from=resume_from,
-            environment=_passed_through(self._settings.child_env),
+            environment=passed_through(self._settings.child_env),
             unpack=tuple(name for name, each in self._start.inputs.items() if each.unpack),
             max_unpacked_bytes=self._settings.max_input_bytes,
         )  # fmt: skip
@@ -247,7 +246,7 @@ class ProcessRun:
         except _StopAsked:
             await self._end_stopped()
         except UploadFailed as error:
-            failure = _failure(error)
+            failure = failure_of(error)
             await self._end(lambda r: r.failed(self._clock(), failure))
         else:
             await self._end(lambda r: r.completed(self._clock(), result), complete=True)
@@ -266,7 +265,7 @@ class ProcessRun:
                 await self._store_last_checkpoint()
                 with suppress(UploadFailed):
                     await self._uploads.finish()
-                await self._end(lambda r: r.failed(self._clock(), _timed_out(r)))
+                await self._end(lambda r: r.failed(self._clock(), timed_out(r)))
             case _:
                 raise LeaseLost(StopReason.LOST)
 
@@ -274,7 +273,7 @@ class ProcessRun:
         """Our own fault or this machine's; the process must not hang on it."""
         log.error("process %s ended by %r", self.process_id, error, exc_info=error)
         await self.lease.change(
-            lambda r: r if r.released else r.failed(self._clock(), _failure(error))
+            lambda r: r if r.released else r.failed(self._clock(), failure_of(error))
         )
 
     async def _end(self, change: Change, *, complete: bool = False) -> None:
@@ -397,26 +396,3 @@ class ProcessRun:
         now = time.monotonic()
         self._phase = (phase, now)
         self.lease.report(lambda r: r.with_timing(last, now - since))
-
-
-def _failure(error: Exception) -> Failure:
-    if isinstance(error, WorkerError):
-        return Failure(code=error.code, message=str(error), retryable=error.retryable)
-    if isinstance(error, OSError):
-        message = f"this worker's disk or system refused: {error.strerror}"
-        return Failure(code="worker_disk", message=message, retryable=True)
-    return Failure(code="internal_error", message=f"a fault of the worker: {type(error).__name__}")
-
-
-def _timed_out(record: Record) -> Failure:
-    return Failure(
-        code="timed_out",
-        message=f"the attempt ran longer than timeout_seconds ({record.timeout_seconds:g}); start "
-        "it again with the same process_id to resume it, or with a new id and a higher limit",
-        retryable=True,
-    )
-
-
-def _passed_through(names: str) -> dict[str, str]:
-    wanted = {name.strip() for name in names.split(",")}
-    return {name: value for name, value in os.environ.items() if name in wanted}

@@ -199,8 +199,10 @@ async def test_identities_do_not_wait_for_each_other(cache: BlobCache, inputs: P
     waiting = asyncio.create_task(cache.place("x", inputs / "a", slow.fetch, immutable=True))
     await until(lambda: slow.asked)
     await cache.place("y", inputs / "b", quick.fetch, immutable=True)
+    assert (inputs / "b").read_bytes() == b"content"
+    assert not waiting.done()
     slow.open.set()
-    await waiting
+    assert await waiting == slow.blob
 
 
 async def test_a_caller_that_is_cancelled_does_not_cancel_the_others(

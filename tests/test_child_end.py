@@ -226,6 +226,7 @@ async def test_a_fork_of_the_killed_worker_cannot_keep_its_children_alive(tmp_pa
     try:
         everybody = [shown["guardian"], *shown["below"]]
         await until(lambda: not any(map(is_running, everybody)), "all are gone")
+        assert is_running(shown["fork"])  # it held the pipes all along
     finally:
         os.kill(shown["fork"], signal.SIGKILL)
 

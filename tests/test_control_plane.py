@@ -253,6 +253,7 @@ async def test_pings_tell_which_jobs_a_worker_holds(plane: ControlPlane, worker:
     await plane.until(lambda: plane.seen(worker.id).ping_jobs == [job.id], "the ping names the job")
     plane.cancel(job.id)
     await plane.until(lambda: plane.seen(worker.id).ping_jobs == [], "the job left the ping")
+    assert job.status == "CANCELLED"
 
 
 # -- the processes -----------------------------------------------------------------------------

@@ -118,6 +118,18 @@ async def test_a_slow_deletion_does_not_touch_the_process_that_has_the_id_next(c
     assert [len(fetched(file["url"])) for file in page["files"]] == [16]
 
 
+async def test_a_deleted_process_is_no_reason_to_wait_for_a_slot(crowd):
+    worker = crowd.worker(slots=1)
+    await worker.start("p")
+    await deleted(worker, process_id="p")
+    running = await worker.running("q")
+    reply = await worker("start", kind="sleep", process_id="p", on_busy="reject")
+    assert reply["error"]["code"] == "worker_busy"
+    assert (await crowd.record("p")).deleted
+    await worker("cancel", process_id="q")
+    await running
+
+
 async def test_two_starts_of_a_deleted_id_run_it_once(crowd):
     one, other = crowd.worker(), crowd.worker()
     await one.start("p")

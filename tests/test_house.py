@@ -30,7 +30,7 @@ PROCESSES = [
     {"uploads", "index"},
     {"lease", "notes"},
     {"worker"},
-    {"delivery", "manifest", "reading", "record_cache", "slots"},
+    {"delivery", "failures", "manifest", "reading", "record_cache", "slots"},
     {"record"},
 ]
 #: Who may import what is heavy or dangerous.
