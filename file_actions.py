@@ -28,8 +28,9 @@ from processes.manifest import Artifact, UnknownArtifact, artifact_key, choose
 from processes.reading import RecordUnreadable, UnknownProcess
 from processes.record import Record, Snapshot
 from replies import Page, Reply, page_of
+from settings import Settings
 from storage import ChecksumMismatch, ObjectNotFound, Store, Wanted
-from utils import Settings, utc_now
+from utils import utc_now
 
 #: Rows of one page at most; fewer where they would not fit into a reply.
 MAX_ROWS = 1000

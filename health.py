@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pydantic import JsonValue
 
 from process_manager import ProcessManager
+from settings import Settings
 from storage import Capabilities, Store, StoreHealth
-from utils import Settings, WorkerError
+from utils import WorkerError
 
 
 async def health(store: Store, manager: ProcessManager, settings: Settings) -> dict[str, JsonValue]:

@@ -17,7 +17,8 @@ from actions import ACTIONS, ID_PATTERN, AnyAction
 from inputs.public_web import check_url, parse_allowed_hosts
 from inputs.sources import FromKey, FromWeb, Input, check_shared, parse_source
 from jobs import JOBS
-from utils import Settings, WorkerError
+from settings import Settings
+from utils import WorkerError
 
 
 class InvalidRequest(WorkerError):

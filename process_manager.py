@@ -43,6 +43,8 @@ from processes.removal import ProcessActive, delete_process
 from processes.run import ProcessRun, StopReason
 from processes.settling import mend_index, settle_abandoned
 from processes.worker import new_worker
+from redaction import Redactor
+from settings import Settings
 from storage import (
     ObjectChanged,
     ObjectExists,
@@ -52,7 +54,7 @@ from storage import (
     Stored,
 )  # fmt: skip
 from stores.prefixes import Removed
-from utils import Clock, Settings, WorkerError, new_nonce, utc_now
+from utils import Clock, WorkerError, new_nonce, utc_now
 
 __all__ = ["ProcessManager", "Start", "WorkerBusy"]
 
@@ -94,11 +96,18 @@ class _Delivery:
 class ProcessManager:
     """Starts processes, answers for them, stops them."""
 
-    def __init__(self, store: Store, settings: Settings, *, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        *,
+        redactor: Redactor | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
         self._store = store
         self._settings = settings
         self._clock = clock
-        self._worker = new_worker(store, settings, clock)
+        self._worker = new_worker(store, settings, redactor or Redactor(), clock)
         self._runs: dict[str, ProcessRun] = {}
         self.lookup = ProcessLookup(self._worker, self._runs)
         self._cancelling = Cancelling(self._worker, self.lookup, self._runs)

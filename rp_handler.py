@@ -37,12 +37,15 @@ from processes.lease import AWAY
 from processes.links import LinkMaker
 from processes.reading import UnknownProcess
 from processes.record import Snapshot, Status, view
+from redaction import Redactor, environment_secrets
 from replies import Reply, bounded
+from settings import Settings, load_settings, unknown_variables
 from storage import PresignUnsupported, Store, open_store
-from utils import Settings, WorkerError, load_settings, log_to_stderr, new_id, set_within
+from utils import WorkerError, new_id, set_within
+from worker_log import log_to_stderr
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +78,17 @@ class WorkerDraining(WorkerError):
 class Handler:
     """Runs one action per job. Nothing but a cancellation ever escapes from a call."""
 
-    def __init__(self, store: Store, settings: Settings, *, way_in: WayIn = "serverless") -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        *,
+        way_in: WayIn = "serverless",
+        redactor: Redactor | None = None,
+    ) -> None:
         self._store = store
-        self.manager = ProcessManager(store, settings)
+        self._redactor = redactor or Redactor()
+        self.manager = ProcessManager(store, settings, redactor=self._redactor)
         self._lookup = self.manager.lookup
         self._files = FileActions(store, self.manager, settings)
         self._links = LinkMaker(store)
@@ -378,12 +389,22 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)
 
 
+def redactor_of(settings: Settings, environment: Mapping[str, str]) -> Redactor:
+    """One that knows the secrets of this worker."""
+    named = settings.secret_env.split(",")
+    return Redactor(environment_secrets(environment, (name.strip() for name in named)))
+
+
 def main(arguments: list[str]) -> None:
     """Start the worker as the arguments and the environment say."""
     way_in = way_in_of(parse(arguments))
     settings = load_settings()
     at_terminal = way_in == "terminal" and sys.stderr.isatty()
-    log_to_stderr("WARNING" if at_terminal else "INFO")
+    redactor = redactor_of(settings, os.environ)
+    level = "WARNING" if at_terminal else "INFO"
+    log_to_stderr(level, worker_id=settings.worker_id, redactor=redactor)
+    for sentence in unknown_variables(os.environ):
+        log.warning("%s", sentence)
     # At its default, DEBUG, the SDK logs whole replies, links and all.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN" if at_terminal else "INFO")
     import runpod
@@ -392,7 +413,7 @@ def main(arguments: list[str]) -> None:
         store = open_store(settings)
     except WorkerError as error:
         sys.exit(str(error))
-    handler = Handler(store, settings, way_in=way_in)
+    handler = Handler(store, settings, way_in=way_in, redactor=redactor)
     runpod.serverless.start({"handler": handler, "concurrency_modifier": handler.concurrency})
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
-    from utils import Settings
+    from settings import Settings
 
 #: S3 keys are at most 1024 bytes of UTF-8; this leaves room for the operator's prefix.
 MAX_KEY_BYTES = 900

@@ -19,13 +19,14 @@ from typing import TypeVar
 from processes.record import Record, record_key
 from processes.record_cache import Copy
 from processes.worker import Worker
+from settings import Settings
 from storage import (
     ObjectChanged,
     ObjectNotFound,
     StorageMisconfigured,
     StorageUnavailable,
 )
-from utils import Clock, Settings, WorkerError
+from utils import Clock, WorkerError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

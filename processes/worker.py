@@ -9,8 +9,10 @@ from inputs.blob_cache import BlobCache
 from processes.manifest import Manifests
 from processes.record_cache import RecordCache
 from processes.slots import Slots
+from redaction import Redactor
+from settings import Settings
 from storage import Store
-from utils import Clock, Settings
+from utils import Clock
 
 
 class Worker(NamedTuple):
@@ -26,6 +28,8 @@ class Worker(NamedTuple):
     slots: Slots
     #: For archives, which this worker writes itself.
     archive_places: Slots
+    #: Knows this worker's secrets; what leaves a process goes through it.
+    redactor: Redactor
     #: Wall-clock time, for what is written down. No decision depends on it.
     clock: Clock
 
@@ -34,7 +38,7 @@ class Worker(NamedTuple):
 ARCHIVES_AT_ONCE = 2
 
 
-def new_worker(store: Store, settings: Settings, clock: Clock) -> Worker:
+def new_worker(store: Store, settings: Settings, redactor: Redactor, clock: Clock) -> Worker:
     """A worker at `store`, with the folders on its scratch disk that it may share with others."""
     scratch = settings.scratch_dir
     # Workers on one machine may share a disk, but copies of two stores must not meet.
@@ -47,5 +51,6 @@ def new_worker(store: Store, settings: Settings, clock: Clock) -> Worker:
         settings=settings,
         slots=Slots(settings.slots),
         archive_places=Slots(ARCHIVES_AT_ONCE),
+        redactor=redactor,
         clock=clock,
     )

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from settings import Settings
     from storage import Capabilities, FileFacts, Links, ObjectFacts, Stored
-    from utils import Settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from rp_handler import Handler
-from utils import Settings
+from settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

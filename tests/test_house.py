@@ -14,12 +14,14 @@ ROOMS = [
     {"file_actions", "console", "health", "command_line"},
     {"parsing"},
     {"actions", "process_manager"},
+    {"upkeep"},
     {"replies"},
     {"processes"},
     {"inputs"},
     {"jobs", "stores"},
     {"storage"},
-    {"utils"},
+    {"settings", "worker_log", "meter"},
+    {"redaction", "utils"},
 ]
 #: The same inside the room where the life of a process is.
 PROCESSES = [
@@ -42,7 +44,7 @@ KEEPERS = {
 }
 
 
-PACKAGES = ["inputs", "jobs", "processes", "stores"]
+PACKAGES = ["inputs", "jobs", "processes", "stores", "upkeep"]
 
 
 def modules():

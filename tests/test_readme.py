@@ -9,7 +9,7 @@ from scripts.settings_table import table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-ROOMS = ("", "inputs", "jobs", "processes", "stores")
+ROOMS = ("", "inputs", "jobs", "processes", "stores", "upkeep")
 SOURCES = [path for room in ROOMS for path in (ROOT / room).glob("*.py")]
 #: Every way in which the code gives an error its code.
 CODE = re.compile(
