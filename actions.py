@@ -279,6 +279,10 @@ class HealthAction(Action):
     """How this worker and its store are; a live round trip."""
 
     action: Literal["health"]
+    deep: bool = Field(
+        default=False,
+        description="Also try anew what the store can do, and compute on every GPU: seconds.",
+    )
 
 
 class KindsAction(Action):

@@ -70,7 +70,7 @@ def process_id_of(job_id: str) -> str:
 
 
 def parse_params(kind: str, params: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """`params` of `kind` as they may be stored: defaults filled in, secrets masked.
+    """`params` of `kind` with its defaults filled in, and masked where it says so (`SecretStr`).
 
     Raises:
         UnknownKind: there is no such kind.

@@ -26,14 +26,14 @@ MAX_LENGTH: Final = 4096
 
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
 _SECRET_WORDS = {
-    "password", "passwd", "passphrase", "secret", "secrets", "token", "credential", "credentials",
+    "password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials",
     "authorization", "apikey", "cookie",
 }  # fmt: skip
 _SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("signing", "key")}
-#: `..._token` names these in language and diffusion models; they are words, not secrets.
+#: `..._token` is a secret, but for these, which language and diffusion models call so.
 _MODEL_TOKENS = {
     "bos", "eos", "pad", "unk", "sep", "cls", "mask", "trigger", "instance", "placeholder",
-    "max", "min", "num", "per", "image", "start", "end", "new", "special", "next",
+    "per", "image", "start", "end", "new", "special", "next", "class",
 }  # fmt: skip
 
 _PLACES = re.compile(
@@ -87,12 +87,16 @@ class Redactor:
             case list():
                 return [self.value(each) for each in value]
             case dict():
-                return {
-                    self.text(name): mask(each) if is_secret_name(name) else self.value(each)
-                    for name, each in value.items()
-                }
+                return self.fields(value)
             case _:
                 return value
+
+    def fields(self, fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        """`value` of an object."""
+        return {
+            self.text(name): mask(each) if is_secret_name(name) else self.value(each)
+            for name, each in fields.items()
+        }
 
 
 def is_secret_name(name: str) -> bool:
@@ -101,27 +105,13 @@ def is_secret_name(name: str) -> bool:
     if any(pair in _SECRET_PAIRS and words[at + 2 : at + 3] != ["id"]
            for at, pair in enumerate(pairwise(words))):  # fmt: skip
         return True
-    found = _SECRET_WORDS.intersection(words)
-    return bool(found) and not (found == {"token"} and _MODEL_TOKENS.intersection(words))
+    is_token = words[-1:] == ["token"] and not _MODEL_TOKENS.intersection(words)
+    return is_token or not _SECRET_WORDS.isdisjoint(words)
 
 
 def mask(value: JsonValue) -> JsonValue:
     """What is shown in the place of a secret. That there is none may be seen."""
     return value if value is None or isinstance(value, bool) or value == "" else MASKED_BY_PYDANTIC
-
-
-def mask_named(value: JsonValue) -> JsonValue:
-    """`value` with what is named like a secret masked, and nothing else changed."""
-    match value:
-        case list():
-            return [mask_named(each) for each in value]
-        case dict():
-            return {
-                name: mask(each) if is_secret_name(name) else mask_named(each)
-                for name, each in value.items()
-            }
-        case _:
-            return value
 
 
 def secrets_in(given: JsonValue, shown: JsonValue) -> Iterator[str]:

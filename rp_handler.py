@@ -27,8 +27,9 @@ from actions import (
     StartAction,
 )
 from command_line import WayIn, parse, way_in_of
+from doctor import check_fitness
 from file_actions import FileActions, urls_of
-from health import health
+from health import Examiner, health
 from jobs import JOBS
 from parsing import check_input, parse_action, parse_params, process_id_of
 from process_manager import ProcessManager, Start
@@ -42,7 +43,7 @@ from replies import Reply, bounded
 from settings import Settings, load_settings, unknown_variables
 from storage import PresignUnsupported, Store, open_store
 from utils import WorkerError, new_id, set_within
-from worker_log import log_to_stderr
+from worker_log import log_context, log_to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -92,6 +93,7 @@ class Handler:
         self._lookup = self.manager.lookup
         self._files = FileActions(store, self.manager, settings)
         self._links = LinkMaker(store)
+        self._examiner = Examiner(store, settings)
         self._settings = settings
         self._way_in = way_in
         #: Jobs under way here, and those of them that will get no answer (see `_start`).
@@ -106,17 +108,22 @@ class Handler:
         """
         self.set_up()
         self._jobs += 1
+        with log_context(request_id=str(job.get("id"))):
+            try:
+                return await self._reply(job)
+            finally:
+                self._jobs -= 1
+
+    async def _reply(self, job: dict[str, Any]) -> Reply:
         try:
             return bounded(await self._answer(job))
         except WorkerError as error:
-            return {"error": json.dumps(error.payload())}
+            return {"error": json.dumps(self._redactor.value(error.payload()))}
         except Exception:
             log.exception("a fault of the worker")
             return {
                 "error": json.dumps(WorkerError("a fault of the worker; see its log").payload())
             }
-        finally:
-            self._jobs -= 1
 
     def set_up(self) -> None:
         """Once, inside the event loop: take over the signals, recover in the background."""
@@ -163,8 +170,8 @@ class Handler:
                 return await self._cancel(action)
             case BulkDownloadAction(archive=True):
                 return await self._archive(action, job)
-            case HealthAction():
-                return await health(self._store, self.manager, self._settings)
+            case HealthAction(deep=deep):
+                return await health(self._examiner, self.manager, self._settings, deep=deep)
             case KindsAction():
                 return {
                     "kinds": {name: job.params.model_json_schema() for name, job in JOBS.items()}
@@ -176,7 +183,7 @@ class Handler:
         if self._settings.role == "control":
             raise Refused("this worker has the role `control` and runs no jobs; send `start` to "
                           "the GPU endpoint")  # fmt: skip
-        start = _start_of(action, job, self._settings)
+        start = _start_of(action, job, self._settings, self._redactor)
         if action.detach:
             if not self._settings.allow_detach:
                 raise Refused(
@@ -271,6 +278,8 @@ class Handler:
 
     async def _view(self, snapshot: Snapshot) -> Reply:
         reply = view(snapshot, lease_seconds=self._settings.lease_seconds)
+        reason = self._lookup.why(snapshot)
+        reply["why"] = reason._asdict() if reason else None
         if not snapshot.record.released:
             reply["links"] = {**await self._links.links(snapshot.record)}
         return reply
@@ -351,16 +360,18 @@ class Handler:
         return int(JobsProgress().get_job_count())
 
 
-def _start_of(action: StartAction, job: dict[str, Any], settings: Settings) -> Start:
+def _start_of(
+    action: StartAction, job: dict[str, Any], settings: Settings, redactor: Redactor
+) -> Start:
     for name, asked in action.inputs.items():
         check_input(name, asked, settings)
     return Start(
         process_id=_process_id(action.process_id, job),
         kind=action.kind,
         params=action.params,
-        shown_params=parse_params(action.kind, action.params),
+        shown_params=redactor.fields(parse_params(action.kind, action.params)),
         inputs=action.inputs,
-        labels=action.labels,
+        labels={name: str(label) for name, label in redactor.fields(action.labels).items()},
         timeout_seconds=action.timeout_seconds,
         reject_when_busy=action.on_busy == "reject",
         runpod_job_id=_job_id(job),
@@ -414,6 +425,12 @@ def main(arguments: list[str]) -> None:
     except WorkerError as error:
         sys.exit(str(error))
     handler = Handler(store, settings, way_in=way_in, redactor=redactor)
+    if way_in == "serverless":
+
+        async def worker_can_work() -> None:
+            await check_fitness(settings)
+
+        runpod.serverless.register_fitness_check(worker_can_work)
     runpod.serverless.start({"handler": handler, "concurrency_modifier": handler.concurrency})
 
 

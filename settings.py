@@ -25,6 +25,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from utils import OWN_PREFIXES
 
 Role = Literal["all", "gpu", "control"]
+#: Where RunPod mounts a network volume.
+VOLUME = Path("/runpod-volume")
 #: Of days that are counted in numbers: no one means a longer time.
 MAX_DAYS = 3650
 
@@ -339,8 +341,13 @@ class Settings(BaseSettings):
         """The folder to use when there is no bucket (DESIGN: a network volume is a real store)."""
         if self.data_dir is not None:
             return self.data_dir.absolute()
-        volume = Path("/runpod-volume")
-        return volume / "worker-data" if volume.is_mount() else Path("data").absolute()
+        return VOLUME / "worker-data" if VOLUME.is_mount() else Path("data").absolute()
+
+    def prepared_root(self) -> Path:
+        """Where kinds keep what they prepare once: shared by as many workers as can see it."""
+        if self.prepare_dir is not None:
+            return self.prepare_dir.absolute()
+        return VOLUME / "prepared" if VOLUME.is_mount() else self.scratch_dir / "prepared"
 
 
 def _parts(text: str) -> list[str]:

@@ -196,8 +196,8 @@ class Store(Protocol):
     #: For logs and `health`, without credentials: `s3://bucket/prefix`, `file:///data`.
     url: str
 
-    async def capabilities(self) -> Capabilities:
-        """What the store can do; probed at the first call, remembered after."""
+    async def capabilities(self, *, fresh: bool = False) -> Capabilities:
+        """What the store can do; probed at the first call, remembered after, or anew (`fresh`)."""
         ...
 
     async def get(self, key: str, *, cached: Stored | None = None) -> Stored:

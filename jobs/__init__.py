@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, JsonValue
 
 from jobs import sleep, train_diffusion
+from jobs.prepare import Prepare
 
 
 class Job(NamedTuple):
@@ -20,6 +21,8 @@ class Job(NamedTuple):
 
     params: type[BaseModel]
     run: Callable[[Any, Any], JsonValue]
+    #: What it needs once on a machine or volume; the job finds it as `context.prepared`.
+    prepare: Prepare | None = None
 
 
 JOBS: dict[str, Job] = {

@@ -3,8 +3,8 @@
     python -m jobs CONTROL EVENTS      (numbers of two pipes; the worker's runner starts it so)
 
 Each way carries one JSON object a line. Orders: first the attempt itself, later
-`{"order": "stop"}`. Events: `progress`, `checkpoint`, `artifact`, and at last one of `completed`,
-`failed`, `stopped`. Standard output and error belong to the job; they are its log.
+`{"order": "stop"}`. Events: `phase`, `progress`, `checkpoint`, `artifact`, and at last one of
+`completed`, `failed`, `stopped`. Standard output and error belong to the job; they are its log.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from jobs import JOBS
 from jobs.context import EVENT_LIMIT, RESULT_LIMIT, JobContext, JobFailed, JobStopped
 from jobs.guardian import guard
+from jobs.prepare import prepared
 
 Event = dict[str, Any]
 
@@ -118,6 +119,10 @@ def _run(orders: Iterator[bytes], voice: Voice) -> object:
     except ValidationError as error:
         raise JobFailed("params_invalid", _without_values(error)) from None
     os.chdir(order["folder"])  # what a job writes without saying where lands here
+    ready = None
+    if job.prepare is not None:
+        root = Path(order["prepare_dir"])
+        ready = prepared(order["kind"], job.prepare, root, emit=voice.emit, stop=stop)
     context = JobContext(
         Path(order["folder"]),
         emit=voice.emit,
@@ -125,6 +130,7 @@ def _run(orders: Iterator[bytes], voice: Voice) -> object:
         resume_from=Path(order["resume_from"]) if order["resume_from"] else None,
         attempt=order["attempt"],
         device=order["device"],
+        prepared=ready,
     )
     if order["unpack"]:
         from jobs.unpack import unpack_inputs  # most jobs have no use for it

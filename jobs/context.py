@@ -53,6 +53,7 @@ class JobContext:
         resume_from: Path | None = None,
         attempt: int = 1,
         device: str = "auto",
+        prepared: Path | None = None,
     ) -> None:
         self.inputs: Final = folder / "inputs"
         #: Whatever lies here when the job ends becomes an artifact.
@@ -62,6 +63,8 @@ class JobContext:
         #: What an earlier attempt handed to `checkpoint` last (same name, same content), or None.
         self.resume_from: Final = resume_from
         self.attempt: Final = attempt
+        #: What the kind's `prepare` made, to read; None for a kind that has none.
+        self.prepared: Final = prepared
         self._sealed = folder / "sealed"
         self._folder = folder
         self._emit = emit

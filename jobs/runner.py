@@ -28,6 +28,7 @@ from jobs.child_events import (
     EventReader,
     JobEnded,
     JobFailure,
+    PhaseEntered,
     Progress,
     ProtocolError,
 )
@@ -48,7 +49,7 @@ from utils import WorkerError
 
 __all__ = [
     "ArtifactReady", "Attempt", "CheckpointSealed", "Child", "ChildNotStarted", "Completed",
-    "Event", "Failed", "Failure", "Progress", "Stopped", "Verdict",
+    "Event", "Failed", "Failure", "PhaseEntered", "Progress", "Stopped", "Verdict",
 ]  # fmt: skip
 
 #: What the interpreter runs, with the numbers of two pipes as its arguments.
@@ -89,6 +90,8 @@ class Attempt(NamedTuple):
     unpack: tuple[str, ...] = ()
     #: What all of them together may take on the disk, in bytes.
     max_unpacked_bytes: int = 0
+    #: Where kinds keep what they set up once on this machine or volume.
+    prepare_dir: Path = Path("prepared")
 
 
 class Child:
@@ -321,6 +324,7 @@ def _first_order(attempt: Attempt) -> bytes:
         "device": attempt.device,
         "unpack": attempt.unpack,
         "max_unpacked_bytes": attempt.max_unpacked_bytes,
+        "prepare_dir": str(attempt.prepare_dir.absolute()),
     }
     return json.dumps(order).encode() + b"\n"
 

@@ -76,9 +76,12 @@ class Lease:
         self._stored = stored
         self._version = version
         self._wish = stored
+        #: Takes the secrets out of whatever is going to be written. The attempt adds its own.
+        self.redactor = worker.redactor
         self._submitted = self._sent = 0
         self._progress_is_new = False
         self._failures = 0
+        self._trouble: str | None = None
         self._written_at = time.monotonic()
         self._wake = asyncio.Event()
         self._news = asyncio.Condition()
@@ -109,8 +112,10 @@ class Lease:
 
     @property
     def record(self) -> Record:
-        """What callers may be told: what is stored, with the newest progress."""
-        return self._stored.with_progress(self._wish.progress).with_artifacts(self._wish.artifacts)
+        """What callers may be told: what is stored, and how the attempt comes along since."""
+        wish = self._wish
+        stored = self._stored.with_progress(wish.progress).with_artifacts(wish.artifacts)
+        return stored.with_phase(wish.phase).with_trouble(self._trouble or wish.trouble)
 
     @property
     def wish(self) -> Record:
@@ -130,14 +135,14 @@ class Lease:
     def report(self, change: Change) -> None:
         """Progress and counts: seen at once by whoever asks here, stored when a write is due."""
         if not self._wish.released:  # what comes after the end comes too late
-            self._wish = change(self._wish)
+            self._wish = change(self._wish).redacted(self.redactor, self._wish)
             self._progress_is_new = True
             self._wake.set()
 
     def submit(self, change: Change) -> None:
         """Wish for a change; it is written at once, or merged into what waits for the store."""
         if not self._wish.released:
-            self._wish = change(self._wish)
+            self._wish = change(self._wish).redacted(self.redactor, self._wish)
             self._submitted += 1
             self._wake.set()
 
@@ -190,9 +195,9 @@ class Lease:
     async def _write_or_journal(self) -> None:
         try:
             await self._write()
-            self._failures = 0
+            self._failures, self._trouble = 0, None
         except AWAY as error:
-            self._failures += 1
+            self._failures, self._trouble = self._failures + 1, str(error)
             if self._failures == 1:
                 log.warning("the store is away, changes wait here: %s", error)
             await self._journal()

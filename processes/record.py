@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, JsonValue
 
 from jobs.runner import Failure, Progress
+from redaction import Redactor
 from utils import Clock
 
 
@@ -83,9 +84,13 @@ class ProgressSeen(RecordPart):
     message: str = ""
     metrics: dict[str, float] = {}
     eta_seconds: float | None = None
+    #: When `step` last changed.
+    at: datetime | None = None
 
     @classmethod
-    def of(cls, progress: Progress, *, first_step: int, seconds: float) -> ProgressSeen:
+    def of(
+        cls, progress: Progress, *, first_step: int, seconds: float, at: datetime | None = None
+    ) -> ProgressSeen:
         """`progress` as seen `seconds` after the attempt's first one, which stood at `first_step`.
 
         The ETA is the mean pace of this attempt carried on: (total - step) * seconds per step.
@@ -99,6 +104,7 @@ class ProgressSeen(RecordPart):
             message=progress.message,
             metrics=progress.metrics,
             eta_seconds=round(max(eta, 0.0), 1) if eta is not None else None,
+            at=at,
         )
 
 
@@ -137,6 +143,10 @@ class Record(RecordPart):
     updated_at: datetime
     finished_at: datetime | None = None
     progress: ProgressSeen | None = None
+    #: What the attempt is at: `queued inputs startup preparing running upload ended`.
+    phase: str = "queued"
+    #: What keeps it from going on just now, in words: a store that takes nothing.
+    trouble: str | None = None
     cancel_requested: bool = False
     #: A cancel note that was there before this attempt began and does not count against it.
     settled_note: str | None = None
@@ -201,7 +211,7 @@ class Record(RecordPart):
         `settled_note` names the cancel note that was meant for an attempt that has ended since.
         """
         fresh = {"started_at": None, "finished_at": None, "progress": None, "failure": None,
-                 "cancel_requested": False,
+                 "cancel_requested": False, "phase": "queued", "trouble": None,
                  "settled_note": settled_note or self.settled_note,
                  "runpod_job_id": runpod_job_id, "artifacts": ArtifactsSummary(),
                  "files": None}  # fmt: skip
@@ -278,15 +288,38 @@ class Record(RecordPart):
         mine = {**self.timings.get(self.attempt, {}), phase: round(seconds, 3)}
         return self._with(timings={**self.timings, self.attempt: mine})
 
+    def with_phase(self, phase: str) -> Record:
+        return self._with(phase=phase)
+
+    def with_trouble(self, trouble: str | None) -> Record:
+        return self._with(trouble=trouble)
+
     def with_progress(self, progress: ProgressSeen | None) -> Record:
         return self._with(progress=progress)
+
+    def redacted(self, redactor: Redactor, before: Record) -> Record:
+        """Without secrets in what was said of the process since `before`."""
+        changes: dict[str, Any] = {}
+        if self.result is not before.result:
+            changes["result"] = redactor.value(self.result)
+        if self.failure and self.failure is not before.failure:
+            changes["failure"] = self.failure.model_copy(
+                update={
+                    "message": redactor.text(self.failure.message),
+                    "log_tail": tuple(map(redactor.text, self.failure.log_tail)),
+                }
+            )
+        if self.progress and self.progress is not before.progress and self.progress.message:
+            message = redactor.text(self.progress.message)
+            changes["progress"] = self.progress.model_copy(update={"message": message})
+        return self._with(**changes) if changes else self
 
     def written(self, now: datetime, *, revision: int | None = None) -> Record:
         """As it goes into the store: one revision on."""
         return self._with(revision=revision or self.revision + 1, updated_at=now)
 
     def _finished(self, status: Status, now: datetime, reason: str) -> Record:
-        return self._with(finished_at=now)._entered(status, now, reason)
+        return self._with(finished_at=now, trouble=None)._entered(status, now, reason)
 
     def _entered(self, status: Status, now: datetime, reason: str) -> Record:
         if self.terminal and status is not Status.QUEUED:
@@ -347,6 +380,14 @@ class Snapshot(NamedTuple):
     stale: bool = False
     queue_position: int | None = None
 
+    def lost(self, lease_seconds: float) -> bool:
+        """Whether its owner has not written for a lease.
+
+        From memory it is the owner who speaks: it knows that the process lives, store or no store.
+        """
+        late = self.source == "storage" and self.age_seconds > lease_seconds
+        return late and not self.record.released
+
 
 def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
     """A process as every reply shows it. JSON-ready."""
@@ -359,12 +400,7 @@ def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
             "artifacts", "labels", "history",
         },
     )  # fmt: skip
-    # From memory it is the owner who speaks: it knows that the process lives, store or no store.
-    lost = (
-        not record.released
-        and snapshot.source == "storage"
-        and snapshot.age_seconds > lease_seconds
-    )
+    lost = snapshot.lost(lease_seconds)
     return {
         **fields,
         "status": (Status.INTERRUPTED if lost else record.status).value,

@@ -29,6 +29,7 @@ from jobs.runner import (
     Completed,
     Event,
     Failed,
+    PhaseEntered,
     Progress,
     Stopped,
     Verdict,
@@ -49,6 +50,7 @@ from processes.notes import read_note
 from processes.record import ProgressSeen, Record
 from processes.uploads import UploadFailed, Uploads, log_tail_key, restore
 from processes.worker import Worker
+from worker_log import log_context
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ class ProcessRun:
         self._start = start
         record = lease.record
         self.process_id = record.process_id
+        lease.redactor = worker.redactor.knowing(start.secrets())
         scratch = worker.settings.scratch_dir
         self._folder = scratch / "work" / f"{self.process_id}.{record.writer.nonce}"
         self._uploads = Uploads(worker, lease, self._folder)
@@ -102,6 +105,8 @@ class ProcessRun:
         self._index = IndexEntry(worker.store)
         self._log_shipped: list[str] = []
         self._phase = ("inputs" if start.inputs else "queued", time.monotonic())
+        if start.inputs:
+            lease.report(lambda r: r.with_phase("inputs"))
         #: Done when the record is settled or lost, and nothing of this attempt is left.
         self.task = asyncio.create_task(self._live(), name=f"run {self.process_id}")
 
@@ -120,6 +125,10 @@ class ProcessRun:
     # ---- the attempt, top to bottom
 
     async def _live(self) -> None:
+        with log_context(process_id=self.process_id, attempt=self.lease.record.attempt):
+            await self._live_and_clear_up()
+
+    async def _live_and_clear_up(self) -> None:
         aides = [asyncio.create_task(self._heeded(aide)) for aide in self._aides()]
         try:
             await self._attempt()
@@ -167,6 +176,7 @@ class ProcessRun:
         """Before there is a slot: another child may use the GPU while they travel."""
         if self._start.inputs:
             await Inputs(self._worker, self._folder, self._input_came).bring(self._start.inputs)
+            self.lease.report(lambda r: r.with_progress(None))  # what is reported next is the job's
             self._enter("queued")
 
     def _input_came(self, so_far: int, known: int) -> None:
@@ -212,6 +222,7 @@ class ProcessRun:
             environment=passed_through(self._settings.child_env),
             unpack=tuple(name for name, each in self._start.inputs.items() if each.unpack),
             max_unpacked_bytes=self._settings.max_input_bytes,
+            prepare_dir=self._settings.prepared_root(),
         )  # fmt: skip
         self._child = child = await Child.spawn(attempt)
         self.lease.submit(lambda r: r.running(self._clock()))
@@ -345,7 +356,7 @@ class ProcessRun:
         if lines == self._log_shipped or self.lease.lost.is_set():
             return
         key = log_tail_key(self.process_id, self.lease.record.attempt)
-        text = "".join(f"{line}\n" for line in lines).encode()
+        text = self.lease.redactor.text("".join(f"{line}\n" for line in lines)).encode()
         try:
             await self._store.put(key, text, content_type="text/plain; charset=utf-8")
         except AWAY as error:
@@ -360,8 +371,15 @@ class ProcessRun:
             case Progress():
                 now = time.monotonic()
                 first_step, since = self._first_progress = self._first_progress or (event.step, now)
-                seen = ProgressSeen.of(event, first_step=first_step, seconds=now - since)
+                before, at = self.lease.wish.progress, self._clock()
+                if before and before.step == event.step and before.at:
+                    at = before.at
+                seen = ProgressSeen.of(event, first_step=first_step, seconds=now - since, at=at)
                 self.lease.report(lambda r: r.with_progress(seen))
+            case PhaseEntered(phase=phase):
+                self._first_progress = None
+                self.lease.report(lambda r: r.with_progress(None))
+                self._enter(phase)
             case ArtifactReady(path):
                 self._uploads.offer(path)
             case CheckpointSealed():
@@ -395,4 +413,4 @@ class ProcessRun:
         last, since = self._phase
         now = time.monotonic()
         self._phase = (phase, now)
-        self.lease.report(lambda r: r.with_timing(last, now - since))
+        self.lease.report(lambda r: r.with_timing(last, now - since).with_phase(phase))

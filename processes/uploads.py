@@ -311,12 +311,20 @@ class Uploads:
             if self._lease.lost.is_set():
                 raise LeaseLost("nothing more is stored by an attempt that lost its process")
             try:
-                return await send()
+                sent = await send()
             except AWAY as error:
                 if time.monotonic() - max(began, self._moved_at) >= self._patience_seconds:
                     raise UploadFailed(f"the store refused it all along: {error}") from error
                 log.warning("the store is away, an upload waits: %s", error)
+                self._tell_trouble(str(error))
                 await asyncio.sleep(1)
+            else:
+                self._tell_trouble(None)
+                return sent
+
+    def _tell_trouble(self, trouble: str | None) -> None:
+        if self._lease.wish.trouble != trouble:
+            self._lease.report(lambda record: record.with_trouble(trouble))
 
 
 async def restore(

@@ -53,7 +53,7 @@ class LocalStore:
         self._file_pool = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="local-files")
         self.url = self._objects.root.as_uri()
 
-    async def capabilities(self) -> Capabilities:
+    async def capabilities(self, *, fresh: bool = False) -> Capabilities:
         """Everything: links are `file://` and open on this machine only."""
         return Capabilities(conditional_writes=True, presign=True, multi_delete=True)
 
@@ -191,7 +191,7 @@ class LocalStore:
 
     async def check(self) -> StoreHealth:
         """See `Store.check`."""
-        key, data = f"checks/{secrets.token_hex(8)}", secrets.token_bytes(16)
+        key, data = f"locks/check-{secrets.token_hex(8)}", secrets.token_bytes(16)
         started = time.perf_counter()
         try:
             await self.put(key, data)

@@ -109,8 +109,12 @@ class S3Store:
 
     # ---- what the store can do
 
-    async def capabilities(self) -> Capabilities:
+    async def capabilities(self, *, fresh: bool = False) -> Capabilities:
         """As `Store.capabilities`. Many callers wait for one probe; a failed one is forgotten."""
+        if fresh:  # meanwhile everybody goes on with what is known
+            anew = asyncio.create_task(self._probe())
+            await anew
+            self._probing = anew
         if self._probing is None:
             self._probing = asyncio.create_task(self._probe())
             self._probing.add_done_callback(self._forget_failure)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 #: From the street to the cellar. A room may import what stands below it, and its own.
 ROOMS = [
     {"rp_handler"},
-    {"file_actions", "console", "health", "command_line"},
+    {"file_actions", "console", "health", "doctor", "command_line"},
     {"parsing"},
     {"actions", "process_manager"},
     {"upkeep"},
@@ -27,6 +27,7 @@ ROOMS = [
 PROCESSES = [
     {"recovery", "cancelling"},
     {"lookup"},
+    {"why"},
     {"run", "links", "removal", "settling"},
     {"archive", "inputs"},
     {"uploads", "index"},

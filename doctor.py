@@ -1,0 +1,72 @@
+"""`python rp_handler.py doctor`: what this worker needs, tried out, and told to a person."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from health import Examiner
+from settings import Settings
+from storage import open_store
+from upkeep.checks import Finding, Verdict, worst
+
+_SIGNS: dict[Verdict, str] = {"ok": "ok      ", "degraded": "degraded", "broken": "BROKEN  "}
+_ENDS: dict[Verdict, str] = {
+    "ok": "This worker can take jobs.",
+    "degraded": "This worker can take jobs; mind what is degraded.",
+    "broken": "This worker can do no job until that is mended.",
+}
+
+
+def doctor(settings: Settings, *, quick: bool) -> int:
+    """Print every finding and what to change; the exit code, 1 if the worker can do no job.
+
+    `quick` asks neither the store nor torch.
+
+    Raises:
+        StorageMisconfigured: the settings contradict each other.
+    """
+    findings = asyncio.run(_find(settings, quick=quick))
+    for finding in findings:
+        _say(told(finding))
+    _say(_ENDS[worst(findings)])
+    return int(worst(findings) == "broken")
+
+
+def told(finding: Finding) -> str:
+    """One finding in a line, and what to do in another."""
+    line = f"  {_SIGNS[finding.verdict]}  {finding.check:<8} {finding.message}"
+    return f"{line}\n{'':21}-> {finding.next_step}" if finding.next_step else line
+
+
+async def _find(settings: Settings, *, quick: bool) -> tuple[Finding, ...]:
+    store = open_store(settings)
+    try:
+        examiner = Examiner(store, settings)
+        if quick:
+            return await examiner.examine_machine()
+        return (await examiner.examine(deep=True)).findings
+    finally:
+        await store.close()
+
+
+async def check_fitness(settings: Settings) -> None:
+    """For the SDK, before the first job: a broken worker ends here and never takes one.
+
+    With a store of its own: the SDK runs this in an event loop that ends before the worker's.
+
+    Raises:
+        RuntimeError: it is broken; the sentence says why.
+    """
+    store = open_store(settings)
+    try:
+        findings = (await Examiner(store, settings).examine()).findings
+    finally:
+        await store.close()
+    broken = [finding for finding in findings if finding.verdict == "broken"]
+    if broken:
+        raise RuntimeError("; ".join(f"{f.message} -> {f.next_step}" for f in broken))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
