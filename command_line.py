@@ -19,9 +19,12 @@ by hand:
   python rp_handler.py --test_input '{"input": {"action": "kinds"}}'
                                           run one request
   python rp_handler.py --rp_serve_api     serve POST /runsync on http://localhost:8000
+  python rp_handler.py doctor [--quick]   try out all that a worker needs; what to change
 """
 #: The SDK's own, each with a value; it checks them.
 SDK_OPTIONS = ("--rp_log_level", "--rp_api_port", "--rp_api_concurrency", "--rp_api_host")
+#: What is done at once, by hand, in the place of being a worker.
+COMMANDS = ("doctor",)
 AFTER_HELP = """\
 More options, of the RunPod SDK: --rp_log_level LEVEL, --rp_debugger, --rp_api_host HOST,
 --rp_api_port PORT, --rp_api_concurrency N.
@@ -35,6 +38,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description=HELP, epilog=AFTER_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
+    parser.add_argument("command", nargs="?", choices=COMMANDS, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="doctor: without store and torch")
     parser.add_argument("--test_input", type=_job, metavar="JSON", help="a job, with its `input`")
     parser.add_argument("--rp_serve_api", action="store_true", help="serve the local API")
     for option in SDK_OPTIONS:

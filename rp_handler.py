@@ -27,7 +27,7 @@ from actions import (
     StartAction,
 )
 from command_line import WayIn, parse, way_in_of
-from doctor import check_fitness
+from doctor import check_fitness, doctor
 from file_actions import FileActions, urls_of
 from health import Examiner, health
 from jobs import JOBS
@@ -408,7 +408,8 @@ def redactor_of(settings: Settings, environment: Mapping[str, str]) -> Redactor:
 
 def main(arguments: list[str]) -> None:
     """Start the worker as the arguments and the environment say."""
-    way_in = way_in_of(parse(arguments))
+    asked = parse(arguments)
+    way_in = way_in_of(asked)
     settings = load_settings()
     at_terminal = way_in == "terminal" and sys.stderr.isatty()
     redactor = redactor_of(settings, os.environ)
@@ -416,6 +417,8 @@ def main(arguments: list[str]) -> None:
     log_to_stderr(level, worker_id=settings.worker_id, redactor=redactor)
     for sentence in unknown_variables(os.environ):
         log.warning("%s", sentence)
+    if asked.command == "doctor":
+        sys.exit(doctor(settings, quick=asked.quick))
     # At its default, DEBUG, the SDK logs whole replies, links and all.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN" if at_terminal else "INFO")
     import runpod

@@ -372,8 +372,9 @@ def unknown_variables(environment: Iterable[str]) -> list[str]:
     sentences = []
     for name in sorted(environment):
         if name.upper().startswith("WORKER_") and name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            own = [each.removeprefix("WORKER_") for each in known if each.startswith("WORKER_")]
+            near = difflib.get_close_matches(name.upper().removeprefix("WORKER_"), own, n=1)
+            hint = f"; did you mean WORKER_{near[0]}?" if near else ""
             sentences.append(f"{name} is no setting of this worker and does nothing{hint}")
     return sentences
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from processes.record import Record
-from storage import StorageUnavailable
+from storage import StorageUnavailable, StoreHealth
 from stores.streams import closing
 
 if TYPE_CHECKING:
@@ -230,6 +230,8 @@ class FaultyStore:
             await _unavailable()
 
     async def check(self) -> Any:
+        if self.away:
+            return StoreHealth(False, "the test switched the store off", None, None)
         return await self._behind.check()
 
     async def close(self) -> None:
