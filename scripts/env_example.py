@@ -1,4 +1,4 @@
-"""Print `.env.example`, from `settings.Settings`: `python scripts/env_example.py > .env.example`."""
+"""Print `.env.example`, from `settings.Settings`: send it to the file of that name."""
 
 from __future__ import annotations
 
