@@ -18,6 +18,7 @@ from actions import StartAction
 from parsing import parse_action, parse_params
 from scripts.env_example import example
 from settings import Settings, load_settings, variables
+from stores.store_probe import NO_CONDITIONS, NO_LINKS, NO_MULTI_DELETE
 from tests import dockerfile
 from tests.dockerfile import ROOT, files_of, let_through, tracked
 
@@ -25,6 +26,7 @@ STAGES = dockerfile.stages()
 IMAGES = [STAGES["control"], STAGES["worker"]]
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
 HUB_TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
+GUIDE = (ROOT / "docs" / "deploy.md").read_text()
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())
 #: Folders of Python that no worker runs.
 NOT_SHIPPED = ("tests/", "scripts/", "bench/")
@@ -301,3 +303,37 @@ def test_the_workflow_may_only_read_and_names_versions_of_what_it_uses() -> None
     for job in WORKFLOW["jobs"]:
         for step in steps(job):
             assert re.search(r"@(v\d+|[0-9a-f]{40})$", step.get("uses", "@v0")), step
+
+
+# ---- docs/deploy.md
+
+
+def test_links_of_the_guide_lead_somewhere() -> None:
+    headings = {
+        re.sub(r"[^\w -]", "", heading).strip().replace(" ", "-").lower()
+        for heading in re.findall(r"^#+ (.*)$", GUIDE, re.MULTILINE)
+    }
+    for link in re.findall(r"\]\(([^)]+)\)", GUIDE):
+        path, _, anchor = link.partition("#")
+        assert (ROOT / "docs" / path).exists(), link
+        assert not anchor or anchor in headings, link
+
+
+def test_requests_of_the_guide_are_understood() -> None:
+    bodies = [json.loads(body) for body in re.findall(r"-d '(\{.*?\})'", GUIDE, re.DOTALL)]
+    assert len(bodies) == 3
+    for body in bodies:
+        action = parse_action(body["input"])
+        if isinstance(action, StartAction):
+            parse_params(action.kind, action.params)
+            assert set(body["policy"]) == {"executionTimeout", "ttl"}
+
+
+@pytest.mark.parametrize("sentence", [NO_CONDITIONS, NO_LINKS, NO_MULTI_DELETE])
+def test_the_guide_explains_every_way_in_which_a_store_is_degraded(sentence: str) -> None:
+    explained = re.findall(r"^\| `degraded`: (.*?) \|", GUIDE, re.MULTILINE)
+    assert [begin for begin in explained if sentence.startswith(begin)]
+
+
+def test_variables_that_the_guide_names_are_settings() -> None:
+    assert set(re.findall(r"\b(?:WORKER|S3|BUCKET)_[A-Z_]+\b", GUIDE)) <= set(variables())
