@@ -170,6 +170,18 @@ def test_a_process_runs_on_the_files_of_the_image(lay_out: Any) -> None:
     assert (app / "data" / "processes" / "p").is_dir()
 
 
+@pytest.mark.parametrize("image", ["worker", "control"])
+def test_the_health_check_works_on_the_files_of_the_image(
+    lay_out: Any, tmp_path: Path, image: str
+) -> None:
+    app = lay_out(STAGES[image])
+    command = [sys.executable, "rp_handler.py", "doctor", "--quick"]
+    environment = {"PATH": os.environ["PATH"], "WORKER_SCRATCH_DIR": str(tmp_path / "scratch")}
+    ended = subprocess.run(command, cwd=app, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "can take jobs" in ended.stdout
+
+
 def test_the_role_control_needs_none_of_the_libraries_of_jobs(lay_out: Any) -> None:
     """They are not in its image: importing one fails here as it would there."""
     names = re.findall(r"^([a-z]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
