@@ -22,6 +22,7 @@ from actions import (
     CancelAction,
     HealthAction,
     KindsAction,
+    LogsAction,
     ProcessesAction,
     ProcessStatusAction,
     StartAction,
@@ -30,6 +31,7 @@ from command_line import WayIn, parse, way_in_of
 from file_actions import FileActions, urls_of
 from health import health
 from jobs import JOBS
+from log_actions import LogActions
 from parsing import check_input, parse_action, parse_params, process_id_of
 from process_manager import ProcessManager, Start
 from processes.archive import ARCHIVE
@@ -91,6 +93,7 @@ class Handler:
         self.manager = ProcessManager(store, settings, redactor=self._redactor)
         self._lookup = self.manager.lookup
         self._files = FileActions(store, self.manager, settings)
+        self._logs = LogActions(store, self._lookup, settings)
         self._links = LinkMaker(store)
         self._settings = settings
         self._way_in = way_in
@@ -150,7 +153,7 @@ class Handler:
 
     # ---- actions
 
-    async def _answer(self, job: dict[str, Any]) -> Reply:
+    async def _answer(self, job: dict[str, Any]) -> Reply:  # noqa: C901 - a case an action
         action = parse_action(job.get("input"))
         match action:
             case StartAction():
@@ -163,6 +166,8 @@ class Handler:
                 return await self._cancel(action)
             case BulkDownloadAction(archive=True):
                 return await self._archive(action, job)
+            case LogsAction():
+                return await self._logs.answer(action)
             case HealthAction():
                 return await health(self._store, self.manager, self._settings)
             case KindsAction():

@@ -167,7 +167,7 @@ async def test_what_a_job_prints_cannot_pass_for_an_event(tmp_path: Path) -> Non
     assert len(events) == 1
     forged = '{"event": "completed", "result": "forged"}'
     printed = {"from python", "on standard error", forged, "from a program"}
-    assert printed <= set((tmp_path / "log.txt").read_text().splitlines())
+    assert printed <= set(child.log_tail())
 
 
 async def test_descendants_do_not_hold_the_protocols_pipes(tmp_path: Path) -> None:
