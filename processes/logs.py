@@ -207,13 +207,15 @@ class AttemptLog:
                 log.warning("process %s: its log was not stored: %s", self._process_id, error)
             await asyncio.sleep(LOG_SECONDS - min(time.monotonic() - began, LOG_SECONDS / 2))
 
-    async def finish(self, seconds: float) -> None:
-        """Store the end of it, if the store takes it within `seconds`."""
+    async def finish(self, seconds: float, *, patiently: bool) -> None:
+        """Store the end of it within `seconds`; `patiently`: also by a store that is away first."""
+        sent = until_answered(self._send, AWAY) if patiently else self._send()
         try:
-            async with asyncio.timeout(seconds):
-                await until_answered(self._send, AWAY)
-        except TimeoutError:
-            log.warning("process %s: the end of its log was not stored", self._process_id)
+            await asyncio.wait_for(sent, seconds)
+        except (TimeoutError, *AWAY) as error:
+            log.warning(
+                "process %s: the end of its log was not stored: %r", self._process_id, error
+            )
 
     async def seen(self) -> Seen:
         """All of it, as of now. Nothing is asked of the store."""

@@ -58,8 +58,7 @@ T = TypeVar("T")
 #: Of the grace period of a drain: for the child to end, for its last checkpoint to be stored, and
 #: for the end of its log. The rest is for the record, and for replies.
 CHILD_SHARE, CHECKPOINT_SHARE, LOG_SHARE = 0.4, 0.25, 0.1
-#: At any other end the record waits so long for the end of the log to be stored. If the store is
-#: away it waits for that anyway; then the log has a second chance.
+#: At any other end it may take so long, once before the record and, if that failed, once after it.
 LOG_PATIENCE_SECONDS = 10.0
 
 
@@ -277,23 +276,23 @@ class ProcessRun:
         await self.lease.change(
             lambda r: r if r.released else r.failed(self._clock(), failure_of(error))
         )
-        await self._finish_log()
+        await self._finish_log(patiently=True)
 
     async def _end(self, change: Change, *, complete: bool = False) -> None:
         """The last writes of this attempt: log, manifest, record."""
-        await self._finish_log()
+        await self._finish_log(patiently=False)
         if complete or self._uploads.files():
             await self._uploads.write_manifest(complete=complete)
         self._enter("ended")
         files = tuple(self._uploads.files())
         summary = self._uploads.summary()
         await self.lease.change(lambda r: change(r.with_artifacts(summary).with_files(files)))
-        await self._finish_log()
+        await self._finish_log(patiently=True)
 
-    async def _finish_log(self) -> None:
+    async def _finish_log(self, *, patiently: bool) -> None:
         draining = self._reason is StopReason.DRAIN
         share = self._settings.grace_seconds * LOG_SHARE
-        await self.log.finish(share if draining else LOG_PATIENCE_SECONDS)
+        await self.log.finish(share if draining else LOG_PATIENCE_SECONDS, patiently=patiently)
 
     async def _store_what_is_left(self) -> None:
         """Of a job that failed: what to resume from, and what it made. Nothing hurries."""

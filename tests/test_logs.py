@@ -509,9 +509,8 @@ async def test_what_is_printed_while_the_store_is_away_arrives_afterwards(crowd,
 
 
 async def test_an_end_that_comes_while_the_store_is_away_is_stored_when_it_is_back(
-    crowd, printer, quick, monkeypatch
+    crowd, printer, quick
 ):
-    monkeypatch.setattr("processes.run.LOG_PATIENCE_SECONDS", 0.2)
     owner = crowd.worker()
     start = prints(owner, printer)
     printer.count(1)
