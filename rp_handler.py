@@ -22,6 +22,7 @@ from actions import (
     CancelAction,
     HealthAction,
     KindsAction,
+    LogsAction,
     ProcessesAction,
     ProcessStatusAction,
     StartAction,
@@ -31,6 +32,7 @@ from doctor import check_fitness, doctor
 from file_actions import FileActions, urls_of
 from health import Examiner, health
 from jobs import JOBS
+from log_actions import LogActions
 from parsing import check_input, parse_action, parse_params, process_id_of
 from process_manager import ProcessManager, Start
 from processes.archive import ARCHIVE
@@ -92,6 +94,7 @@ class Handler:
         self.manager = ProcessManager(store, settings, redactor=self._redactor)
         self._lookup = self.manager.lookup
         self._files = FileActions(store, self.manager, settings)
+        self._logs = LogActions(store, self._lookup, settings)
         self._links = LinkMaker(store)
         self._examiner = Examiner(store, settings)
         self._settings = settings
@@ -157,7 +160,7 @@ class Handler:
 
     # ---- actions
 
-    async def _answer(self, job: dict[str, Any]) -> Reply:
+    async def _answer(self, job: dict[str, Any]) -> Reply:  # noqa: C901 - a case an action
         action = parse_action(job.get("input"))
         match action:
             case StartAction():
@@ -170,6 +173,8 @@ class Handler:
                 return await self._cancel(action)
             case BulkDownloadAction(archive=True):
                 return await self._archive(action, job)
+            case LogsAction():
+                return await self._logs.answer(action)
             case HealthAction(deep=deep):
                 return await health(self._examiner, self.manager, self._settings, deep=deep)
             case KindsAction():

@@ -46,9 +46,10 @@ from processes.failures import failure_of, timed_out
 from processes.index import IndexEntry
 from processes.inputs import Inputs
 from processes.lease import AWAY, Change, Lease, LeaseLost
+from processes.logs import AttemptLog
 from processes.notes import read_note
 from processes.record import ProgressSeen, Record
-from processes.uploads import UploadFailed, Uploads, log_tail_key, restore
+from processes.uploads import UploadFailed, Uploads, restore
 from processes.worker import Worker
 from worker_log import log_context
 
@@ -56,12 +57,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: The log's last lines reach the store this often while it grows.
-LOG_SECONDS = 10.0
-LOG_TAIL_LINES = 200
-#: Of the grace period of a drain: for the child to end, and for its last checkpoint to be stored.
-#: The rest is for the record, and for replies.
-CHILD_SHARE, CHECKPOINT_SHARE = 0.4, 0.25
+#: Of the grace period of a drain: for the child to end, for its last checkpoint to be stored, and
+#: for the end of its log. The rest is for the record, and for replies.
+CHILD_SHARE, CHECKPOINT_SHARE, LOG_SHARE = 0.4, 0.25, 0.1
+#: At any other end it may take so long, once before the record and, if that failed, once after it.
+LOG_PATIENCE_SECONDS = 10.0
 
 
 class StopReason(StrEnum):
@@ -95,6 +95,7 @@ class ProcessRun:
         scratch = worker.settings.scratch_dir
         self._folder = scratch / "work" / f"{self.process_id}.{record.writer.nonce}"
         self._uploads = Uploads(worker, lease, self._folder)
+        self.log = AttemptLog(worker, lease, self._folder)
         #: Whether it runs a child or waits to; not any more when only files are left to store.
         self.wants_slot = start.kind != ARCHIVE
         self.slots = worker.slots if self.wants_slot else worker.archive_places
@@ -103,7 +104,6 @@ class ProcessRun:
         self._child: Child | None = None
         self._first_progress: tuple[int, float] | None = None
         self._index = IndexEntry(worker.store)
-        self._log_shipped: list[str] = []
         self._phase = ("inputs" if start.inputs else "queued", time.monotonic())
         if start.inputs:
             lease.report(lambda r: r.with_phase("inputs"))
@@ -149,7 +149,7 @@ class ProcessRun:
 
     def _aides(self) -> list[Coroutine[Any, Any, None]]:
         return [
-            self.lease.keep(), self._watch_note(), self._watch_lease(), self._ship_log(),
+            self.lease.keep(), self._watch_note(), self._watch_lease(), self.log.keep(),
             self._keep_index(),
         ]  # fmt: skip
 
@@ -224,7 +224,8 @@ class ProcessRun:
             max_unpacked_bytes=self._settings.max_input_bytes,
             prepare_dir=self._settings.prepared_root(),
         )  # fmt: skip
-        self._child = child = await Child.spawn(attempt)
+        self._child = child = await Child.spawn(attempt, self.lease.redactor.text)
+        self.log.follow(child.log)
         self.lease.submit(lambda r: r.running(self._clock()))
         self._enter("running")
         stopper = asyncio.create_task(self._stop_child(child))
@@ -286,16 +287,23 @@ class ProcessRun:
         await self.lease.change(
             lambda r: r if r.released else r.failed(self._clock(), failure_of(error))
         )
+        await self._finish_log(patiently=True)
 
     async def _end(self, change: Change, *, complete: bool = False) -> None:
         """The last writes of this attempt: log, manifest, record."""
-        await self._put_log()
+        await self._finish_log(patiently=False)
         if complete or self._uploads.files():
             await self._uploads.write_manifest(complete=complete)
         self._enter("ended")
         files = tuple(self._uploads.files())
         summary = self._uploads.summary()
         await self.lease.change(lambda r: change(r.with_artifacts(summary).with_files(files)))
+        await self._finish_log(patiently=True)
+
+    async def _finish_log(self, *, patiently: bool) -> None:
+        draining = self._reason is StopReason.DRAIN
+        share = self._settings.grace_seconds * LOG_SHARE
+        await self.log.finish(share if draining else LOG_PATIENCE_SECONDS, patiently=patiently)
 
     async def _store_what_is_left(self) -> None:
         """Of a job that failed: what to resume from, and what it made. Nothing hurries."""
@@ -344,25 +352,6 @@ class ProcessRun:
         if self._reason is StopReason.LOST:  # its work is somebody else's by now
             grace = 0
         await child.stop(grace_seconds=grace)
-
-    async def _ship_log(self) -> None:
-        while True:
-            await asyncio.sleep(LOG_SECONDS)
-            await self._put_log()
-
-    async def _put_log(self) -> None:
-        """The log's end, where anyone with the link can read it; kept with the attempt."""
-        lines = self._child.log_tail(LOG_TAIL_LINES) if self._child else []
-        if lines == self._log_shipped or self.lease.lost.is_set():
-            return
-        key = log_tail_key(self.process_id, self.lease.record.attempt)
-        text = self.lease.redactor.text("".join(f"{line}\n" for line in lines)).encode()
-        try:
-            await self._store.put(key, text, content_type="text/plain; charset=utf-8")
-        except AWAY as error:
-            log.warning("process %s: its log was not stored: %s", self.process_id, error)
-        else:
-            self._log_shipped = lines
 
     # ---- small things
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 #: From the street to the cellar. A room may import what stands below it, and its own.
 ROOMS = [
     {"rp_handler"},
-    {"file_actions", "console", "health", "doctor", "command_line"},
+    {"file_actions", "log_actions", "console", "health", "doctor", "command_line"},
     {"parsing"},
     {"actions", "process_manager"},
     {"upkeep"},
@@ -25,12 +25,12 @@ ROOMS = [
 ]
 #: The same inside the room where the life of a process is.
 PROCESSES = [
-    {"recovery", "cancelling"},
+    {"recovery", "cancelling", "log_reading"},
     {"lookup"},
     {"why"},
     {"run", "links", "removal", "settling"},
     {"archive", "inputs"},
-    {"uploads", "index"},
+    {"uploads", "index", "logs"},
     {"lease", "notes"},
     {"worker"},
     {"delivery", "failures", "manifest", "reading", "record_cache", "slots"},
