@@ -30,6 +30,7 @@ from command_line import WayIn, parse, way_in_of
 from file_actions import FileActions, urls_of
 from health import health
 from jobs import JOBS
+from meter import Meter
 from parsing import check_input, parse_action, parse_params, process_id_of
 from process_manager import ProcessManager, Start
 from processes.archive import ARCHIVE
@@ -85,10 +86,12 @@ class Handler:
         *,
         way_in: WayIn = "serverless",
         redactor: Redactor | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._store = store
         self._redactor = redactor or Redactor()
-        self.manager = ProcessManager(store, settings, redactor=self._redactor)
+        meter = meter or Meter(price_per_hour=settings.price_per_hour)
+        self.manager = ProcessManager(store, settings, redactor=self._redactor, meter=meter)
         self._lookup = self.manager.lookup
         self._files = FileActions(store, self.manager, settings)
         self._links = LinkMaker(store)
@@ -410,10 +413,11 @@ def main(arguments: list[str]) -> None:
     import runpod
 
     try:
-        store = open_store(settings)
+        meter = Meter(price_per_hour=settings.price_per_hour)
+        store = open_store(settings, meter)
     except WorkerError as error:
         sys.exit(str(error))
-    handler = Handler(store, settings, way_in=way_in, redactor=redactor)
+    handler = Handler(store, settings, way_in=way_in, redactor=redactor, meter=meter)
     runpod.serverless.start({"handler": handler, "concurrency_modifier": handler.concurrency})
 
 

@@ -234,6 +234,8 @@ class Lease:
         await self._took(record, found.version)
 
     async def _took(self, record: Record, version: str) -> None:
+        if record.released and not self._stored.released:
+            self._worker.count_end(record)
         self._stored, self._version = record, version
         self._written_at = time.monotonic()
         await self._worker.cache.keep(Copy(record=record, version=version, seen_at=time.time()))

@@ -26,10 +26,10 @@ ROOMS = [
 #: The same inside the room where the life of a process is.
 PROCESSES = [
     {"recovery", "cancelling"},
-    {"lookup"},
+    {"lookup", "load"},
     {"run", "links", "removal", "settling"},
     {"archive", "inputs"},
-    {"uploads", "index"},
+    {"uploads", "index", "phases"},
     {"lease", "notes"},
     {"worker"},
     {"delivery", "failures", "manifest", "reading", "record_cache", "slots"},
