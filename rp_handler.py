@@ -22,6 +22,7 @@ from actions import (
     CancelAction,
     HealthAction,
     KindsAction,
+    MetricsAction,
     ProcessesAction,
     ProcessStatusAction,
     StartAction,
@@ -42,6 +43,8 @@ from redaction import Redactor, environment_secrets
 from replies import Reply, bounded
 from settings import Settings, load_settings, unknown_variables
 from storage import PresignUnsupported, Store, open_store
+from upkeep.metrics import metrics
+from upkeep.presence import Presence
 from utils import WorkerError, new_id, set_within
 from worker_log import log_to_stderr
 
@@ -93,6 +96,7 @@ class Handler:
         meter = meter or Meter(price_per_hour=settings.price_per_hour)
         self.manager = ProcessManager(store, settings, redactor=self._redactor, meter=meter)
         self._lookup = self.manager.lookup
+        self.presence = Presence(store, settings, meter)
         self._files = FileActions(store, self.manager, settings)
         self._links = LinkMaker(store)
         self._settings = settings
@@ -166,14 +170,23 @@ class Handler:
                 return await self._cancel(action)
             case BulkDownloadAction(archive=True):
                 return await self._archive(action, job)
+            case HealthAction() | MetricsAction() | KindsAction():
+                return await self._about_workers(action)
+            case _:
+                return await self._files.answer(action)
+
+    async def _about_workers(self, action: HealthAction | MetricsAction | KindsAction) -> Reply:
+        match action:
             case HealthAction():
                 return await health(self._store, self.manager, self._settings)
+            case MetricsAction(scope=scope, format=form):
+                return await metrics(
+                    self.presence, everyone=scope == "all", as_text=form == "prometheus"
+                )
             case KindsAction():
                 return {
                     "kinds": {name: job.params.model_json_schema() for name, job in JOBS.items()}
                 }
-            case _:
-                return await self._files.answer(action)
 
     async def _start(self, action: StartAction, job: dict[str, Any]) -> Reply:
         if self._settings.role == "control":
