@@ -132,10 +132,10 @@ class ProcessRun:
             with suppress(LeaseLost):
                 await self._end_by_fault(error)
         finally:
-            self.phases.enter(ENDED)
             for aide in aides:
                 aide.cancel()
             await asyncio.gather(*aides, return_exceptions=True)
+            self.phases.enter(ENDED)  # news for the lease, so not while it is being cancelled
             await self._uploads.close()
             if not self.lease.lost.is_set():
                 with suppress(*AWAY):
