@@ -152,7 +152,7 @@ class Meter:
             Family(
                 each.name, each.type, each.documentation,
                 tuple(
-                    Sample(sample.name, dict(sample.labels), sample.value)
+                    Sample(sample.name, dict(sample.labels), float(sample.value))
                     for sample in each.samples
                     if not sample.name.endswith("_created")  # when it was first counted: no figure
                 ),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from meter import Meter
     from storage import Store
 
 Reply = dict[str, Any]
@@ -42,9 +43,11 @@ def settings(scratch: Path, **changes: Any) -> Settings:
 class Caller:
     """Sends requests to a handler as RunPod would, and reads what comes back."""
 
-    def __init__(self, store: Store, scratch: Path, **changes: Any) -> None:
+    def __init__(
+        self, store: Store, scratch: Path, *, meter: Meter | None = None, **changes: Any
+    ) -> None:
         self.settings = settings(scratch, **changes)
-        self.handler = Handler(store, self.settings, way_in="api")
+        self.handler = Handler(store, self.settings, way_in="api", meter=meter)
         self.manager = self.handler.manager
 
     async def __call__(self, action: str, /, job_id: str | None = None, **fields: Any) -> Reply:
