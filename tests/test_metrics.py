@@ -235,8 +235,8 @@ async def test_bytes_are_those_of_objects(place, tmp_path):
     assert moved() == (up + 5, down)
     stored = await store.get("a")
     assert moved() == (up + 5, down + 5)
-    assert await store.get("a", cached=stored) == stored  # it did not travel again
-    assert moved()[1] == down + 5
+    assert (await store.get("a", cached=stored)).data == b"12345"
+    assert moved() == (up + 5, down + 5)  # it did not travel again
     assert await store.get_range("a", offset=1, length=3) == b"234"
     assert moved() == (up + 5, down + 8)
     with pytest.raises(ObjectExists):
@@ -258,15 +258,15 @@ async def test_what_became_of_a_request_is_counted_with_it(ceph):
         faults = {
             Fault.LOST_ANSWER: "no_answer", Fault.LOST_REQUEST: "no_answer",
             Fault.SLOW_DOWN: "throttled", Fault.FAILED_AFTER: "server_error",
-            Fault.TRUNCATED: "no_answer",
+            Fault.TRUNCATED: "server_error",  # so botocore takes half an answer
         }  # fmt: skip
         for fault, outcome in faults.items():
-            before = figures(meter.families())["store_requests"]["ListObjectsV2"]
+            before = figures(meter.families())["store_requests"].get("ListObjectsV2", {})
             asked = len(proxy.asked)
             proxy.rule = lambda _, fault=fault: fault
             with pytest.raises(StorageUnavailable):
                 await store.list("processes/")
-            after = figures(meter.families())["store_requests"]["ListObjectsV2"]
+            after = figures(meter.families())["store_requests"].get("ListObjectsV2", {})
             repeated = len(proxy.asked) - asked
             assert repeated > 1
             assert after.get(outcome, 0) - before.get(outcome, 0) == repeated, fault

@@ -21,7 +21,7 @@ async def names(worker):
 
 async def until_there(worker, *expected):
     async with asyncio.timeout(30):
-        while await names(worker) != sorted(expected):
+        while await names(worker) != sorted(expected):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
@@ -44,7 +44,7 @@ async def test_it_writes_its_figures_again_every_turn(fleet):
     await worker.present()
     await worker.start("p")
     async with asyncio.timeout(20):
-        while (await other("metrics"))["all_workers"]["attempts"] != {"sleep": 1}:
+        while (await other("metrics"))["all_workers"]["attempts"] != {"sleep": 1}:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -140,11 +140,11 @@ async def test_a_worker_that_starts_again_after_a_clean_end_has_its_name_back(fl
 
 
 async def test_a_worker_that_was_frozen_gives_its_name_up_to_its_successor(fleet):
-    frozen = fleet.worker(worker_id="w", presence_seconds=0.2)
+    frozen = fleet.worker(worker_id="w", **TURN)
     await frozen.present()
     frozen.store.freeze()
     await asyncio.sleep(0)  # whatever is under way stops at the store
-    successor = fleet.worker(worker_id="w", presence_seconds=0.2)
+    successor = fleet.worker(worker_id="w", **TURN)
     successor.store.later_seconds = 1000
     await successor.present()
     assert await keys_of(fleet.store, "workers/") == ["workers/w.json"]
