@@ -15,6 +15,7 @@ from meter import MAX_NAMES, OTHER, Family, Meter, Sample
 from processes.record import Record, record_key
 from storage import ObjectExists, StorageUnavailable
 from stores.s3_store import S3Store
+from tests.crowd import until
 from tests.faulty_s3 import Fault, FaultyS3
 from tests.fleet import GPUS, PRICE
 from tests.servers import open_place
@@ -168,6 +169,21 @@ async def test_a_process_that_died_too_often_is_counted_by_the_worker_that_gave_
     )  # fmt: skip
 
 
+async def test_an_end_that_a_dead_worker_owed_is_counted_by_the_one_that_pays(fleet):
+    dead = fleet.worker()
+    await dead.running("p", steps=20, seconds=1, fail_at=20)
+    dead.store.away = True
+    run = dead.runs()[0]
+    await until(lambda: run.lease.wish.released)
+    tries = len(dead.store.asked("replace"))
+    await until(lambda: len(dead.store.asked("replace")) > tries + 2)  # it is in the journal now
+    await dead.die()
+    reborn = fleet.worker(scratch_dir=dead.settings.scratch_dir)
+    await reborn.manager.recover()
+    told = await reborn.figures()
+    assert (told["processes"], told["failures"]) == ({"failed": {"sleep": 1}}, {"job_error": 1})
+
+
 async def test_a_takeover_from_a_worker_that_died_is_counted_as_such(fleet):
     owner, heir = fleet.worker(), fleet.heir()
     params = {"steps": 4, "seconds": 1}
@@ -184,10 +200,9 @@ async def test_an_attempt_that_lost_its_process_is_no_end_but_its_seconds_count(
     await owner.running("p", step=1, **params)
     owner.store.freeze()
     assert (await heir.start("p", **params))["status"] == "completed"
+    lost = [run.task for run in owner.runs()]
     await owner.awake()
-    await asyncio.wait(
-        [run.task for run in owner.runs()] or [asyncio.create_task(asyncio.sleep(0))]
-    )
+    await asyncio.wait(lost)
     told = await owner.figures()
     assert (told["processes"], told["running"]) == ({}, 0)
     assert told["phases"]["running"]["sleep"]["count"] == 1

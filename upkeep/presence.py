@@ -11,7 +11,7 @@ import logging
 import platform
 from contextlib import suppress
 from datetime import datetime
-from importlib.metadata import version
+from importlib import metadata
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -90,7 +90,7 @@ class Presence:
         self._boot = new_nonce()
         self._started_at = utc_now()
         self._name = settings.worker_id
-        #: Of the file as this worker wrote it last; None: it wrote none, or cannot be sure.
+        #: Of the file as this worker wrote it last; None: it wrote none, or somebody else since.
         self._version: str | None = None
         self._leaving = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -158,7 +158,8 @@ class Presence:
 
     async def _write_over(self) -> None:
         """On top of what this worker wrote, so that two of one id never hide each other."""
-        if self._version is None:
+        version = self._version
+        if version is None:
             found = await self._find()
             if found is not None and self._is_of_a_twin(found):
                 self._name = f"{self._settings.worker_id}~{self._boot}"
@@ -167,13 +168,13 @@ class Presence:
                     "%r; give each its own WORKER_ID", self._settings.worker_id, self._name,
                 )  # fmt: skip
                 found = await self._find()
-            self._version = found.version if found else None
+            version = found.version if found else None
         data = self.myself().model_dump_json().encode()
         key = _key(self._name)
-        if self._version is None:
+        if version is None:
             self._version = await self._store.create(key, data)
         else:
-            self._version = await self._store.replace(key, data, self._version)
+            self._version = await self._store.replace(key, data, version)
 
     async def _find(self) -> Stored | None:
         try:
@@ -232,7 +233,7 @@ _UNREADABLE = "unreadable"
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "runpod": version("runpod")}
+    return {"python": platform.python_version(), "runpod": metadata.version("runpod")}
 
 
 def _key(name: str) -> str:
