@@ -325,6 +325,16 @@ class HealthAction(Action):
     )
 
 
+class MetricsAction(Action):
+    """What this worker, and all live ones together, have done."""
+
+    action: Literal["metrics"]
+    scope: Literal["all", "worker"] = Field(
+        default="all", description="All live workers, or only the one that answers."
+    )
+    format: Literal["json", "prometheus"] = "json"
+
+
 class KindsAction(Action):
     """The kinds, each with the JSON schema of its params."""
 
@@ -344,6 +354,7 @@ AnyAction = (
     | DeleteAction
     | LogsAction
     | HealthAction
+    | MetricsAction
     | KindsAction
 )
 ACTIONS: dict[str, type[AnyAction]] = {

@@ -6,6 +6,7 @@ import asyncio
 import sys
 
 from health import Examiner
+from meter import Meter
 from settings import Settings
 from storage import open_store
 from upkeep.checks import Finding, Verdict, worst
@@ -40,7 +41,7 @@ def told(finding: Finding) -> str:
 
 
 async def _find(settings: Settings, *, quick: bool) -> tuple[Finding, ...]:
-    store = open_store(settings)
+    store = open_store(settings, Meter())
     try:
         examiner = Examiner(store, settings)
         if quick:
@@ -58,7 +59,7 @@ async def check_fitness(settings: Settings) -> None:
     Raises:
         RuntimeError: it is broken; the sentence says why.
     """
-    store = open_store(settings)
+    store = open_store(settings, Meter())
     try:
         findings = (await Examiner(store, settings).examine()).findings
     finally:

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from inputs.sources import shown
+from meter import Meter
 from processes.cancelling import Cancelling
 from processes.delivery import (
     Answer,
@@ -25,8 +26,10 @@ from processes.delivery import (
     ProcessExists,
     Start,
     decide_delivery,
+    takeover_reason,
 )  # fmt: skip
 from processes.lease import Lease, LeaseWatch
+from processes.load import load_of
 from processes.lookup import FOLLOW_SECONDS, ProcessLookup
 from processes.notes import leave_note, read_note
 from processes.reading import UnknownProcess, decode_record, present, read_record
@@ -103,12 +106,14 @@ class ProcessManager:
         *,
         redactor: Redactor | None = None,
         clock: Clock = utc_now,
+        meter: Meter | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._clock = clock
-        self._worker = new_worker(store, settings, redactor or Redactor(), clock)
+        self._worker = new_worker(store, settings, redactor or Redactor(), clock, meter)
         self._runs: dict[str, ProcessRun] = {}
+        self._worker.meter.watch(lambda: load_of(self._worker, self._runs))
         self.lookup = ProcessLookup(self._worker, self._runs)
         self._cancelling = Cancelling(self._worker, self.lookup, self._runs)
         #: Processes that are being created; each will want a slot.
@@ -117,9 +122,8 @@ class ProcessManager:
 
     def running_and_queued(self) -> tuple[int, int]:
         """How many processes hold a slot here, and how many wait for one."""
-        wanting = sum(run.wants_slot for run in self._runs.values())
-        running = self._worker.slots.taken
-        return running, wanting - running
+        load = load_of(self._worker, self._runs)
+        return load.running, load.queued
 
     # ---- start
 
@@ -312,6 +316,7 @@ class ProcessManager:
                 record,
                 stored,
                 lambda r, now: r.cancelled(now, reason=StopReason.CANCEL),
+                cancelled_seconds_ago=note.age_seconds,
             )
         clock = clock_of(record, stored.age_seconds, self._clock)
         claimed = record.claimed(
@@ -324,9 +329,11 @@ class ProcessManager:
         except ObjectChanged:
             return None
         log.info("process %s: attempt %d begins: %s", record.process_id, claimed.attempt, reason)
+        self._worker.meter.took_over(takeover_reason(record))
         return self._hold(lease, delivery)
 
     def _hold(self, lease: Lease, delivery: _Delivery) -> ProcessRun:
+        self._worker.meter.attempt_began(lease.record.kind)
         run = ProcessRun(self._worker, lease, delivery.start)
         delivery.followed = True
         self._runs[run.process_id] = run

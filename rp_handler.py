@@ -23,6 +23,7 @@ from actions import (
     HealthAction,
     KindsAction,
     LogsAction,
+    MetricsAction,
     ProcessesAction,
     ProcessStatusAction,
     StartAction,
@@ -33,6 +34,7 @@ from file_actions import FileActions, urls_of
 from health import Examiner, health
 from jobs import JOBS
 from log_actions import LogActions
+from meter import Meter
 from parsing import check_input, parse_action, parse_params, process_id_of
 from process_manager import ProcessManager, Start
 from processes.archive import ARCHIVE
@@ -44,6 +46,9 @@ from redaction import Redactor, environment_secrets
 from replies import Reply, bounded
 from settings import Settings, load_settings, unknown_variables
 from storage import PresignUnsupported, Store, open_store
+from upkeep.gpu import see_gpus
+from upkeep.metrics import metrics
+from upkeep.presence import Presence
 from utils import WorkerError, new_id, set_within
 from worker_log import log_context, log_to_stderr
 
@@ -88,11 +93,14 @@ class Handler:
         *,
         way_in: WayIn = "serverless",
         redactor: Redactor | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._store = store
         self._redactor = redactor or Redactor()
-        self.manager = ProcessManager(store, settings, redactor=self._redactor)
+        meter = meter or Meter(price_per_hour=settings.price_per_hour)
+        self.manager = ProcessManager(store, settings, redactor=self._redactor, meter=meter)
         self._lookup = self.manager.lookup
+        self.presence = Presence(store, settings, meter)
         self._files = FileActions(store, self.manager, settings)
         self._logs = LogActions(store, self._lookup, settings)
         self._links = LinkMaker(store)
@@ -139,7 +147,10 @@ class Handler:
             loop.add_signal_handler(number, self._begin_shutdown, number, before)
         self._background = [loop.create_task(self.manager.recover())]
         if self._way_in != "terminal":  # there it ends too soon, and the request itself will tell
-            self._background.append(loop.create_task(self._check_store()))
+            self._background += [
+                loop.create_task(self._check_store()),
+                loop.create_task(self.presence.keep()),
+            ]
 
     async def _check_store(self) -> None:
         """A store that cannot work is said at start-up, in words, and not at the first start."""
@@ -160,7 +171,7 @@ class Handler:
 
     # ---- actions
 
-    async def _answer(self, job: dict[str, Any]) -> Reply:  # noqa: C901 - a case an action
+    async def _answer(self, job: dict[str, Any]) -> Reply:
         action = parse_action(job.get("input"))
         match action:
             case StartAction():
@@ -175,14 +186,23 @@ class Handler:
                 return await self._archive(action, job)
             case LogsAction():
                 return await self._logs.answer(action)
+            case HealthAction() | MetricsAction() | KindsAction():
+                return await self._about_workers(action)
+            case _:
+                return await self._files.answer(action)
+
+    async def _about_workers(self, action: HealthAction | MetricsAction | KindsAction) -> Reply:
+        match action:
             case HealthAction(deep=deep):
                 return await health(self._examiner, self.manager, self._settings, deep=deep)
+            case MetricsAction(scope=scope, format=form):
+                return await metrics(
+                    self.presence, everyone=scope == "all", as_text=form == "prometheus"
+                )
             case KindsAction():
                 return {
                     "kinds": {name: job.params.model_json_schema() for name, job in JOBS.items()}
                 }
-            case _:
-                return await self._files.answer(action)
 
     async def _start(self, action: StartAction, job: dict[str, Any]) -> Reply:
         if self._settings.role == "control":
@@ -349,7 +369,7 @@ class Handler:
     async def _shut_down(self, number: int) -> None:
         """Drain and leave. Jobs of drained processes stay unanswered and are delivered again."""
         log.info("%s: draining", signal.Signals(number).name)
-        await self.manager.drain()
+        await asyncio.gather(self.manager.drain(), self.presence.leave())
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.grace_seconds * REPLIES_SHARE):
                 while self._jobs_in_progress() > self._unanswered:  # noqa: ASYNC110
@@ -411,6 +431,12 @@ def redactor_of(settings: Settings, environment: Mapping[str, str]) -> Redactor:
     return Redactor(environment_secrets(environment, (name.strip() for name in named)))
 
 
+def gpus_of_a_child(settings: Settings) -> int:
+    """How many GPUs an attempt may use; 0 where none is, or none is used."""
+    count = 0 if settings.role == "control" else len(see_gpus().devices)
+    return -(-count // settings.slots)
+
+
 def main(arguments: list[str]) -> None:
     """Start the worker as the arguments and the environment say."""
     asked = parse(arguments)
@@ -429,10 +455,11 @@ def main(arguments: list[str]) -> None:
     import runpod
 
     try:
-        store = open_store(settings)
+        meter = Meter(price_per_hour=settings.price_per_hour, gpus=gpus_of_a_child(settings))
+        store = open_store(settings, meter)
     except WorkerError as error:
         sys.exit(str(error))
-    handler = Handler(store, settings, way_in=way_in, redactor=redactor)
+    handler = Handler(store, settings, way_in=way_in, redactor=redactor, meter=meter)
     if way_in == "serverless":
 
         async def worker_can_work() -> None:

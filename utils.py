@@ -46,8 +46,10 @@ def new_nonce() -> str:
 
 async def set_within(event: asyncio.Event, seconds: float) -> bool:
     """Whether `event` is set by then; returns as soon as it is."""
+    # Not `wait_for`: in Python 3.11 it may lose a cancellation that comes as the event is set.
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     return event.is_set()
 
 

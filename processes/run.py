@@ -48,6 +48,7 @@ from processes.inputs import Inputs
 from processes.lease import AWAY, Change, Lease, LeaseLost
 from processes.logs import AttemptLog
 from processes.notes import read_note
+from processes.phases import ENDED, Phases
 from processes.record import ProgressSeen, Record
 from processes.uploads import UploadFailed, Uploads, restore
 from processes.worker import Worker
@@ -101,12 +102,12 @@ class ProcessRun:
         self.slots = worker.slots if self.wants_slot else worker.archive_places
         self._stopping = asyncio.Event()
         self._reason: StopReason | None = None
+        self._asked_at = 0.0
         self._child: Child | None = None
         self._first_progress: tuple[int, float] | None = None
         self._index = IndexEntry(worker.store)
-        self._phase = ("inputs" if start.inputs else "queued", time.monotonic())
-        if start.inputs:
-            lease.report(lambda r: r.with_phase("inputs"))
+        first = "inputs" if start.inputs else "queued"
+        self.phases = Phases(lease, worker.meter, first, has_child=self.wants_slot)
         #: Done when the record is settled or lost, and nothing of this attempt is left.
         self.task = asyncio.create_task(self._live(), name=f"run {self.process_id}")
 
@@ -114,10 +115,10 @@ class ProcessRun:
     def uploads(self) -> Uploads:
         return self._uploads
 
-    def stop(self, reason: StopReason) -> None:
+    def stop(self, reason: StopReason, *, asked_seconds_ago: float = 0.0) -> None:
         """Make it end, soon. The first reason counts; losing the lease overrides it."""
         if self._reason is None or reason is StopReason.LOST:
-            self._reason = reason
+            self._reason, self._asked_at = reason, time.monotonic() - asked_seconds_ago
         if reason is StopReason.CANCEL and not self.lease.wish.released:
             self.lease.submit(Record.with_cancel_requested)
         self._stopping.set()
@@ -141,6 +142,7 @@ class ProcessRun:
             for aide in aides:
                 aide.cancel()
             await asyncio.gather(*aides, return_exceptions=True)
+            self.phases.enter(ENDED)  # news for the lease, so not while it is being cancelled
             await self._uploads.close()
             if not self.lease.lost.is_set():
                 with suppress(*AWAY):
@@ -177,7 +179,7 @@ class ProcessRun:
         if self._start.inputs:
             await Inputs(self._worker, self._folder, self._input_came).bring(self._start.inputs)
             self.lease.report(lambda r: r.with_progress(None))  # what is reported next is the job's
-            self._enter("queued")
+            self.phases.enter("queued")
 
     def _input_came(self, so_far: int, known: int) -> None:
         """`known` does not count what comes from the web: its size is known when it is here."""
@@ -195,7 +197,7 @@ class ProcessRun:
 
     async def _write_archive(self) -> Verdict:
         """The other thing that a process can be: no child, but files streamed into one zip."""
-        self._enter("running")
+        self.phases.enter("running")
         self.lease.submit(lambda r: r.running(self._clock()))
         params = ArchiveParams.model_validate(self._start.params)
         return Completed(
@@ -207,7 +209,7 @@ class ProcessRun:
 
     async def _restore(self) -> Path | None:
         """The checkpoint to go on from, if there is one."""
-        self._enter("startup")
+        self.phases.enter("startup")
         wanted = self.lease.record.checkpoints
         path, found = await restore(self._store, self.process_id, wanted, self._folder)
         if found != (wanted[-1] if wanted else None):
@@ -227,7 +229,7 @@ class ProcessRun:
         self._child = child = await Child.spawn(attempt, self.lease.redactor.text)
         self.log.follow(child.log)
         self.lease.submit(lambda r: r.running(self._clock()))
-        self._enter("running")
+        self.phases.enter("running")
         stopper = asyncio.create_task(self._stop_child(child))
         timer = self._start_timer(record.timeout_seconds)
         try:
@@ -240,7 +242,7 @@ class ProcessRun:
 
     async def _settle(self, verdict: Verdict) -> None:
         """Turn the child's end and our reason to stop, if any, into the record's last change."""
-        self._enter("upload")
+        self.phases.enter("upload")
         match verdict:
             case Completed(result):
                 await self._complete(result)
@@ -267,6 +269,7 @@ class ProcessRun:
         match self._reason:
             case StopReason.CANCEL:
                 await self._end(lambda r: r.cancelled(self._clock(), reason=StopReason.CANCEL))
+                self._worker.meter.cancelled(time.monotonic() - self._asked_at)
             case StopReason.PLATFORM:
                 await self._store_last_checkpoint()
                 await self._end(lambda r: r.stopped_by_platform(self._clock()))
@@ -294,7 +297,7 @@ class ProcessRun:
         await self._finish_log(patiently=False)
         if complete or self._uploads.files():
             await self._uploads.write_manifest(complete=complete)
-        self._enter("ended")
+        self.phases.enter(ENDED)
         files = tuple(self._uploads.files())
         summary = self._uploads.summary()
         await self.lease.change(lambda r: change(r.with_artifacts(summary).with_files(files)))
@@ -326,7 +329,8 @@ class ProcessRun:
             with suppress(*AWAY):
                 note = await read_note(self._store, self.process_id)
                 if note is not None and note.version != self.lease.record.settled_note:
-                    self.stop(StopReason.PLATFORM if note.by_platform else StopReason.CANCEL)
+                    reason = StopReason.PLATFORM if note.by_platform else StopReason.CANCEL
+                    self.stop(reason, asked_seconds_ago=note.age_seconds)
                     return
             await asyncio.sleep(self._settings.cancel_poll_seconds)
 
@@ -368,7 +372,7 @@ class ProcessRun:
             case PhaseEntered(phase=phase):
                 self._first_progress = None
                 self.lease.report(lambda r: r.with_progress(None))
-                self._enter(phase)
+                self.phases.enter(phase)
             case ArtifactReady(path):
                 self._uploads.offer(path)
             case CheckpointSealed():
@@ -396,10 +400,3 @@ class ProcessRun:
         if seconds is None:
             return loop.call_later(0, lambda: None)
         return loop.call_later(seconds, self.stop, StopReason.TIMEOUT)
-
-    def _enter(self, phase: str) -> None:
-        """Close the book on the phase that ends here: `timings` of the record, in seconds."""
-        last, since = self._phase
-        now = time.monotonic()
-        self._phase = (phase, now)
-        self.lease.report(lambda r: r.with_timing(last, now - since).with_phase(phase))

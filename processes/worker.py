@@ -6,7 +6,9 @@ import hashlib
 from typing import NamedTuple
 
 from inputs.blob_cache import BlobCache
+from meter import Meter
 from processes.manifest import Manifests
+from processes.record import Record
 from processes.record_cache import RecordCache
 from processes.slots import Slots
 from redaction import Redactor
@@ -32,13 +34,26 @@ class Worker(NamedTuple):
     redactor: Redactor
     #: Wall-clock time, for what is written down. No decision depends on it.
     clock: Clock
+    #: Counts what this worker does.
+    meter: Meter
+
+    def count_end(self, record: Record) -> None:
+        """The store has taken `record` from here, an end that it did not hold before."""
+        code = record.failure.code if record.failure else None
+        self.meter.ended(record.kind, record.status, code)
 
 
 #: Archives that are written at a time: each takes memory and the store's bandwidth, no slot.
 ARCHIVES_AT_ONCE = 2
 
 
-def new_worker(store: Store, settings: Settings, redactor: Redactor, clock: Clock) -> Worker:
+def new_worker(
+    store: Store,
+    settings: Settings,
+    redactor: Redactor,
+    clock: Clock,
+    meter: Meter | None = None,
+) -> Worker:
     """A worker at `store`, with the folders on its scratch disk that it may share with others."""
     scratch = settings.scratch_dir
     # Workers on one machine may share a disk, but copies of two stores must not meet.
@@ -53,4 +68,5 @@ def new_worker(store: Store, settings: Settings, redactor: Redactor, clock: Cloc
         archive_places=Slots(ARCHIVES_AT_ONCE),
         redactor=redactor,
         clock=clock,
+        meter=meter or Meter(price_per_hour=settings.price_per_hour),
     )

@@ -26,11 +26,11 @@ ROOMS = [
 #: The same inside the room where the life of a process is.
 PROCESSES = [
     {"recovery", "cancelling", "log_reading"},
-    {"lookup"},
+    {"lookup", "load"},
     {"why"},
     {"run", "links", "removal", "settling"},
     {"archive", "inputs"},
-    {"uploads", "index", "logs"},
+    {"uploads", "index", "logs", "phases"},
     {"lease", "notes"},
     {"worker"},
     {"delivery", "failures", "manifest", "reading", "record_cache", "slots"},
