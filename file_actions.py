@@ -22,6 +22,7 @@ from actions import (
 )
 from inputs.folder_files import PREFIX, Announced, Way
 from inputs.folders import InputFolders
+from inputs.touches import Touches
 from parsing import InvalidRequest
 from process_manager import ProcessManager
 from processes.manifest import Artifact, UnknownArtifact, artifact_key, choose
@@ -65,6 +66,7 @@ class FileActions:
         self._manager = manager
         self._lookup = manager.lookup
         self._folders = InputFolders(store, settings)
+        self._touches = Touches(store)
 
     async def answer(self, action: FileAction) -> Reply:
         match action:
@@ -194,11 +196,13 @@ class FileActions:
                 digest = await asyncio.to_thread(hashlib.sha256, chunk.data)
                 if digest.hexdigest() != chunk.sha256:
                     raise ChecksumMismatch("the chunk's bytes are not those that were announced")
+            await self._touches.touch(folder)
             await self._folders.put_chunk(
                 folder, chunk.path, chunk.offset, chunk.data, overwrite=action.overwrite
             )
             return {"folder": folder, "path": chunk.path, "offset": chunk.offset,
                     "length": len(chunk.data)}  # fmt: skip
+        await self._touches.touch(folder)
         announced = [
             Announced(file.path, file.size, file.sha256, file.content_type, file.upload_id)
             for file in action.files

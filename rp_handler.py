@@ -26,6 +26,7 @@ from actions import (
     ProcessStatusAction,
     StartAction,
 )
+from clean_command import clean_by_hand
 from command_line import WayIn, parse, way_in_of
 from file_actions import FileActions, urls_of
 from health import health
@@ -395,9 +396,10 @@ def redactor_of(settings: Settings, environment: Mapping[str, str]) -> Redactor:
     return Redactor(environment_secrets(environment, (name.strip() for name in named)))
 
 
-def main(arguments: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Start the worker as the arguments and the environment say."""
-    way_in = way_in_of(parse(arguments))
+    arguments = parse(argv)
+    way_in = way_in_of(arguments)
     settings = load_settings()
     at_terminal = way_in == "terminal" and sys.stderr.isatty()
     redactor = redactor_of(settings, os.environ)
@@ -405,6 +407,8 @@ def main(arguments: list[str]) -> None:
     log_to_stderr(level, worker_id=settings.worker_id, redactor=redactor)
     for sentence in unknown_variables(os.environ):
         log.warning("%s", sentence)
+    if arguments.command == "clean":
+        sys.exit(clean_by_hand(settings, redactor, dry_run=arguments.dry_run))
     # At its default, DEBUG, the SDK logs whole replies, links and all.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN" if at_terminal else "INFO")
     import runpod

@@ -191,7 +191,7 @@ class LocalStore:
 
     async def check(self) -> StoreHealth:
         """See `Store.check`."""
-        key, data = f"checks/{secrets.token_hex(8)}", secrets.token_bytes(16)
+        key, data = f"locks/check-{secrets.token_hex(8)}", secrets.token_bytes(16)
         started = time.perf_counter()
         try:
             await self.put(key, data)
