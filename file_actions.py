@@ -196,19 +196,19 @@ class FileActions:
                 digest = await asyncio.to_thread(hashlib.sha256, chunk.data)
                 if digest.hexdigest() != chunk.sha256:
                     raise ChecksumMismatch("the chunk's bytes are not those that were announced")
-            await self._touches.touch(folder)
             await self._folders.put_chunk(
                 folder, chunk.path, chunk.offset, chunk.data, overwrite=action.overwrite
             )
+            await self._touches.touch(folder)
             return {"folder": folder, "path": chunk.path, "offset": chunk.offset,
                     "length": len(chunk.data)}  # fmt: skip
-        await self._touches.touch(folder)
         announced = [
             Announced(file.path, file.size, file.sha256, file.content_type, file.upload_id)
             for file in action.files
         ]
         if action.complete:
             manifest = await self._folders.complete(folder, announced, overwrite=action.overwrite)
+            await self._touches.touch(folder)
             total = sum(file.size for file in manifest.files)
             return {"folder": folder, "complete": True, "count": len(manifest.files),
                     "total_bytes": total}  # fmt: skip
@@ -224,6 +224,7 @@ class FileActions:
         async for way in ways:  # one at a time: a link to parts is also an upload begun
             if not page.add(_way_row(way, expires_at)):
                 break
+        await self._touches.touch(action.folder)  # before anybody has a link to it
         end = action.cursor + len(page.rows)
         return {
             "folder": action.folder,
