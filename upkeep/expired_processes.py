@@ -89,7 +89,8 @@ async def _end_of_index(run: CleanRun, days: float) -> AsyncIterator[Candidate]:
 async def remove_expired(run: CleanRun, candidates: list[Candidate]) -> None:
     """Remove those that have expired; together, as that takes fewer requests."""
     await run.still_mine()
-    seen = await side_by_side(_erase_if_expired(run, each) for each in candidates)
+    left = [each for each in candidates if each.process_id not in run.gone]
+    seen = await side_by_side(_erase_if_expired(run, each) for each in left)
     doomed = [each for each in seen if each is not None]
     gone = [each.record for each in doomed if each.record is not None]
     await run.delete([file.key for each in doomed for file in each.files])
@@ -105,6 +106,7 @@ async def _report(run: CleanRun, gone: Doomed) -> None:
         for lead in gone.leads:
             run.report.add("rows that led nowhere", lead, objects=1)
         return
+    run.gone.add(gone.record.process_id)
     if not run.dry:
         await run.worker.cache.drop(gone.record.process_id)
     run.report.add(
