@@ -155,9 +155,11 @@ class StoreLock:
         beat = self._document.beat + 1
         document = self._document.model_copy(update={"holder": holder, "beat": beat})
         data = document.model_dump_json().encode()
+        # Also if it fails: the same bytes again would count as written, and renew nothing.
+        self._document = document
         since_write = Stopwatch()
         if self._version:
             self._version = await self._store.replace(self._key, data, self._version)
         else:
             self._version = await self._store.create(self._key, data)
-        self._document, self._since_write = document, since_write
+        self._since_write = since_write
