@@ -91,7 +91,7 @@ async def test_a_heartbeat_whose_answer_was_lost_is_its_own(store, tmp_path):
     with pytest.raises(StorageUnavailable):
         await holder.still_mine()
     await holder.still_mine()
-    assert b'"beat":3' in (await store.get("locks/x")).data
+    assert b'"beat":4' in (await store.get("locks/x")).data
 
 
 @here
