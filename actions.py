@@ -117,7 +117,7 @@ class ProcessesAction(Action):
     """A page of processes, newest first."""
 
     action: Literal["processes"]
-    limit: int = Field(default=50, ge=1, le=200)
+    limit: int = Field(default=50, ge=1, le=1000)
     cursor: str | None = Field(default=None, max_length=400)
     status: Status | None = None
     kind: str | None = Field(default=None, max_length=64)

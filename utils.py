@@ -66,6 +66,11 @@ async def together() -> AsyncIterator[asyncio.TaskGroup]:
         raise first
 
 
+def day_of(moment: datetime) -> str:
+    """The day of an aware `moment`, by UTC, such that days sort as they follow each other."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d}"
+
+
 def utc_now() -> datetime:
     """Now, aware. Every time this worker writes down is UTC and says so."""
     return datetime.now(UTC)

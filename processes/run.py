@@ -93,8 +93,7 @@ class ProcessRun:
         record = lease.record
         self.process_id = record.process_id
         lease.redactor = worker.redactor.knowing(start.secrets())
-        scratch = worker.settings.scratch_dir
-        self._folder = scratch / "work" / f"{self.process_id}.{record.writer.nonce}"
+        self._folder = worker.workplace.folder / f"{self.process_id}.{record.writer.nonce}"
         self._uploads = Uploads(worker, lease, self._folder)
         self.log = AttemptLog(worker, lease, self._folder)
         #: Whether it runs a child or waits to; not any more when only files are left to store.
@@ -164,6 +163,7 @@ class ProcessRun:
 
     async def _attempt(self) -> None:
         verdict: Verdict = Stopped()
+        await asyncio.to_thread(self._worker.workplace.claim)
         with suppress(_StopAsked):
             try:
                 await self._unless_stopping(self._bring_inputs())
@@ -200,8 +200,9 @@ class ProcessRun:
         self.phases.enter("running")
         self.lease.submit(lambda r: r.running(self._clock()))
         params = ArchiveParams.model_validate(self._start.params)
+        record = self.lease.record
         return Completed(
-            await write_archive(self._worker, self._uploads, params, self._archive_grew)
+            await write_archive(self._worker, record, self._uploads, params, self._archive_grew)
         )
 
     def _archive_grew(self, so_far: int, size: int) -> None:

@@ -6,11 +6,13 @@ import hashlib
 from typing import NamedTuple
 
 from inputs.blob_cache import BlobCache
+from inputs.touches import Touches
 from meter import Meter
 from processes.manifest import Manifests
 from processes.record import Record
 from processes.record_cache import RecordCache
 from processes.slots import Slots
+from processes.workplace import Workplace
 from redaction import Redactor
 from settings import Settings
 from storage import Store
@@ -25,6 +27,10 @@ class Worker(NamedTuple):
     manifests: Manifests
     #: Inputs that more than one process may need.
     blobs: BlobCache
+    #: Which input folders are in use.
+    touches: Touches
+    #: Where attempts work.
+    workplace: Workplace
     settings: Settings
     #: For attempts that run a child.
     slots: Slots
@@ -43,6 +49,8 @@ class Worker(NamedTuple):
         self.meter.ended(record.kind, record.status, code)
 
 
+#: On the scratch disk: where all workers of this machine work, and keep copies of records.
+WORK, RECORDS = "work", "records"
 #: Archives that are written at a time: each takes memory and the store's bandwidth, no slot.
 ARCHIVES_AT_ONCE = 2
 
@@ -60,9 +68,11 @@ def new_worker(
     store_name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
     return Worker(
         store=store,
-        cache=RecordCache(scratch / "records" / store_name),
+        cache=RecordCache(scratch / RECORDS / store_name),
         manifests=Manifests(store),
         blobs=BlobCache(scratch / "inputs", settings.input_cache_bytes),
+        touches=Touches(store, clock),
+        workplace=Workplace(scratch / WORK),
         settings=settings,
         slots=Slots(settings.slots),
         archive_places=Slots(ARCHIVES_AT_ONCE),

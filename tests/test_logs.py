@@ -135,7 +135,7 @@ def bytes_in(folder):
 def with_secret(worker):
     """`worker`, as one that knows a secret."""
     known = Redactor([SECRET])
-    worker.manager._worker = worker.manager._worker._replace(redactor=known)
+    worker.manager.worker = worker.manager.worker._replace(redactor=known)
     return worker
 
 
