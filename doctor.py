@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 
 from health import Examiner
+from meter import Meter
 from settings import Settings
 from storage import open_store
 from upkeep.checks import Finding, Verdict, worst
+from upkeep.lifecycle import lifecycle_rules
 
 _SIGNS: dict[Verdict, str] = {"ok": "ok      ", "degraded": "degraded", "broken": "BROKEN  "}
 _ENDS: dict[Verdict, str] = {
@@ -18,14 +21,17 @@ _ENDS: dict[Verdict, str] = {
 }
 
 
-def doctor(settings: Settings, *, quick: bool) -> int:
+def doctor(settings: Settings, *, quick: bool = False, lifecycle: bool = False) -> int:
     """Print every finding and what to change; the exit code, 1 if the worker can do no job.
 
-    `quick` asks neither the store nor torch.
+    `quick` asks neither the store nor torch. `lifecycle` prints the bucket's rules, and no more.
 
     Raises:
         StorageMisconfigured: the settings contradict each other.
     """
+    if lifecycle:
+        _say(json.dumps(lifecycle_rules(settings), indent=2))
+        return 0
     findings = asyncio.run(_find(settings, quick=quick))
     for finding in findings:
         _say(told(finding))
@@ -40,7 +46,7 @@ def told(finding: Finding) -> str:
 
 
 async def _find(settings: Settings, *, quick: bool) -> tuple[Finding, ...]:
-    store = open_store(settings)
+    store = open_store(settings, Meter())
     try:
         examiner = Examiner(store, settings)
         if quick:
@@ -58,7 +64,7 @@ async def check_fitness(settings: Settings) -> None:
     Raises:
         RuntimeError: it is broken; the sentence says why.
     """
-    store = open_store(settings)
+    store = open_store(settings, Meter())
     try:
         findings = (await Examiner(store, settings).examine()).findings
     finally:

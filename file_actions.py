@@ -22,6 +22,7 @@ from actions import (
 )
 from inputs.folder_files import PREFIX, Announced, Way
 from inputs.folders import InputFolders
+from inputs.touches import Touches
 from parsing import InvalidRequest
 from process_manager import ProcessManager
 from processes.manifest import Artifact, UnknownArtifact, artifact_key, choose
@@ -65,6 +66,7 @@ class FileActions:
         self._manager = manager
         self._lookup = manager.lookup
         self._folders = InputFolders(store, settings)
+        self._touches = Touches(store)
 
     async def answer(self, action: FileAction) -> Reply:
         match action:
@@ -197,6 +199,7 @@ class FileActions:
             await self._folders.put_chunk(
                 folder, chunk.path, chunk.offset, chunk.data, overwrite=action.overwrite
             )
+            await self._touches.touch(folder)
             return {"folder": folder, "path": chunk.path, "offset": chunk.offset,
                     "length": len(chunk.data)}  # fmt: skip
         announced = [
@@ -205,6 +208,7 @@ class FileActions:
         ]
         if action.complete:
             manifest = await self._folders.complete(folder, announced, overwrite=action.overwrite)
+            await self._touches.touch(folder)
             total = sum(file.size for file in manifest.files)
             return {"folder": folder, "complete": True, "count": len(manifest.files),
                     "total_bytes": total}  # fmt: skip
@@ -220,6 +224,7 @@ class FileActions:
         async for way in ways:  # one at a time: a link to parts is also an upload begun
             if not page.add(_way_row(way, expires_at)):
                 break
+        await self._touches.touch(action.folder)  # before anybody has a link to it
         end = action.cursor + len(page.rows)
         return {
             "folder": action.folder,

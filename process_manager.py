@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from inputs.sources import shown
+from meter import Meter
 from processes.cancelling import Cancelling
 from processes.delivery import (
     Answer,
@@ -25,8 +26,10 @@ from processes.delivery import (
     ProcessExists,
     Start,
     decide_delivery,
+    takeover_reason,
 )  # fmt: skip
 from processes.lease import Lease, LeaseWatch
+from processes.load import load_of
 from processes.lookup import FOLLOW_SECONDS, ProcessLookup
 from processes.notes import leave_note, read_note
 from processes.reading import UnknownProcess, decode_record, present, read_record
@@ -103,23 +106,25 @@ class ProcessManager:
         *,
         redactor: Redactor | None = None,
         clock: Clock = utc_now,
+        meter: Meter | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._clock = clock
-        self._worker = new_worker(store, settings, redactor or Redactor(), clock)
+        #: What the parts of a process's life are handed, and the cleaner that comes after them.
+        self.worker = new_worker(store, settings, redactor or Redactor(), clock, meter)
         self._runs: dict[str, ProcessRun] = {}
-        self.lookup = ProcessLookup(self._worker, self._runs)
-        self._cancelling = Cancelling(self._worker, self.lookup, self._runs)
+        self.worker.meter.watch(lambda: load_of(self.worker, self._runs))
+        self.lookup = ProcessLookup(self.worker, self._runs)
+        self._cancelling = Cancelling(self.worker, self.lookup, self._runs)
         #: Processes that are being created; each will want a slot.
         self._beginning = 0
         self.draining = False
 
     def running_and_queued(self) -> tuple[int, int]:
         """How many processes hold a slot here, and how many wait for one."""
-        wanting = sum(run.wants_slot for run in self._runs.values())
-        running = self._worker.slots.taken
-        return running, wanting - running
+        load = load_of(self.worker, self._runs)
+        return load.running, load.queued
 
     # ---- start
 
@@ -222,7 +227,7 @@ class ProcessManager:
             delivery.first = _first_record(delivery, self._clock())
             self._beginning += 1
             try:
-                return self._hold(await Lease.create(self._worker, delivery.first), delivery)
+                return self._hold(await Lease.create(self.worker, delivery.first), delivery)
             except ObjectExists:
                 pass
             finally:
@@ -254,7 +259,7 @@ class ProcessManager:
         if record.writer == delivery.writer and not record.released:
             # Our own write, whose answer was lost.
             clock = clock_of(record, stored.age_seconds, self._clock)
-            return self._hold(Lease(self._worker, record, stored.version, clock), delivery)
+            return self._hold(Lease(self.worker, record, stored.version, clock), delivery)
         decision = decide_delivery(
             record,
             request_hash=start.request_hash,
@@ -264,7 +269,7 @@ class ProcessManager:
         )
         match decision:
             case Answer():
-                await mend_index(self._worker, record)
+                await mend_index(self.worker, record)
                 return Snapshot(record, "storage", stored.age_seconds)
             case Follow():
                 delivery.followed = True
@@ -274,7 +279,7 @@ class ProcessManager:
                 return taken or await self._take(delivery, watch)  # somebody was faster: look again
             case GiveUp(failure):
                 settled = await settle_abandoned(
-                    self._worker, record, stored, lambda r, now: r.failed(now, failure)
+                    self.worker, record, stored, lambda r, now: r.failed(now, failure)
                 )
                 return settled or await self._take(delivery, watch)
 
@@ -293,7 +298,7 @@ class ProcessManager:
         first = _first_record(delivery, self._clock())
         first = first.after(erased, settled_note=note.version if note else None)
         try:
-            lease = await Lease.claim(self._worker, first, stored.version, self._clock)
+            lease = await Lease.claim(self.worker, first, stored.version, self._clock)
         except ObjectChanged:
             return None
         return self._hold(lease, delivery)
@@ -308,10 +313,11 @@ class ProcessManager:
         settled = note is not None and (record.terminal or note.by_platform)
         if note and not settled and note.version != record.settled_note:
             return await settle_abandoned(  # no child for it, not even for a moment
-                self._worker,
+                self.worker,
                 record,
                 stored,
                 lambda r, now: r.cancelled(now, reason=StopReason.CANCEL),
+                cancelled_seconds_ago=note.age_seconds,
             )
         clock = clock_of(record, stored.age_seconds, self._clock)
         claimed = record.claimed(
@@ -320,14 +326,16 @@ class ProcessManager:
             runpod_job_id=delivery.start.runpod_job_id,
         )  # fmt: skip
         try:
-            lease = await Lease.claim(self._worker, claimed, stored.version, clock)
+            lease = await Lease.claim(self.worker, claimed, stored.version, clock)
         except ObjectChanged:
             return None
         log.info("process %s: attempt %d begins: %s", record.process_id, claimed.attempt, reason)
+        self.worker.meter.took_over(takeover_reason(record))
         return self._hold(lease, delivery)
 
     def _hold(self, lease: Lease, delivery: _Delivery) -> ProcessRun:
-        run = ProcessRun(self._worker, lease, delivery.start)
+        self.worker.meter.attempt_began(lease.record.kind)
+        run = ProcessRun(self.worker, lease, delivery.start)
         delivery.followed = True
         self._runs[run.process_id] = run
         run.task.add_done_callback(lambda _: self._let_go(run))
@@ -363,7 +371,7 @@ class ProcessManager:
             if not run.lease.record.released:
                 raise ProcessActive(f"process {process_id} runs here; `cancel` it first")
             await asyncio.wait([run.task])  # it has ended and only clears up
-        return await delete_process(self._worker, process_id)
+        return await delete_process(self.worker, process_id)
 
     # ---- come and go
 
@@ -383,7 +391,7 @@ class ProcessManager:
         Ends of processes that could not be written before this machine's last worker died are
         written now, unless the process has moved on since. Recent records are read ahead.
         """
-        await recover(self._worker, self.lookup, self._runs)
+        await recover(self.worker, self.lookup, self._runs)
 
 
 def _first_record(delivery: _Delivery, now: datetime) -> Record:

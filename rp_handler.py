@@ -22,18 +22,20 @@ from actions import (
     CancelAction,
     HealthAction,
     KindsAction,
+    LogsAction,
+    MetricsAction,
     ProcessesAction,
     ProcessStatusAction,
     StartAction,
 )
+from clean_command import clean_by_hand
 from command_line import WayIn, parse, way_in_of
 from doctor import check_fitness, doctor
 from file_actions import FileActions, urls_of
-from health import Examiner, health
-from jobs import JOBS
-from parsing import check_input, parse_action, parse_params, process_id_of
+from log_actions import LogActions
+from meter import Meter
+from parsing import parse_action
 from process_manager import ProcessManager, Start
-from processes.archive import ARCHIVE
 from processes.lease import AWAY
 from processes.links import LinkMaker
 from processes.reading import UnknownProcess
@@ -41,8 +43,13 @@ from processes.record import Snapshot, Status, view
 from redaction import Redactor, environment_secrets
 from replies import Reply, bounded
 from settings import Settings, load_settings, unknown_variables
+from starts import archive_start, start_of
 from storage import PresignUnsupported, Store, open_store
-from utils import WorkerError, new_id, set_within
+from upkeep.gpu import see_gpus
+from upkeep.presence import Presence
+from upkeep.retention import Cleaner
+from utils import WorkerError, set_within
+from worker_actions import WorkerActions
 from worker_log import log_context, log_to_stderr
 
 if TYPE_CHECKING:
@@ -56,8 +63,6 @@ LINKS_SECONDS = 3600
 UPDATE_SECONDS = 2.0
 #: The last part of the grace period of a drain is for replies that are under way.
 REPLIES_SHARE = 0.1
-#: The SDK gives this id to every job of `--test_input`.
-LOCAL_JOB_ID = "local_test"
 #: Requests at a time of a `control` worker; of an `all` worker beside those that fill its slots.
 #: A `gpu` worker takes no more than it has slots: it never swallows what an idle one could run.
 CONTROL_CONCURRENCY, SPARE_CONCURRENCY = 32, 7
@@ -86,14 +91,18 @@ class Handler:
         *,
         way_in: WayIn = "serverless",
         redactor: Redactor | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._store = store
         self._redactor = redactor or Redactor()
-        self.manager = ProcessManager(store, settings, redactor=self._redactor)
+        meter = meter or Meter(price_per_hour=settings.price_per_hour)
+        self.manager = ProcessManager(store, settings, redactor=self._redactor, meter=meter)
         self._lookup = self.manager.lookup
+        self.presence = Presence(store, settings, meter)
         self._files = FileActions(store, self.manager, settings)
+        self._logs = LogActions(store, self._lookup, settings)
         self._links = LinkMaker(store)
-        self._examiner = Examiner(store, settings)
+        self._about = WorkerActions(store, self.manager, settings, self.presence)
         self._settings = settings
         self._way_in = way_in
         #: Jobs under way here, and those of them that will get no answer (see `_start`).
@@ -136,7 +145,11 @@ class Handler:
             loop.add_signal_handler(number, self._begin_shutdown, number, before)
         self._background = [loop.create_task(self.manager.recover())]
         if self._way_in != "terminal":  # there it ends too soon, and the request itself will tell
-            self._background.append(loop.create_task(self._check_store()))
+            self._background += [
+                loop.create_task(self._check_store()),
+                loop.create_task(self.presence.keep()),
+                loop.create_task(Cleaner(self.manager.worker).keep()),
+            ]
 
     async def _check_store(self) -> None:
         """A store that cannot work is said at start-up, in words, and not at the first start."""
@@ -170,12 +183,10 @@ class Handler:
                 return await self._cancel(action)
             case BulkDownloadAction(archive=True):
                 return await self._archive(action, job)
-            case HealthAction(deep=deep):
-                return await health(self._examiner, self.manager, self._settings, deep=deep)
-            case KindsAction():
-                return {
-                    "kinds": {name: job.params.model_json_schema() for name, job in JOBS.items()}
-                }
+            case LogsAction():
+                return await self._logs.answer(action)
+            case HealthAction() | MetricsAction() | KindsAction():
+                return await self._about.answer(action)
             case _:
                 return await self._files.answer(action)
 
@@ -183,7 +194,7 @@ class Handler:
         if self._settings.role == "control":
             raise Refused("this worker has the role `control` and runs no jobs; send `start` to "
                           "the GPU endpoint")  # fmt: skip
-        start = _start_of(action, job, self._settings, self._redactor)
+        start = start_of(action, job, self._settings, self._redactor)
         if action.detach:
             if not self._settings.allow_detach:
                 raise Refused(
@@ -197,13 +208,7 @@ class Handler:
 
     async def _archive(self, action: BulkDownloadAction, job: dict[str, Any]) -> Reply:
         """A process like any other, but of this worker's own doing: any role may write one."""
-        params: Reply = {
-            "process_ids": [*dict.fromkeys(action.process_ids)], "pattern": action.pattern
-        }  # fmt: skip
-        start = Start(
-            process_id=_process_id(action.process_id, job), kind=ARCHIVE, params=params,
-            shown_params=params, labels={}, runpod_job_id=_job_id(job),
-        )  # fmt: skip
+        start = archive_start(action, job)
         return await self._see_through(start, job, expires_in=action.expires_in)
 
     async def _see_through(
@@ -344,7 +349,7 @@ class Handler:
     async def _shut_down(self, number: int) -> None:
         """Drain and leave. Jobs of drained processes stay unanswered and are delivered again."""
         log.info("%s: draining", signal.Signals(number).name)
-        await self.manager.drain()
+        await asyncio.gather(self.manager.drain(), self.presence.leave())
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.grace_seconds * REPLIES_SHARE):
                 while self._jobs_in_progress() > self._unanswered:  # noqa: ASYNC110
@@ -358,33 +363,6 @@ class Handler:
         from runpod.serverless.modules.worker_state import JobsProgress
 
         return int(JobsProgress().get_job_count())
-
-
-def _start_of(
-    action: StartAction, job: dict[str, Any], settings: Settings, redactor: Redactor
-) -> Start:
-    for name, asked in action.inputs.items():
-        check_input(name, asked, settings)
-    return Start(
-        process_id=_process_id(action.process_id, job),
-        kind=action.kind,
-        params=action.params,
-        shown_params=redactor.fields(parse_params(action.kind, action.params)),
-        inputs=action.inputs,
-        labels={name: str(label) for name, label in redactor.fields(action.labels).items()},
-        timeout_seconds=action.timeout_seconds,
-        reject_when_busy=action.on_busy == "reject",
-        runpod_job_id=_job_id(job),
-    )
-
-
-def _job_id(job: dict[str, Any]) -> str | None:
-    return None if job.get("id") in (None, LOCAL_JOB_ID) else str(job["id"])
-
-
-def _process_id(named: str | None, job: dict[str, Any]) -> str:
-    job_id = _job_id(job)
-    return named or (process_id_of(job_id) if job_id else new_id())
 
 
 async def _nothing() -> None:
@@ -406,10 +384,16 @@ def redactor_of(settings: Settings, environment: Mapping[str, str]) -> Redactor:
     return Redactor(environment_secrets(environment, (name.strip() for name in named)))
 
 
-def main(arguments: list[str]) -> None:
+def gpus_of_a_child(settings: Settings) -> int:
+    """How many GPUs an attempt may use; 0 where none is, or none is used."""
+    count = 0 if settings.role == "control" else len(see_gpus().devices)
+    return -(-count // settings.slots)
+
+
+def main(argv: list[str]) -> None:
     """Start the worker as the arguments and the environment say."""
-    asked = parse(arguments)
-    way_in = way_in_of(asked)
+    arguments = parse(argv)
+    way_in = way_in_of(arguments)
     settings = load_settings()
     at_terminal = way_in == "terminal" and sys.stderr.isatty()
     redactor = redactor_of(settings, os.environ)
@@ -417,17 +401,20 @@ def main(arguments: list[str]) -> None:
     log_to_stderr(level, worker_id=settings.worker_id, redactor=redactor)
     for sentence in unknown_variables(os.environ):
         log.warning("%s", sentence)
-    if asked.command == "doctor":
-        sys.exit(doctor(settings, quick=asked.quick))
+    if arguments.command == "doctor":
+        sys.exit(doctor(settings, quick=arguments.quick, lifecycle=arguments.lifecycle))
+    if arguments.command == "clean":
+        sys.exit(clean_by_hand(settings, redactor, dry_run=arguments.dry_run))
     # At its default, DEBUG, the SDK logs whole replies, links and all.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN" if at_terminal else "INFO")
     import runpod
 
     try:
-        store = open_store(settings)
+        meter = Meter(price_per_hour=settings.price_per_hour, gpus=gpus_of_a_child(settings))
+        store = open_store(settings, meter)
     except WorkerError as error:
         sys.exit(str(error))
-    handler = Handler(store, settings, way_in=way_in, redactor=redactor)
+    handler = Handler(store, settings, way_in=way_in, redactor=redactor, meter=meter)
     if way_in == "serverless":
 
         async def worker_can_work() -> None:

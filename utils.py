@@ -46,8 +46,10 @@ def new_nonce() -> str:
 
 async def set_within(event: asyncio.Event, seconds: float) -> bool:
     """Whether `event` is set by then; returns as soon as it is."""
+    # Not `wait_for`: in Python 3.11 it may lose a cancellation that comes as the event is set.
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     return event.is_set()
 
 
@@ -62,6 +64,11 @@ async def together() -> AsyncIterator[asyncio.TaskGroup]:
         first = failures.exceptions[0]
     if first is not None:
         raise first
+
+
+def day_of(moment: datetime) -> str:
+    """The day of an aware `moment`, by UTC, such that days sort as they follow each other."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d}"
 
 
 def utc_now() -> datetime:

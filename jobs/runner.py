@@ -33,7 +33,7 @@ from jobs.child_events import (
     ProtocolError,
 )
 from jobs.guardian import adopt_orphans
-from jobs.job_log import JobLog
+from jobs.job_log import JobLog, Redact
 from jobs.pipes import PipeReader, PipeWriter
 from jobs.verdict import (
     Completed,
@@ -104,10 +104,11 @@ class Child:
     #: The guardian's process; also the number of the attempt's process group.
     pid: int
 
-    def __init__(self, attempt: Attempt, process: _Process) -> None:
+    def __init__(self, attempt: Attempt, process: _Process, log: JobLog) -> None:
         self.pid = process.popen.pid
         self._popen = process.popen
-        self._log = process.log
+        #: What it prints.
+        self.log = log
         self._unheard: list[Event] = []
         self._on_event: Callable[[Event], None] = self._unheard.append
         self._final: JobEnded | None = None
@@ -120,20 +121,20 @@ class Child:
         self._reader = EventReader(attempt.folder, self._hear)
         self._control = PipeWriter(process.control)
         self._events = PipeReader(process.events, self._receive)
-        self._output = PipeReader(process.output, self._log.feed)
+        self._output = PipeReader(process.output, self.log.feed)
         self._output.start()
         self._control.send(_first_order(attempt))
         self._gone = asyncio.create_task(self._see_it_gone(process.pidfd))
 
     @classmethod
-    async def spawn(cls, attempt: Attempt) -> Child:
-        """Start `attempt`. Raises ChildNotStarted.
+    async def spawn(cls, attempt: Attempt, redact: Redact = str) -> Child:
+        """Start `attempt`, whose log is told through `redact`. Raises ChildNotStarted.
 
         Nothing is awaited in here, so a cancellation cannot leave it half done.
         """
         try:
             adopt_orphans()
-            return cls(attempt, _start(attempt))
+            return cls(attempt, _start(attempt), JobLog(redact))
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise ChildNotStarted(f"The job's process could not be started: {reason}.") from error
@@ -184,8 +185,8 @@ class Child:
         await asyncio.shield(self._gone)
 
     def log_tail(self, lines: int = 20) -> list[str]:
-        """The last lines the job printed (at most 200), each cut at 1000 characters."""
-        return self._log.tail(lines)
+        """The last lines the job printed, each cut at 1000 characters."""
+        return self.log.tail(lines)
 
     def _receive(self, chunk: bytes) -> None:
         if self._offence is not None or self._listener_error is not None:
@@ -252,7 +253,7 @@ class Child:
         await asyncio.wait({self._events.ended, self._output.ended}, timeout=DRAIN_SECONDS)
         for pipe in (self._control, self._events, self._output):
             pipe.close()
-        self._log.close()
+        self.log.close()
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def _evidence(self, exit_code: int) -> Evidence:
@@ -277,7 +278,6 @@ class _Process(NamedTuple):
     control: int
     events: int
     output: int
-    log: JobLog
 
 
 def _start(attempt: Attempt) -> _Process:
@@ -287,8 +287,6 @@ def _start(attempt: Attempt) -> _Process:
         order, control = _pipe(theirs, ours)
         events, event = _pipe(ours, theirs)
         output, printed = _pipe(ours, theirs)
-        log = JobLog(attempt.folder)
-        ours.callback(log.close)
         popen = subprocess.Popen(  # noqa: S603 - nothing in it comes from a caller
             [sys.executable, *ENTRY, str(order), str(event)],
             cwd=_ROOT,
@@ -303,7 +301,7 @@ def _start(attempt: Attempt) -> _Process:
         ours.callback(popen.kill)
         pidfd = os.pidfd_open(popen.pid)
         ours.pop_all()
-    return _Process(popen, pidfd, control, events, output, log)
+    return _Process(popen, pidfd, control, events, output)
 
 
 def _pipe(reads: ExitStack, writes: ExitStack) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from inputs.sources import Input
 from jobs.runner import Failure
-from processes.record import TOO_MANY_ATTEMPTS, Record
+from processes.record import STOPPED_BY_PLATFORM, TOO_MANY_ATTEMPTS, Record, Status
 from redaction import secrets_in
 from utils import WorkerError
 
@@ -111,6 +111,13 @@ def decide_delivery(
     if record.released:
         return Claim(f"delivered again after {record.history[-1].reason or record.status}")
     return Claim(f"worker {record.writer.worker_id} was lost")
+
+
+def takeover_reason(record: Record) -> str:
+    """Why the next attempt takes `record` over, in one of four words; for figures."""
+    if not record.released:
+        return "lost"
+    return STOPPED_BY_PLATFORM if record.status is Status.CANCELLED else record.status.value
 
 
 def _too_many(runs: int) -> Failure:

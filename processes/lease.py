@@ -13,7 +13,6 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import TypeVar
 
 from processes.record import Record, record_key
@@ -26,7 +25,7 @@ from storage import (
     StorageMisconfigured,
     StorageUnavailable,
 )
-from utils import Clock, WorkerError
+from utils import Clock, WorkerError, set_within
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -189,8 +188,7 @@ class Lease:
             if wait <= 0:
                 return
             self._wake.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait)
+            await set_within(self._wake, wait)
 
     async def _write_or_journal(self) -> None:
         try:
@@ -239,6 +237,8 @@ class Lease:
         await self._took(record, found.version)
 
     async def _took(self, record: Record, version: str) -> None:
+        if record.released and not self._stored.released:
+            self._worker.count_end(record)
         self._stored, self._version = record, version
         self._written_at = time.monotonic()
         await self._worker.cache.keep(Copy(record=record, version=version, seen_at=time.time()))

@@ -158,7 +158,7 @@ class Record(RecordPart):
     files: tuple[StoredFile, ...] | None = None
     #: Oldest first; at most two.
     checkpoints: tuple[Checkpoint, ...] = ()
-    #: Seconds each attempt spent `queued`, `startup`, `running`, `upload`; keyed by attempt.
+    #: Seconds each attempt spent in each of its phases (see `phase`), keyed by attempt.
     timings: dict[int, dict[str, float]] = {}
     history: tuple[HistoryEntry, ...] = ()
     #: A caller had it deleted: there is no such process any more, and this only says so.
@@ -285,7 +285,8 @@ class Record(RecordPart):
         return self._with(cancel_requested=True)
 
     def with_timing(self, phase: str, seconds: float) -> Record:
-        mine = {**self.timings.get(self.attempt, {}), phase: round(seconds, 3)}
+        mine = self.timings.get(self.attempt, {})
+        mine = {**mine, phase: round(mine.get(phase, 0.0) + seconds, 3)}
         return self._with(timings={**self.timings, self.attempt: mine})
 
     def with_phase(self, phase: str) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,7 +15,14 @@ class Slots:
         self._semaphore = asyncio.Semaphore(count)
         #: How many places are given out.
         self.taken = 0
+        self._busy_seconds = self._busy_since = 0.0
         self._waiting: dict[str, None] = {}  # a dict keeps the order of arrival
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long at least one place was given out, so far."""
+        now = time.monotonic() if self.taken else self._busy_since
+        return self._busy_seconds + now - self._busy_since
 
     def position(self, process_id: str) -> int | None:
         """1 for the next in line, None for one that does not wait."""
@@ -37,10 +45,15 @@ class Slots:
                 place.cancel()
             await asyncio.gather(place, call_off, return_exceptions=True)
         got_place = not place.cancelled()
-        self.taken += got_place
+        if got_place:
+            self._count(+1)
         try:
             yield got_place
         finally:
             if got_place:
-                self.taken -= 1
+                self._count(-1)
                 self._semaphore.release()
+
+    def _count(self, change: int) -> None:
+        self._busy_seconds, self._busy_since = self.busy_seconds, time.monotonic()
+        self.taken += change

@@ -48,10 +48,6 @@ def checkpoint_key(process_id: str, checkpoint: Checkpoint, path: str) -> str:
     return f"{prefix}checkpoints/{checkpoint.seq:06d}/{path}"
 
 
-def log_tail_key(process_id: str, attempt: int) -> str:
-    return f"{attempt_prefix(process_id, attempt)}logs/tail.txt"
-
-
 class Content(Protocol):
     """An artifact in the making: its bytes, once, and how many there will be."""
 

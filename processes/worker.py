@@ -6,9 +6,13 @@ import hashlib
 from typing import NamedTuple
 
 from inputs.blob_cache import BlobCache
+from inputs.touches import Touches
+from meter import Meter
 from processes.manifest import Manifests
+from processes.record import Record
 from processes.record_cache import RecordCache
 from processes.slots import Slots
+from processes.workplace import Workplace
 from redaction import Redactor
 from settings import Settings
 from storage import Store
@@ -23,6 +27,10 @@ class Worker(NamedTuple):
     manifests: Manifests
     #: Inputs that more than one process may need.
     blobs: BlobCache
+    #: Which input folders are in use.
+    touches: Touches
+    #: Where attempts work.
+    workplace: Workplace
     settings: Settings
     #: For attempts that run a child.
     slots: Slots
@@ -32,25 +40,43 @@ class Worker(NamedTuple):
     redactor: Redactor
     #: Wall-clock time, for what is written down. No decision depends on it.
     clock: Clock
+    #: Counts what this worker does.
+    meter: Meter
+
+    def count_end(self, record: Record) -> None:
+        """The store has taken `record` from here, an end that it did not hold before."""
+        code = record.failure.code if record.failure else None
+        self.meter.ended(record.kind, record.status, code)
 
 
+#: On the scratch disk: where all workers of this machine work, and keep copies of records.
+WORK, RECORDS = "work", "records"
 #: Archives that are written at a time: each takes memory and the store's bandwidth, no slot.
 ARCHIVES_AT_ONCE = 2
 
 
-def new_worker(store: Store, settings: Settings, redactor: Redactor, clock: Clock) -> Worker:
+def new_worker(
+    store: Store,
+    settings: Settings,
+    redactor: Redactor,
+    clock: Clock,
+    meter: Meter | None = None,
+) -> Worker:
     """A worker at `store`, with the folders on its scratch disk that it may share with others."""
     scratch = settings.scratch_dir
     # Workers on one machine may share a disk, but copies of two stores must not meet.
     store_name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
     return Worker(
         store=store,
-        cache=RecordCache(scratch / "records" / store_name),
+        cache=RecordCache(scratch / RECORDS / store_name),
         manifests=Manifests(store),
         blobs=BlobCache(scratch / "inputs", settings.input_cache_bytes),
+        touches=Touches(store, clock),
+        workplace=Workplace(scratch / WORK),
         settings=settings,
         slots=Slots(settings.slots),
         archive_places=Slots(ARCHIVES_AT_ONCE),
         redactor=redactor,
         clock=clock,
+        meter=meter or Meter(price_per_hour=settings.price_per_hour),
     )

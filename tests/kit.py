@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from meter import Meter
     from redaction import Redactor
     from storage import Store
 
@@ -44,10 +45,16 @@ class Caller:
     """Sends requests to a handler as RunPod would, and reads what comes back."""
 
     def __init__(
-        self, store: Store, scratch: Path, *, redactor: Redactor | None = None, **changes: Any
+        self,
+        store: Store,
+        scratch: Path,
+        *,
+        redactor: Redactor | None = None,
+        meter: Meter | None = None,
+        **changes: Any,
     ) -> None:
         self.settings = settings(scratch, **changes)
-        self.handler = Handler(store, self.settings, way_in="api", redactor=redactor)
+        self.handler = Handler(store, self.settings, way_in="api", redactor=redactor, meter=meter)
         self.manager = self.handler.manager
 
     async def __call__(self, action: str, /, job_id: str | None = None, **fields: Any) -> Reply:

@@ -141,3 +141,37 @@ async def test_ctrl_c_stops_the_child_keeps_its_checkpoint_and_says_how_to_go_on
     kept = json.loads(record.read_text())
     assert kept["status"] == "interrupted"
     assert kept["checkpoints"]
+
+
+# ---- by hand
+
+
+def test_clean_tells_what_would_go_and_then_removes_it(run, tmp_path):
+    """By hand as in the background, and from a dry run nothing is gone."""
+    (tmp_path / "data/locks").mkdir(parents=True)
+    left = tmp_path / "data/locks/check-1"
+    left.write_bytes(b"12345")
+    os.utime(left, (0, 0))
+    for arguments, says, there in (
+        (["--dry-run"], "would be removed", True),
+        ([], "removed", False),
+        ([], "nothing removed", False),
+    ):
+        ended = run("clean", *arguments)
+        assert ended.returncode == 0, ended.stderr
+        assert says in ended.stdout
+        assert left.exists() == there
+    assert not (tmp_path / "data/processes").exists()  # no job was run
+
+
+def test_clean_says_who_is_at_it_already(run, tmp_path):
+    lock = tmp_path / "data/locks/retention"
+    lock.parent.mkdir(parents=True)
+    lock.write_text('{"holder": "w", "beat": 1}')
+    beating = 'import sys, time\nfor n in range(600): open(sys.argv[1], \'w\').write(\'{"holder": "w", "beat": %d}\' % n); time.sleep(0.1)'  # noqa: E501
+    with subprocess.Popen([sys.executable, "-c", beating, lock]) as holder:
+        ended = run("clean")
+        holder.kill()
+    assert ended.returncode == 1
+    assert "lock_held" in ended.stdout
+    assert "Traceback" not in ended.stderr
