@@ -150,6 +150,8 @@ class Handler:
                 loop.create_task(self.presence.keep()),
                 loop.create_task(Cleaner(self.manager.worker).keep()),
             ]
+            if template := self.manager.worker.template:
+                template.start()
 
     async def _check_store(self) -> None:
         """A store that cannot work is said at start-up, in words, and not at the first start."""

@@ -168,6 +168,11 @@ class Settings(BaseSettings):
         Field(description="Let `start` return at once. Only where the worker is not stopped when "
                           "idle: a Pod, or an always-on worker."),
     ] = False  # fmt: skip
+    template: Annotated[
+        bool,
+        Field(description="Keep a process that has imported torch, and fork attempts from it: "
+                          "they begin in milliseconds instead of seconds."),
+    ] = True  # fmt: skip
     child_env: Annotated[
         str,
         Field(description="Names of environment variables that jobs may see, comma-separated."),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,10 +26,34 @@ MAX_STARTS: Final = 3
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
 
+class Forked:
+    """A child of this process that another one forked; what of `Popen` a child's runner needs."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        #: -N when ended by signal N; None until it was waited for.
+        self.returncode: int | None = None
+
+    def wait(self) -> int:
+        """Reap it. Blocks until it has ended."""
+        if self.returncode is None:
+            _, status = os.waitpid(self.pid, 0)
+            self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def kill(self) -> None:
+        """End it at once, if it has not been reaped."""
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
 class Template:
     """A process with torch imported, from when it is ready until it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, entry: tuple[str, ...] = ("-m", "jobs.template")) -> None:
+        """`entry`: what the interpreter runs, see `jobs.template`. Begins nothing."""
+        self._entry = entry
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
         self._starts = 0
@@ -43,7 +68,7 @@ class Template:
         with theirs:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - nothing in it comes from a caller
-                    [sys.executable, "-m", "jobs.template", str(theirs.fileno())],
+                    [sys.executable, *self._entry, str(theirs.fileno())],
                     cwd=_ROOT,
                     env=child_environment(os.environ, {}),
                     stdin=subprocess.DEVNULL,
@@ -59,30 +84,29 @@ class Template:
         self._requests = ours
         asyncio.get_running_loop().add_reader(ours, self._hear_readiness)
 
-    async def fork(self, pipes: list[int], environment: Mapping[str, str]) -> int | None:
-        """A new child of this process that is `python -m jobs` on `pipes`: its number.
+    async def fork(self, pipes: list[int], environment: Mapping[str, str]) -> Forked | None:
+        """A new child of this process that is `python -m jobs` on `pipes`.
 
-        `pipes` are control, events and output, the child's ends. None: there is no template, or it
-        failed; what it was handed is closed there.
+        `pipes` are control, events and output, the child's ends. None: the template is not ready,
+        or has failed; then it is begun anew, for the next ones.
         """
         async with self._turn:
             if not self.ready.is_set():
+                if self._process is None and 0 < self._starts < MAX_STARTS:
+                    self.start()
                 return None
             asking = asyncio.create_task(self._ask(pipes, environment))
             try:
                 return await asyncio.shield(asking)
             except asyncio.CancelledError:
-                # What was begun must not be left behind: nobody would know of it.
-                pid = await asking
-                if pid is not None:
-                    _end(pid)
+                asking.add_done_callback(_end_unwanted)  # nobody else would know of it
                 raise
 
     def close(self) -> None:
         """End it. What it forked goes on."""
         self._forget()
 
-    async def _ask(self, pipes: list[int], environment: Mapping[str, str]) -> int | None:
+    async def _ask(self, pipes: list[int], environment: Mapping[str, str]) -> Forked | None:
         assert self._requests is not None
         loop, requests = asyncio.get_running_loop(), self._requests
         request = {"environment": dict(environment), "folder": str(_ROOT)}
@@ -95,7 +119,7 @@ class Template:
             log.warning("the template process failed: %r; attempts start slower", error)
             self._forget()
             return None
-        return pid if pid > 0 else None
+        return Forked(pid) if pid > 0 else None
 
     def _hear_readiness(self) -> None:
         assert self._requests is not None
@@ -120,7 +144,7 @@ class Template:
             self._process = None
 
 
-def _end(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, 9)
-    os.waitpid(pid, 0)
+def _end_unwanted(asking: asyncio.Task[Forked | None]) -> None:
+    if not asking.cancelled() and (forked := asking.result()):
+        forked.kill()
+        forked.wait()

@@ -32,6 +32,7 @@ from jobs.child_events import (
     Progress,
     ProtocolError,
 )
+from jobs.forks import Forked, Template
 from jobs.guardian import adopt_orphans
 from jobs.job_log import JobLog, Redact
 from jobs.pipes import PipeReader, PipeWriter
@@ -105,8 +106,8 @@ class Child:
     pid: int
 
     def __init__(self, attempt: Attempt, process: _Process, log: JobLog) -> None:
-        self.pid = process.popen.pid
-        self._popen = process.popen
+        self.pid = process.guardian.pid
+        self._guardian = process.guardian
         #: What it prints.
         self.log = log
         self._unheard: list[Event] = []
@@ -127,14 +128,19 @@ class Child:
         self._gone = asyncio.create_task(self._see_it_gone(process.pidfd))
 
     @classmethod
-    async def spawn(cls, attempt: Attempt, redact: Redact = str) -> Child:
-        """Start `attempt`, whose log is told through `redact`. Raises ChildNotStarted.
+    async def spawn(
+        cls, attempt: Attempt, redact: Redact = str, *, template: Template | None = None
+    ) -> Child:
+        """Start `attempt`, whose log is told through `redact`: a fork of `template` if that can.
 
-        Nothing is awaited in here, so a cancellation cannot leave it half done.
+        Nothing but the fork is awaited in here, so a cancellation cannot leave it half done.
+
+        Raises:
+            ChildNotStarted: the operating system refused.
         """
         try:
             adopt_orphans()
-            return cls(attempt, _start(attempt), JobLog(redact))
+            return cls(attempt, await _start(attempt, template), JobLog(redact))
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise ChildNotStarted(f"The job's process could not be started: {reason}.") from error
@@ -221,14 +227,14 @@ class Child:
 
     def _let_go(self) -> None:
         """Have the guardian kill everything; should it not manage to, have the kernel do it."""
-        if self._popen.returncode is None:
+        if self._guardian.returncode is None:
             self._control.close()
             os.kill(self.pid, signal.SIGCONT)  # in case somebody has stopped it
             loop = asyncio.get_running_loop()
             loop.call_later(KILL_SECONDS, self._signal_group, signal.SIGKILL)
 
     def _signal_group(self, number: signal.Signals) -> None:
-        if self._popen.returncode is None:  # once reaped, the number may be somebody else's
+        if self._guardian.returncode is None:  # once reaped, the number may be somebody else's
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
@@ -247,7 +253,7 @@ class Child:
         assert ended is not None
         # Usually the guardian has left nobody. But it may have been killed itself.
         self._signal_group(signal.SIGKILL)
-        self._popen.wait()
+        self._guardian.wait()
         await _reap_group(self.pid)
         self._events.start()
         await asyncio.wait({self._events.ended, self._output.ended}, timeout=DRAIN_SECONDS)
@@ -273,35 +279,43 @@ class Child:
 class _Process(NamedTuple):
     """A process that was just started, and our ends of its pipes."""
 
-    popen: subprocess.Popen[bytes]
+    guardian: subprocess.Popen[bytes] | Forked
     pidfd: int
     control: int
     events: int
     output: int
 
 
-def _start(attempt: Attempt) -> _Process:
+async def _start(attempt: Attempt, template: Template | None) -> _Process:
     """Raises OSError, and leaves nothing open or running then."""
     attempt.folder.mkdir(parents=True, exist_ok=True)
+    environment = child_environment(os.environ, attempt.environment)
     with ExitStack() as ours, ExitStack() as theirs:
         order, control = _pipe(theirs, ours)
         events, event = _pipe(ours, theirs)
         output, printed = _pipe(ours, theirs)
-        popen = subprocess.Popen(  # noqa: S603 - nothing in it comes from a caller
-            [sys.executable, *ENTRY, str(order), str(event)],
-            cwd=_ROOT,
-            env=child_environment(os.environ, attempt.environment),
-            stdin=subprocess.DEVNULL,
-            stdout=printed,
-            stderr=printed,
-            pass_fds=(order, event),
-            start_new_session=True,
-        )
-        ours.callback(popen.wait)
-        ours.callback(popen.kill)
-        pidfd = os.pidfd_open(popen.pid)
+        forked = await template.fork([order, event, printed], environment) if template else None
+        guardian = forked or _spawn(order, event, printed, environment)
+        ours.callback(guardian.wait)
+        ours.callback(guardian.kill)
+        pidfd = os.pidfd_open(guardian.pid)
         ours.pop_all()
-    return _Process(popen, pidfd, control, events, output)
+    return _Process(guardian, pidfd, control, events, output)
+
+
+def _spawn(
+    order: int, event: int, printed: int, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - nothing in it comes from a caller
+        [sys.executable, *ENTRY, str(order), str(event)],
+        cwd=_ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=printed,
+        stderr=printed,
+        pass_fds=(order, event),
+        start_new_session=True,
+    )
 
 
 def _pipe(reads: ExitStack, writes: ExitStack) -> tuple[int, int]:

@@ -227,7 +227,9 @@ class ProcessRun:
             max_unpacked_bytes=self._settings.max_input_bytes,
             prepare_dir=self._settings.prepared_root(),
         )  # fmt: skip
-        self._child = child = await Child.spawn(attempt, self.lease.redactor.text)
+        self._child = child = await Child.spawn(
+            attempt, self.lease.redactor.text, template=self._worker.template
+        )
         self.log.follow(child.log)
         self.lease.submit(lambda r: r.running(self._clock()))
         self.phases.enter("running")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from inputs.blob_cache import BlobCache
 from inputs.touches import Touches
+from jobs.forks import Template
 from meter import Meter
 from processes.manifest import Manifests
 from processes.record import Record
@@ -42,6 +43,8 @@ class Worker(NamedTuple):
     clock: Clock
     #: Counts what this worker does.
     meter: Meter
+    #: Forks children; None: each is started from nothing.
+    template: Template | None
 
     def count_end(self, record: Record) -> None:
         """The store has taken `record` from here, an end that it did not hold before."""
@@ -79,4 +82,5 @@ def new_worker(
         redactor=redactor,
         clock=clock,
         meter=meter or Meter(price_per_hour=settings.price_per_hour),
+        template=Template() if settings.template and settings.role != "control" else None,
     )

@@ -28,6 +28,7 @@ def settings(scratch: Path, **changes: Any) -> Settings:
     """
     quick: dict[str, Any] = {
         "scratch_dir": scratch,
+        "template": False,
         "worker_id": f"w-{secrets.token_hex(3)}",
         "heartbeat_seconds": 0.5,
         "lease_seconds": 3,
