@@ -26,6 +26,10 @@ MAX_STARTS: Final = 3
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
 
+class ForkFailed(Exception):
+    """The template was asked and did not say which child it made, if any."""
+
+
 class Forked:
     """A child of this process that another one forked; what of `Popen` a child's runner needs."""
 
@@ -88,38 +92,57 @@ class Template:
         """A new child of this process that is `python -m jobs` on `pipes`.
 
         `pipes` are control, events and output, the child's ends. None: the template is not ready,
-        or has failed; then it is begun anew, for the next ones.
+        or is no longer there; then it is begun anew, for the next ones.
+
+        Raises:
+            ForkFailed: perhaps after all there is a child at these pipes. It ends with them.
         """
-        async with self._turn:
-            if not self.ready.is_set():
-                if self._process is None and 0 < self._starts < MAX_STARTS:
-                    self.start()
-                return None
-            asking = asyncio.create_task(self._ask(pipes, environment))
-            try:
-                return await asyncio.shield(asking)
-            except asyncio.CancelledError:
-                asking.add_done_callback(_end_unwanted)  # nobody else would know of it
-                raise
+        await self._turn.acquire()
+        if not self._ask(pipes, environment):
+            self._turn.release()
+            return None
+        answer = asyncio.create_task(self._hear_answer())
+        answer.add_done_callback(lambda _: self._turn.release())
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(_end_unwanted)  # nobody else would know of it
+            raise
 
     def close(self) -> None:
         """End it. What it forked goes on."""
         self._forget()
 
-    async def _ask(self, pipes: list[int], environment: Mapping[str, str]) -> Forked | None:
-        assert self._requests is not None
-        loop, requests = asyncio.get_running_loop(), self._requests
+    def _ask(self, pipes: list[int], environment: Mapping[str, str]) -> bool:
+        """Send the request, at once: who is cancelled closes the pipes. False: nobody takes it."""
+        if not self.ready.is_set() or self._requests is None:
+            if self._process is None and 0 < self._starts < MAX_STARTS:
+                self.start()
+            return False
         request = {"environment": dict(environment), "folder": str(_ROOT)}
         try:
-            socket.send_fds(requests, [json.dumps(request).encode()], pipes)
+            socket.send_fds(self._requests, [json.dumps(request).encode()], pipes)
+        except OSError as error:
+            self._give_up(error)
+            return False
+        return True
+
+    async def _hear_answer(self) -> Forked:
+        assert self._requests is not None
+        try:
             async with asyncio.timeout(FORK_SECONDS):
-                answer = await loop.sock_recv(requests, 4096)
+                answer = await asyncio.get_running_loop().sock_recv(self._requests, 4096)
             pid = int(json.loads(answer)["pid"])
         except (OSError, ValueError, TimeoutError) as error:
-            log.warning("the template process failed: %r; attempts start slower", error)
-            self._forget()
-            return None
-        return Forked(pid) if pid > 0 else None
+            self._give_up(error)
+            raise ForkFailed from error
+        if pid < 0:
+            raise ForkFailed
+        return Forked(pid)
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning("the template process failed: %r; attempts start slower", error)
+        self._forget()
 
     def _hear_readiness(self) -> None:
         assert self._requests is not None
@@ -144,7 +167,7 @@ class Template:
             self._process = None
 
 
-def _end_unwanted(asking: asyncio.Task[Forked | None]) -> None:
-    if not asking.cancelled() and (forked := asking.result()):
-        forked.kill()
-        forked.wait()
+def _end_unwanted(answer: asyncio.Task[Forked]) -> None:
+    if not answer.cancelled() and not answer.exception():
+        answer.result().kill()
+        answer.result().wait()

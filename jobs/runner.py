@@ -32,7 +32,7 @@ from jobs.child_events import (
     Progress,
     ProtocolError,
 )
-from jobs.forks import Forked, Template
+from jobs.forks import Forked, ForkFailed, Template
 from jobs.guardian import adopt_orphans
 from jobs.job_log import JobLog, Redact
 from jobs.pipes import PipeReader, PipeWriter
@@ -140,7 +140,11 @@ class Child:
         """
         try:
             adopt_orphans()
-            return cls(attempt, await _start(attempt, template), JobLog(redact))
+            try:
+                process = await _start(attempt, template)
+            except ForkFailed:
+                process = await _start(attempt, None)
+            return cls(attempt, process, JobLog(redact))
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise ChildNotStarted(f"The job's process could not be started: {reason}.") from error
