@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from pydantic import JsonValue
 
+from gpus import Gpus
 from process_manager import ProcessManager
 from settings import Settings
 from storage import Capabilities, Store
@@ -21,7 +22,6 @@ from upkeep.checks import (
     try_compute,
     try_disk,
 )
-from upkeep.gpu import Gpus
 
 #: Whose versions tell whether two workers run the same.
 PACKAGES = ("runpod", "boto3", "pydantic", "torch")

@@ -32,6 +32,7 @@ from clean_command import clean_by_hand
 from command_line import WayIn, parse, way_in_of
 from doctor import check_fitness, doctor
 from file_actions import FileActions, urls_of
+from gpus import see_gpus
 from log_actions import LogActions
 from meter import Meter
 from parsing import parse_action
@@ -45,7 +46,6 @@ from replies import Reply, bounded
 from settings import Settings, load_settings, unknown_variables
 from starts import archive_start, start_of
 from storage import PresignUnsupported, Store, open_store
-from upkeep.gpu import see_gpus
 from upkeep.presence import Presence
 from upkeep.retention import Cleaner
 from utils import WorkerError, set_within
@@ -253,6 +253,8 @@ class Handler:
             reply["error"] = json.dumps(
                 {"code": failure.code, "message": failure.message, "retryable": failure.retryable}
             )
+        if self.manager.worker.gpus.leaked:  # the SDK takes it out and ends this worker
+            reply["refresh_worker"] = True
         return reply | page
 
     async def _process_status(self, action: ProcessStatusAction) -> Reply:

@@ -23,9 +23,13 @@ class Job(NamedTuple):
     run: Callable[[Any, Any], JsonValue]
     #: What it needs once on a machine or volume; the job finds it as `context.prepared`.
     prepare: Prepare | None = None
+    #: What must be free on each GPU that an attempt may use before it begins, if there is any.
+    gpu_bytes: int = 0
 
 
 JOBS: dict[str, Job] = {
     "sleep": Job(sleep.Params, sleep.run),
-    "train_diffusion": Job(train_diffusion.Params, train_diffusion.run),
+    "train_diffusion": Job(
+        train_diffusion.Params, train_diffusion.run, gpu_bytes=train_diffusion.GPU_BYTES
+    ),
 }

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from pydantic import JsonValue
 
 from inputs.errors import InputError
+from jobs import JOBS
 from jobs.child_environment import passed_through
 from jobs.runner import (
     ArtifactReady,
@@ -43,6 +44,7 @@ from processes.archive import (
 )
 from processes.delivery import Start
 from processes.failures import failure_of, timed_out
+from processes.gpu_shares import GpuMemoryShort
 from processes.index import IndexEntry
 from processes.inputs import Inputs
 from processes.lease import AWAY, Change, Lease, LeaseLost
@@ -168,7 +170,13 @@ class ProcessRun:
             try:
                 await self._unless_stopping(self._bring_inputs())
                 verdict = await self._work_in_a_slot()
-            except (InputError, ArchiveFailed, NothingToArchive, UploadFailed) as error:
+            except (
+                InputError,
+                ArchiveFailed,
+                NothingToArchive,
+                UploadFailed,
+                GpuMemoryShort,
+            ) as error:
                 verdict = Failed(failure_of(error))
         # The slot is free again: the next child may use the GPU while this one's files travel.
         self.wants_slot = False
@@ -187,13 +195,15 @@ class ProcessRun:
         self.lease.report(lambda r: r.with_progress(seen))
 
     async def _work_in_a_slot(self) -> Verdict:
-        async with self.slots.taken_by(self.process_id, unless=self._stopping) as got_slot:
-            if not got_slot or self._stopping.is_set():
+        async with self.slots.taken_by(self.process_id, unless=self._stopping) as slot:
+            if slot is None or self._stopping.is_set():
                 return Stopped()
             if self._start.kind == ARCHIVE:
                 return await self._unless_stopping(self._write_archive())
             resume_from = await self._unless_stopping(self._restore())
-            return await self._run_child(resume_from)
+            needed = JOBS[self._start.kind].gpu_bytes
+            async with self._worker.gpus.taken(slot, needed) as devices:
+                return await self._run_child(resume_from, devices)
 
     async def _write_archive(self) -> Verdict:
         """The other thing that a process can be: no child, but files streamed into one zip."""
@@ -217,12 +227,12 @@ class ProcessRun:
             self.lease.submit(lambda r: r.with_checkpoints((found,) if found else ()))
         return path
 
-    async def _run_child(self, resume_from: Path | None) -> Verdict:
+    async def _run_child(self, resume_from: Path | None, devices: Mapping[str, str]) -> Verdict:
         record = self.lease.record
         attempt = Attempt(
             process_id=self.process_id, kind=record.kind, params=self._start.params,
             number=record.attempt, folder=self._folder, resume_from=resume_from,
-            environment=passed_through(self._settings.child_env),
+            environment={**passed_through(self._settings.child_env), **devices},
             unpack=tuple(name for name, each in self._start.inputs.items() if each.unpack),
             max_unpacked_bytes=self._settings.max_input_bytes,
             prepare_dir=self._settings.prepared_root(),

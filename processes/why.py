@@ -28,6 +28,9 @@ _FAILURES: Final = {
     "cuda_out_of_memory": (
         "cuda_memory", "use a smaller batch or resolution, or a GPU with more memory"
     ),
+    "gpu_memory_short": (
+        "cuda_memory", f"look at `health`; end what else uses the GPU, then {_RESUME}"
+    ),
     "timed_out": ("timeout", f"{_RESUME}, or start anew with a higher timeout_seconds"),
     STOPPED_BY_PLATFORM: (
         "platform_stop",

@@ -9,6 +9,7 @@ from inputs.blob_cache import BlobCache
 from inputs.touches import Touches
 from jobs.forks import Template
 from meter import Meter
+from processes.gpu_shares import GpuShares
 from processes.manifest import Manifests
 from processes.record import Record
 from processes.record_cache import RecordCache
@@ -43,6 +44,8 @@ class Worker(NamedTuple):
     clock: Clock
     #: Counts what this worker does.
     meter: Meter
+    #: The GPUs of this machine, by slots.
+    gpus: GpuShares
     #: Forks children; None: each is started from nothing.
     template: Template | None
 
@@ -82,5 +85,6 @@ def new_worker(
         redactor=redactor,
         clock=clock,
         meter=meter or Meter(price_per_hour=settings.price_per_hour),
+        gpus=GpuShares(settings.slots),
         template=Template() if settings.template and settings.role != "control" else None,
     )

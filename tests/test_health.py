@@ -10,13 +10,13 @@ import pynvml
 import pytest
 
 import doctor
+from gpus import Gpu, Gpus, see_gpus
 from health import Examiner
 from storage import Capabilities, StoreHealth
 from tests.crowd import on_every_store
 from tests.kit import settings
 from upkeep import checks
 from upkeep.checks import Finding, judge_gpus, judge_store, try_disk, worst
-from upkeep.gpu import Gpu, Gpus, see_gpus
 
 CAN_ALL = Capabilities(conditional_writes=True, presign=True, multi_delete=True)
 FINE = StoreHealth(ok=True, message="s3://b/ was written", round_trip_ms=3.0,

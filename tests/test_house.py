@@ -21,7 +21,7 @@ ROOMS = [
     {"inputs"},
     {"jobs", "stores"},
     {"storage"},
-    {"settings", "worker_log", "meter"},
+    {"settings", "worker_log", "meter", "gpus"},
     {"redaction", "utils"},
 ]
 #: The same inside the room where the life of a process is.
@@ -34,7 +34,16 @@ PROCESSES = [
     {"uploads", "index", "logs", "phases"},
     {"lease", "notes"},
     {"worker"},
-    {"delivery", "failures", "manifest", "reading", "record_cache", "slots", "workplace"},
+    {
+        "delivery",
+        "failures",
+        "gpu_shares",
+        "manifest",
+        "reading",
+        "record_cache",
+        "slots",
+        "workplace",
+    },
     {"record"},
 ]
 #: Who may import what is heavy or dangerous.

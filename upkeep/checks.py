@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from gpus import Gpus, see_gpus
 from jobs.child_environment import child_environment
 from storage import Capabilities, Store, StoreHealth
-from upkeep.gpu import Gpus, see_gpus
 from utils import WorkerError
 
 Verdict = Literal["ok", "degraded", "broken"]

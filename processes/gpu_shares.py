@@ -1,0 +1,121 @@
+"""Which GPUs each slot has, whether enough of each is free, and what attempts left behind.
+
+Memory is told by the driver for the whole device: what another program holds is not free, and what
+an attempt leaves behind, after every process of it is gone, is a leak.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import ClassVar
+
+from gpus import Gpu, Gpus, see_gpus
+from utils import WorkerError
+
+log = logging.getLogger(__name__)
+
+#: The driver is asked no longer than this; whatever hangs there, a job may still run.
+ASK_SECONDS = 10.0
+#: The driver frees memory some time after a process has ended.
+PATIENCE_SECONDS, LOOK_AGAIN_SECONDS = 15.0, 1.0
+#: Less than this is the driver's own, and comes and goes.
+LEAK_BYTES = 512 << 20
+
+
+class GpuMemoryShort(WorkerError):
+    """A GPU has less free than the kind needs; something else holds it."""
+
+    code: ClassVar[str] = "gpu_memory_short"
+    retryable: ClassVar[bool] = True
+
+
+class GpuShares:
+    """The GPUs of this machine, divided among the slots of a worker."""
+
+    def __init__(self, slots: int, see: Callable[[], Gpus] = see_gpus) -> None:
+        self._slots = slots
+        self._see = see
+        self._in_use: Counter[str] = Counter()
+        #: What was free on a device when nothing of ours ran there, by uuid.
+        self._free_when_idle: dict[str, int] = {}
+        #: An attempt left memory behind, which only a new container gets back.
+        self.leaked = False
+
+    @asynccontextmanager
+    async def taken(self, slot: int, needed_bytes: int) -> AsyncIterator[Mapping[str, str]]:
+        """Use the devices of `slot` (from 0) for one attempt; yields what its environment says.
+
+        When it is over, looks whether all of their memory came back.
+
+        Raises:
+            GpuMemoryShort: `needed_bytes` are not free on each of them, nor become so.
+        """
+        mine = share_of(await self._devices(), self._slots, slot)
+        mine = await self._with_enough_free(mine, needed_bytes)
+        for gpu in mine:
+            if not self._in_use[gpu.uuid]:
+                self._free_when_idle[gpu.uuid] = gpu.free_bytes
+            self._in_use[gpu.uuid] += 1
+        try:
+            yield visible(mine) if self._slots > 1 else {}
+        finally:
+            self._in_use.subtract(gpu.uuid for gpu in mine)
+            await self._look_for_leaks({gpu.uuid for gpu in mine})
+
+    async def _with_enough_free(self, mine: list[Gpu], needed_bytes: int) -> list[Gpu]:
+        deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while short := [gpu for gpu in mine if gpu.free_bytes < needed_bytes]:
+            if asyncio.get_running_loop().time() > deadline:
+                raise GpuMemoryShort(
+                    f"{short[0].name} has {short[0].free_bytes >> 20} of "
+                    f"{short[0].total_bytes >> 20} MiB free, and {needed_bytes >> 20} are needed; "
+                    "another program holds the rest"
+                )
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            uuids = {gpu.uuid for gpu in mine}
+            mine = [gpu for gpu in await self._devices() if gpu.uuid in uuids]
+        return mine
+
+    async def _look_for_leaks(self, uuids: set[str]) -> None:
+        deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while uuids and (missing := self._missing(await self._devices(), uuids)):
+            if asyncio.get_running_loop().time() > deadline:
+                self.leaked = True
+                for name, size in missing.items():
+                    log.error("%s: %d MiB did not come back after an attempt", name, size >> 20)
+                return
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+
+    def _missing(self, gpus: list[Gpu], uuids: set[str]) -> dict[str, int]:
+        """Bytes by the device's name, where nothing of ours runs now."""
+        return {
+            gpu.name: lacking
+            for gpu in gpus
+            if gpu.uuid in uuids
+            and not self._in_use[gpu.uuid]
+            and (lacking := self._free_when_idle[gpu.uuid] - gpu.free_bytes) > LEAK_BYTES
+        }
+
+    async def _devices(self) -> list[Gpu]:
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                return [*(await asyncio.to_thread(self._see)).devices]
+        except TimeoutError:
+            log.warning("the GPUs' driver did not answer within %g s", ASK_SECONDS)
+            return []
+
+
+def share_of(gpus: list[Gpu], slots: int, slot: int) -> list[Gpu]:
+    """The devices of one slot of `slots`. Where there are fewer devices than slots, some share."""
+    if len(gpus) >= slots:
+        return gpus[slot::slots]
+    return [gpus[slot % len(gpus)]] if gpus else []
+
+
+def visible(gpus: list[Gpu]) -> dict[str, str]:
+    """The environment in which CUDA sees these and no others; nothing where there are none."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in gpus)} if gpus else {}
