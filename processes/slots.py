@@ -35,7 +35,7 @@ class Slots:
     async def taken_by(
         self, process_id: str, *, unless: asyncio.Event
     ) -> AsyncIterator[int | None]:
-        """Hold a place, told by its number (from 0); None: `unless` was set before there was one."""
+        """Hold a place, told by its number from 0; None: `unless` was set before there was one."""
         self._waiting[process_id] = None
         place = asyncio.create_task(self._semaphore.acquire())
         call_off = asyncio.create_task(unless.wait())
