@@ -173,6 +173,14 @@ class Settings(BaseSettings):
         Field(description="Keep a process that has imported torch, and fork attempts from it: "
                           "they begin in milliseconds instead of seconds."),
     ] = True  # fmt: skip
+    keep_seconds: Annotated[
+        float,
+        Field(ge=0, description="A kind that keeps a loaded model keeps it so long after it was "
+                                "last used; 0: never."),
+    ] = 300.0  # fmt: skip
+    keep_bytes: Annotated[
+        ByteSize, Field(gt=0, description="No larger one is kept (host memory).")
+    ] = ByteSize(16 << 30)
     child_env: Annotated[
         str,
         Field(description="Names of environment variables that jobs may see, comma-separated."),

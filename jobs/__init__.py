@@ -8,12 +8,22 @@ A module of a kind has `Params` (pydantic: every field described and limited) an
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, JsonValue
 
 from jobs import sleep, train_diffusion
 from jobs.prepare import Prepare
+
+
+class Keep(NamedTuple):
+    """What a kind would load anew in each attempt, and may find loaded."""
+
+    #: The name of the input that it is loaded from. Another content is another thing to keep.
+    input: Callable[[Any], str]
+    #: Loads it from the folder of inputs into host memory; never onto a GPU, never in threads.
+    load: Callable[[Path, Any], Any]
 
 
 class Job(NamedTuple):
@@ -23,6 +33,8 @@ class Job(NamedTuple):
     run: Callable[[Any, Any], JsonValue]
     #: What it needs once on a machine or volume; the job finds it as `context.prepared`.
     prepare: Prepare | None = None
+    #: What is kept in memory between consecutive processes, as `context.kept`.
+    keep: Keep | None = None
     #: What must be free on each GPU that an attempt may use before it begins, if there is any.
     gpu_bytes: int = 0
 

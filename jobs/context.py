@@ -24,6 +24,10 @@ RESULT_LIMIT: Final = 256 * 1024
 EVENT_LIMIT: Final = RESULT_LIMIT + 16 * 1024
 
 
+#: What `Job.keep` loaded, in processes that were forked from one that did; see `jobs.template`.
+loaded: Any = None
+
+
 class JobStopped(BaseException):
     """Raised by a job that was told to stop, after it has saved what it wants to keep.
 
@@ -112,6 +116,11 @@ class JobContext:
     def should_stop(self) -> bool:
         """Whether somebody asked this attempt to end: save a checkpoint, then raise JobStopped."""
         return self._stop.is_set()
+
+    @property
+    def kept(self) -> Any:
+        """What the kind's `keep` has loaded already, for exactly these inputs; None: nothing."""
+        return loaded
 
     def device(self) -> str:
         """What the operator chose; else `cuda` where there is a usable GPU, `cpu` elsewhere."""

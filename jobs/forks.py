@@ -13,9 +13,12 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from pydantic import JsonValue
 
 from jobs.child_environment import child_environment
+from jobs.guardian import adopt_orphans
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +61,17 @@ class Template:
     def __init__(self, entry: tuple[str, ...] = ("-m", "jobs.template")) -> None:
         """`entry`: what the interpreter runs, see `jobs.template`. Begins nothing."""
         self._entry = entry
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._requests: socket.socket | None = None
         self._starts = 0
         self._turn = asyncio.Lock()
-        #: Whether forks can be had.
-        self.ready = asyncio.Event()
+        #: Whether forks can be had; and whether it is known if they ever will.
+        self.ready, self.begun = asyncio.Event(), asyncio.Event()
 
     def start(self) -> None:
         """Begin to import, in the background."""
         self._starts += 1
+        adopt_orphans()  # which its forks are
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -84,9 +88,7 @@ class Template:
                 ours.close()
                 log.warning("no template process: %s; attempts start slower", error)
                 return
-        ours.setblocking(False)
-        self._requests = ours
-        asyncio.get_running_loop().add_reader(ours, self._hear_readiness)
+        self._listen(ours)
 
     async def fork(self, pipes: list[int], environment: Mapping[str, str]) -> Forked | None:
         """A new child of this process that is `python -m jobs` on `pipes`.
@@ -97,8 +99,42 @@ class Template:
         Raises:
             ForkFailed: perhaps after all there is a child at these pipes. It ends with them.
         """
+        return await self._request({"environment": dict(environment), "folder": str(_ROOT)}, pipes)
+
+    async def loaded(
+        self, kind: str, params: dict[str, JsonValue], inputs: Path, *, seconds: float
+    ) -> Template | None:
+        """Another template, whose forks find what `kind` keeps; None: it could not be had."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        order = {"kind": kind, "params": params, "inputs": str(inputs)}
+        other = Template(())
+        with theirs, suppress(ForkFailed):
+            other._process = await self._request({"load": order}, [theirs.fileno()])
+        if other._process is None:
+            ours.close()
+            return None
+        other._listen(ours)
+        try:
+            async with asyncio.timeout(seconds):
+                await other.begun.wait()
+        except BaseException as error:
+            other.close()
+            if not isinstance(error, TimeoutError):
+                raise
+        return other if other.ready.is_set() else None
+
+    @property
+    def pid(self) -> int | None:
+        """Its number while it lives."""
+        return self._process.pid if self._process else None
+
+    def close(self) -> None:
+        """End it. What it forked goes on."""
+        self._forget()
+
+    async def _request(self, request: dict[str, Any], pipes: list[int]) -> Forked | None:
         await self._turn.acquire()
-        if not self._ask(pipes, environment):
+        if not self._ask(request, pipes):
             self._turn.release()
             return None
         answer = asyncio.create_task(self._hear_answer())
@@ -109,17 +145,12 @@ class Template:
             answer.add_done_callback(_end_unwanted)  # nobody else would know of it
             raise
 
-    def close(self) -> None:
-        """End it. What it forked goes on."""
-        self._forget()
-
-    def _ask(self, pipes: list[int], environment: Mapping[str, str]) -> bool:
+    def _ask(self, request: dict[str, Any], pipes: list[int]) -> bool:
         """Send the request, at once: who is cancelled closes the pipes. False: nobody takes it."""
         if not self.ready.is_set() or self._requests is None:
             if self._process is None and 0 < self._starts < MAX_STARTS:
                 self.start()
             return False
-        request = {"environment": dict(environment), "folder": str(_ROOT)}
         try:
             socket.send_fds(self._requests, [json.dumps(request).encode()], pipes)
         except OSError as error:
@@ -144,8 +175,14 @@ class Template:
         log.warning("the template process failed: %r; attempts start slower", error)
         self._forget()
 
+    def _listen(self, requests: socket.socket) -> None:
+        requests.setblocking(False)
+        self._requests = requests
+        asyncio.get_running_loop().add_reader(requests, self._hear_readiness)
+
     def _hear_readiness(self) -> None:
         assert self._requests is not None
+        self.begun.set()
         asyncio.get_running_loop().remove_reader(self._requests)
         with suppress(OSError):
             if self._requests.recv(4096):

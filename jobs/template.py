@@ -7,6 +7,9 @@ It never computes anything and never touches CUDA, so every attempt still begins
 Each request brings the three pipes of an attempt and its environment. The new process is forked
 twice: the one in between ends at once, and Linux hands the orphan to the worker, whose child it
 then is, as if the worker had started it itself.
+
+Asked to, it forks another template, one that first loads what a kind keeps (`jobs.Keep`): attempts
+that are forked from that one find it in their memory.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
+from jobs import JOBS, context
 from jobs import __main__ as child
 from jobs.guardian import die_with_parent
 
@@ -33,13 +38,18 @@ ADOPTED_SECONDS: Final = 5.0
 
 
 def main() -> None:
-    """Serve requests until the worker is gone; in a fork, become an attempt."""
-    with socket.socket(fileno=int(sys.argv[1])) as requests:
-        worker = os.getppid()
-        die_with_parent(worker)
-        for module in PRELOADED:
-            importlib.import_module(module)
-        gc.freeze()  # what is there stays there: no collection in a fork copies its pages
+    """Import, then serve requests until the worker is gone."""
+    worker = os.getppid()
+    die_with_parent(worker)
+    for module in PRELOADED:
+        importlib.import_module(module)
+    _serve(int(sys.argv[1]), worker)
+
+
+def _serve(requests_fd: int, worker: int) -> None:
+    """Fork on request. Returns in the template when the worker is gone; a fork becomes another."""
+    gc.freeze()  # what is there stays there: no collection in a fork copies its pages
+    with socket.socket(fileno=requests_fd) as requests:
         requests.send(b'{"ready": true}')
         while True:
             data, pipes, _, _ = socket.recv_fds(requests, REQUEST_LIMIT, 3)
@@ -52,8 +62,30 @@ def main() -> None:
             for pipe in pipes:
                 os.close(pipe)
             requests.send(json.dumps({"pid": pid}).encode())
-    _become(request, pipes, worker)
-    child.main()
+    _be_adopted_by(worker)
+    os.setsid()
+    if "load" in request:
+        _load(request["load"])
+        die_with_parent(worker)
+        _serve(pipes[0], worker)
+    else:
+        _become_attempt(request, pipes)
+        child.main()
+
+
+def _load(wanted: dict[str, Any]) -> None:
+    """Keep what attempts of this kind would load. What it raises ends this process, unheard."""
+    job = JOBS[wanted["kind"]]
+    assert job.keep is not None
+    params = job.params.model_validate(wanted["params"])
+    import torch
+
+    # A pool of threads does not survive a fork: its threads are gone, and whoever waits for them
+    # waits for ever. On one thread torch makes none.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    context.loaded = job.keep.load(Path(wanted["inputs"]), params)
+    torch.set_num_threads(threads)
 
 
 def _fork_twice() -> int:
@@ -80,9 +112,16 @@ def _fork_twice() -> int:
     return pid
 
 
-def _become(request: dict[str, Any], pipes: list[int], worker: int) -> None:
+def _be_adopted_by(worker: int) -> None:
+    deadline = time.monotonic() + ADOPTED_SECONDS
+    while os.getppid() != worker:
+        if time.monotonic() > deadline:
+            os._exit(1)
+        time.sleep(0.0005)
+
+
+def _become_attempt(request: dict[str, Any], pipes: list[int]) -> None:
     """Turn into what `python -m jobs CONTROL EVENTS`, started by the worker, would be."""
-    os.setsid()
     control, events, printed = pipes
     nothing = os.open(os.devnull, os.O_RDONLY)
     for pipe, number in ((nothing, 0), (printed, 1), (printed, 2)):
@@ -96,11 +135,6 @@ def _become(request: dict[str, Any], pipes: list[int], worker: int) -> None:
     os.chdir(request["folder"])
     sys.argv = ["jobs", str(control), str(events)]
     _draw_other_numbers()
-    deadline = time.monotonic() + ADOPTED_SECONDS
-    while os.getppid() != worker:
-        if time.monotonic() > deadline:
-            os._exit(1)
-        time.sleep(0.0005)
 
 
 def _draw_other_numbers() -> None:

@@ -237,14 +237,25 @@ class ProcessRun:
             max_unpacked_bytes=self._settings.max_input_bytes,
             prepare_dir=self._settings.prepared_root(),
         )  # fmt: skip
-        self._child = child = await Child.spawn(
-            attempt, self.lease.redactor.text, template=self._worker.template
-        )
+        kept = self._worker.kept
+        template = await self._unless_stopping(kept.template_for(self._start, self._folder))
+        kept.begin(template)
+        verdict: Verdict = Stopped()
+        try:
+            child = await Child.spawn(attempt, self.lease.redactor.text, template=template)
+            verdict = await self._follow(child)
+        finally:
+            kept.end(template, well=isinstance(verdict, Completed))
+        return verdict
+
+    async def _follow(self, child: Child) -> Verdict:
+        """See it to its end; heed whoever wants it to end before."""
+        self._child = child
         self.log.follow(child.log)
         self.lease.submit(lambda r: r.running(self._clock()))
         self.phases.enter("running")
         stopper = asyncio.create_task(self._stop_child(child))
-        timer = self._start_timer(record.timeout_seconds)
+        timer = self._start_timer(self.lease.record.timeout_seconds)
         try:
             return await child.run(self._heard)
         finally:

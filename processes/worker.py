@@ -10,6 +10,7 @@ from inputs.touches import Touches
 from jobs.forks import Template
 from meter import Meter
 from processes.gpu_shares import GpuShares
+from processes.kept_models import KeptModels
 from processes.manifest import Manifests
 from processes.record import Record
 from processes.record_cache import RecordCache
@@ -48,6 +49,8 @@ class Worker(NamedTuple):
     gpus: GpuShares
     #: Forks children; None: each is started from nothing.
     template: Template | None
+    #: Which template an attempt is forked from.
+    kept: KeptModels
 
     def count_end(self, record: Record) -> None:
         """The store has taken `record` from here, an end that it did not hold before."""
@@ -70,6 +73,7 @@ def new_worker(
 ) -> Worker:
     """A worker at `store`, with the folders on its scratch disk that it may share with others."""
     scratch = settings.scratch_dir
+    template = Template() if settings.template and settings.role != "control" else None
     # Workers on one machine may share a disk, but copies of two stores must not meet.
     store_name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
     return Worker(
@@ -86,5 +90,6 @@ def new_worker(
         clock=clock,
         meter=meter or Meter(price_per_hour=settings.price_per_hour),
         gpus=GpuShares(settings.slots),
-        template=Template() if settings.template and settings.role != "control" else None,
+        template=template,
+        kept=KeptModels(template, settings),
     )

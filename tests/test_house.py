@@ -34,6 +34,7 @@ PROCESSES = [
     {"uploads", "index", "logs", "phases"},
     {"lease", "notes"},
     {"worker"},
+    {"kept_models"},
     {
         "delivery",
         "failures",

@@ -23,7 +23,7 @@ from pydantic import BaseModel, JsonValue
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jobs.__main__
-from jobs import JOBS, Job
+from jobs import JOBS, Job, Keep
 from jobs.context import JobContext, JobFailed, JobStopped
 
 
@@ -229,6 +229,36 @@ def finish_anyway(context: JobContext, _params: dict[str, Any]) -> JsonValue:
         time.sleep(0.01)
     return "done"
 
+
+class Kept(BaseModel):
+    """Which input is kept, and what happens."""
+
+    fails: bool = False
+    sleeps: float = 0.0
+
+
+def load_kept(inputs: Path, _params: Kept) -> dict[str, Any]:
+    """Loading tells by whom it was done."""
+    text = (inputs / "model").read_text()
+    if text == "broken":
+        raise ValueError("no model")
+    return {"text": text, "loaded_by": os.getpid()}
+
+
+def use_kept(context: JobContext, params: Kept) -> JsonValue:
+    """What was found loaded, or loaded here; with a pool of threads, as torch has one."""
+    import torch
+
+    found = context.kept or load_kept(context.inputs, params)
+    torch.ones(1 << 20).add_(1)
+    context.progress(1)
+    time.sleep(params.sleeps)
+    if params.fails:
+        raise ValueError("spoilt")
+    return {**found, "kept": context.kept is not None, "threads": torch.get_num_threads()}
+
+
+JOBS["use_kept"] = Job(Kept, use_kept, keep=Keep(lambda _params: "model", load_kept))
 
 KINDS = [
     show_environment, show_start, show_modules, show_params, show_pipes_of_descendants, show_inputs,
