@@ -10,9 +10,12 @@ from health import Examiner
 from meter import Meter
 from settings import Settings
 from storage import open_store
-from upkeep.checks import Finding, Verdict, worst
+from upkeep.checks import Examined, Finding, Verdict, worst
 from upkeep.lifecycle import lifecycle_rules
+from utils import WorkerError
 
+#: How often a store that does not work is looked at before a worker gives itself up.
+FITNESS_LOOKS, FITNESS_PAUSE_SECONDS = 3, 5.0
 _SIGNS: dict[Verdict, str] = {"ok": "ok      ", "degraded": "degraded", "broken": "BROKEN  "}
 _ENDS: dict[Verdict, str] = {
     "ok": "This worker can take jobs.",
@@ -25,9 +28,6 @@ def doctor(settings: Settings, *, quick: bool = False, lifecycle: bool = False) 
     """Print every finding and what to change; the exit code, 1 if the worker can do no job.
 
     `quick` asks neither the store nor torch. `lifecycle` prints the bucket's rules, and no more.
-
-    Raises:
-        StorageMisconfigured: the settings contradict each other.
     """
     if lifecycle:
         _say(json.dumps(lifecycle_rules(settings), indent=2))
@@ -46,7 +46,10 @@ def told(finding: Finding) -> str:
 
 
 async def _find(settings: Settings, *, quick: bool) -> tuple[Finding, ...]:
-    store = open_store(settings, Meter())
+    try:
+        store = open_store(settings, Meter())
+    except WorkerError as error:
+        return (Finding("settings", "broken", str(error), "change the variables it names"),)
     try:
         examiner = Examiner(store, settings)
         if quick:
@@ -59,19 +62,29 @@ async def _find(settings: Settings, *, quick: bool) -> tuple[Finding, ...]:
 async def check_fitness(settings: Settings) -> None:
     """For the SDK, before the first job: a broken worker ends here and never takes one.
 
-    With a store of its own: the SDK runs this in an event loop that ends before the worker's.
+    With a store of its own: the SDK runs this in an event loop that ends before the worker's. A
+    store that is away for a moment is waited for, as a start would.
 
     Raises:
         RuntimeError: it is broken; the sentence says why.
     """
     store = open_store(settings, Meter())
     try:
-        findings = (await Examiner(store, settings).examine()).findings
+        examiner = Examiner(store, settings)
+        broken = _broken(await examiner.examine())
+        for _ in range(FITNESS_LOOKS - 1):
+            if {finding.check for finding in broken} != {"store"}:
+                break
+            await asyncio.sleep(FITNESS_PAUSE_SECONDS)
+            broken = _broken(await examiner.examine())
     finally:
         await store.close()
-    broken = [finding for finding in findings if finding.verdict == "broken"]
     if broken:
         raise RuntimeError("; ".join(f"{f.message} -> {f.next_step}" for f in broken))
+
+
+def _broken(examined: Examined) -> list[Finding]:
+    return [finding for finding in examined.findings if finding.verdict == "broken"]
 
 
 def _say(line: str) -> None:

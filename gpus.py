@@ -6,6 +6,10 @@ what the device has left for everybody.
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -39,6 +43,40 @@ class Gpus(NamedTuple):
     def as_json(self) -> JsonValue:
         """For replies."""
         return {**self._asdict(), "devices": [{**gpu._asdict()} for gpu in self.devices]}
+
+
+class Driver:
+    """Asks the driver in a thread of its own, one question at a time.
+
+    A driver that hangs keeps that thread for ever, and nobody else.
+    """
+
+    def __init__(self, see: Callable[[], Gpus] | None = None) -> None:
+        self._see = see or see_gpus
+        self._asked: Future[Gpus] | None = None
+
+    async def look(self, seconds: float) -> Gpus:
+        """What it says; that it hangs, if it does not answer in time."""
+        asked = self._ask()
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.shield(asyncio.wrap_future(asked))
+        except TimeoutError:
+            return Gpus(error=f"the GPUs' driver did not answer within {seconds:g} s")
+
+    def _ask(self) -> Future[Gpus]:
+        if self._asked is None or self._asked.done():
+            asked: Future[Gpus] = Future()
+            self._asked = asked
+
+            def answer() -> None:
+                try:
+                    asked.set_result(self._see())
+                except Exception as error:  # noqa: BLE001 - whatever a driver's library raises
+                    asked.set_result(Gpus(error=f"the GPUs' driver cannot be asked: {error!r}"))
+
+            threading.Thread(target=answer, name="gpu-driver", daemon=True).start()
+        return self._asked
 
 
 def see_gpus() -> Gpus:

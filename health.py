@@ -35,16 +35,17 @@ class Examiner:
         self._settings = settings
         #: A `control` worker runs no jobs, so no GPU is missed there.
         self._runs_jobs = settings.role != "control"
-        self._gpus = GpuWatch(needed=self._runs_jobs)
+        self._gpus = GpuWatch(role=settings.role)
         self.store_url = store.url
 
-    async def examine(self, *, deep: bool = False) -> Examined:
+    async def examine(self, *, deep: bool = False, compute: bool = True) -> Examined:
         """Everything that could keep this worker from its work. Never raises.
 
         `deep`: the store's abilities are tried anew, and every GPU computes; takes seconds.
+        `compute`: unless a job has the GPU, whose memory that would take.
         """
         (health, capabilities, of_store), of_machine = await asyncio.gather(
-            ask_store(self._store, deep=deep), self._examine_machine(deep=deep)
+            ask_store(self._store, deep=deep), self._examine_machine(deep=deep and compute)
         )
         gpus, disk, findings = of_machine
         return Examined((*of_store, *findings), health, capabilities, gpus, disk)
@@ -69,8 +70,8 @@ async def health(
     `status`: `broken` (it can do no job; `reasons` say why), `draining`, `degraded` (it lacks
     something), `busy` (no slot is free) or `ready`.
     """
-    examined = await examiner.examine(deep=deep)
     running, queued = manager.running_and_queued()
+    examined = await examiner.examine(deep=deep, compute=not running)
     store, capabilities = examined.store, examined.capabilities
     return {
         "status": _status(examined, manager, busy=running >= settings.slots),

@@ -65,9 +65,9 @@ class Meter:
     """Counts what one worker does. `asked` and `moved` come from any thread, the rest from one."""
 
     def __init__(self, *, price_per_hour: float | None = None, gpus: int = 0) -> None:
-        """`gpus`: how many GPUs each child of this worker can use."""
         self._price_per_hour = price_per_hour
-        self._gpus = gpus
+        #: How many GPUs each child of this worker can use.
+        self.gpus = gpus
         self._load: Callable[[], Load] = Load
         self._names: set[str] = set()
         self._gpu_seconds: dict[str, float] = {}
@@ -117,7 +117,7 @@ class Meter:
         kind = self._known(kind)
         self._phases.labels(kind, phase).observe(seconds)
         if of_child:
-            self._gpu_seconds[kind] = self._gpu_seconds.get(kind, 0.0) + seconds * self._gpus
+            self._gpu_seconds[kind] = self._gpu_seconds.get(kind, 0.0) + seconds * self.gpus
 
     def ended(self, kind: str, status: str, failure_code: str | None) -> None:
         """This worker wrote the end of a process, its own or one that nobody held."""
@@ -195,7 +195,7 @@ class Meter:
         so_far = dict(self._gpu_seconds)
         for name, seconds in load.children:
             kind = self._known(name)
-            so_far[kind] = so_far.get(kind, 0.0) + seconds * self._gpus
+            so_far[kind] = so_far.get(kind, 0.0) + seconds * self.gpus
         return so_far
 
 

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
 from inputs.sources import shown
@@ -224,7 +223,7 @@ class ProcessManager:
         if start.reject_when_busy and self._is_busy() and not await self._exists(start.process_id):
             raise WorkerBusy("every slot of this worker is taken; try again, or leave out on_busy")
         if delivery.first is None:
-            delivery.first = _first_record(delivery, self._clock())
+            delivery.first = self._first_record(delivery)
             self._beginning += 1
             try:
                 return self._hold(await Lease.create(self.worker, delivery.first), delivery)
@@ -233,6 +232,17 @@ class ProcessManager:
             finally:
                 self._beginning -= 1
         return await self._take_existing(delivery, watch)
+
+    def _first_record(self, delivery: _Delivery) -> Record:
+        start = delivery.start
+        known = self.worker.redactor.knowing(start.secrets)
+        return new_record(
+            process_id=start.process_id, kind=start.kind, params=start.shown_params,
+            request_hash=start.request_hash, writer=delivery.writer, now=self._clock(),
+            runpod_job_id=start.runpod_job_id, labels=start.labels,
+            timeout_seconds=start.timeout_seconds,
+            inputs={name: known.text(shown(each.source)) for name, each in start.inputs.items()},
+        )  # fmt: skip
 
     def _is_busy(self) -> bool:
         wanted = sum(run.wants_slot for run in self._runs.values()) + self._beginning
@@ -295,7 +305,7 @@ class ProcessManager:
         if delivery.followed:
             present(erased)
         note = await read_note(self._store, erased.process_id)
-        first = _first_record(delivery, self._clock())
+        first = self._first_record(delivery)
         first = first.after(erased, settled_note=note.version if note else None)
         try:
             lease = await Lease.claim(self.worker, first, stored.version, self._clock)
@@ -392,17 +402,6 @@ class ProcessManager:
         written now, unless the process has moved on since. Recent records are read ahead.
         """
         await recover(self.worker, self.lookup, self._runs)
-
-
-def _first_record(delivery: _Delivery, now: datetime) -> Record:
-    start = delivery.start
-    return new_record(
-        process_id=start.process_id, kind=start.kind, params=start.shown_params,
-        request_hash=start.request_hash, writer=delivery.writer, now=now,
-        runpod_job_id=start.runpod_job_id, labels=start.labels,
-        timeout_seconds=start.timeout_seconds,
-        inputs={name: shown(each.source) for name, each in start.inputs.items()},
-    )  # fmt: skip
 
 
 async def _first(*waits: Coroutine[Any, Any, Any]) -> None:

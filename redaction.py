@@ -19,6 +19,8 @@ from pydantic import JsonValue
 MASK: Final = "[redacted]"
 #: What pydantic shows of a `SecretStr`.
 MASKED_BY_PYDANTIC: Final = "**********"
+#: Fields of replies that hold presigned URLs: with temporary credentials, their token is in there.
+LINKS: Final = frozenset({"url", "urls", "links"})
 #: A shorter value is found in too many innocent texts to be looked for.
 MIN_LENGTH: Final = 6
 #: A longer one is looked for by its beginning: what follows would not give it away.
@@ -36,19 +38,21 @@ _MODEL_TOKENS = {
     "per", "image", "start", "end", "new", "special", "next", "class",
 }  # fmt: skip
 
+#: Whatever repeats in it has a bound, or begins where nothing before it can begin: a line of 16 KiB
+#: that almost matches must not take longer than one that does not.
 _PLACES = re.compile(
     r"""
       (?P<param>[?&](?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId
         |sig|token|access_token|api_?key|key|password|secret)=)[^&\s"'<>\\]+
-    | (?P<login>\b[a-z][a-z0-9+.-]*://)[^/\s@"'<>]+@
+    | (?P<login>\b[a-z][a-z0-9+.-]{0,20}://)[^/\s@"'<>]{1,1000}@
     | (?P<bearer>\b(?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]{8,}
-    | (?P<named>\b[\w-]*(?:passw(?:or)?d|passphrase|secret|api[_-]?key|access[_-]?key
-        |(?:access|auth|hf|bearer|session|refresh)[_-]token)["']?\s*[:=]\s*["']?)
+    | (?P<named>(?:passw(?:or)?d|passphrase|secret|api[_-]?key|access[_-]?key
+        |(?:access|auth|hf|bearer|session|refresh)[_-]token)["']?\s{0,3}[:=]\s{0,3}["']?)
         (?![\d.]+\b)[^\s"',;&}\])]{4,}
     | (?P<shape>)(?:\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bhf_[A-Za-z0-9]{20,}|\brpa_[A-Za-z0-9]{20,}
         |\bgh[pousr]_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bxox[abp]-[A-Za-z0-9-]{10,}
-        |\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+
-        |-----BEGIN[ A-Z]*PRIVATE\ KEY-----[^-]*(?:-----END[ A-Z]*PRIVATE\ KEY-----)?)
+        |\beyJ[A-Za-z0-9_-]{10,2000}\.[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]+
+        |-----BEGIN[ A-Z]{0,20}PRIVATE\ KEY-----[^-]*(?:-----END[ A-Z]{0,20}PRIVATE\ KEY-----)?)
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -74,10 +78,30 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """`text` without secrets, as a person may see it."""
-        for form in self._forms:
-            text = text.replace(form, MASK)
+        text = self._without_known(text)
         might = any(map(text.lower().__contains__, _HINTS))
         return _PLACES.sub(_mask_place, text) if might else text
+
+    def _without_known(self, text: str) -> str:
+        for form in self._forms:
+            text = text.replace(form, MASK)
+        return text
+
+    def reply(self, value: JsonValue) -> JsonValue:
+        """`value` without the values that are known; links in it stay whole, as they are meant."""
+        match value:
+            case str():
+                return self._without_known(value)
+            case list():
+                return [self.reply(each) for each in value]
+            case dict():
+                return {n: each if n in LINKS else self.reply(each) for n, each in value.items()}
+            case _:
+                return value
+
+    def knows_part_of(self, text: str) -> bool:
+        """Whether a value that is known stands in `text`."""
+        return any(form in text for form in self._forms)
 
     def value(self, value: JsonValue) -> JsonValue:
         """`value` without secrets: its texts, and all that stands under a name like a secret's."""

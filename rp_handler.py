@@ -32,7 +32,7 @@ from clean_command import clean_by_hand
 from command_line import WayIn, parse, way_in_of
 from doctor import check_fitness, doctor
 from file_actions import FileActions, urls_of
-from gpus import see_gpus
+from gpus import Driver
 from log_actions import LogActions
 from meter import Meter
 from parsing import parse_action
@@ -41,11 +41,12 @@ from processes.lease import AWAY
 from processes.links import LinkMaker
 from processes.reading import UnknownProcess
 from processes.record import Snapshot, Status, view
-from redaction import Redactor, environment_secrets
+from redaction import LINKS, Redactor, environment_secrets
 from replies import Reply, bounded
 from settings import Settings, load_settings, unknown_variables
 from starts import archive_start, start_of
 from storage import PresignUnsupported, Store, open_store
+from upkeep.checks import GPU_SECONDS
 from upkeep.presence import Presence
 from upkeep.retention import Cleaner
 from utils import WorkerError, set_within
@@ -95,7 +96,7 @@ class Handler:
     ) -> None:
         self._store = store
         self._redactor = redactor or Redactor()
-        meter = meter or Meter(price_per_hour=settings.price_per_hour)
+        self._meter = meter = meter or Meter(price_per_hour=settings.price_per_hour)
         self.manager = ProcessManager(store, settings, redactor=self._redactor, meter=meter)
         self._lookup = self.manager.lookup
         self.presence = Presence(store, settings, meter)
@@ -125,7 +126,7 @@ class Handler:
 
     async def _reply(self, job: dict[str, Any]) -> Reply:
         try:
-            return bounded(await self._answer(job))
+            return self._without_secrets(bounded(await self._answer(job)))
         except WorkerError as error:
             return {"error": json.dumps(self._redactor.value(error.payload()))}
         except Exception:
@@ -133,6 +134,12 @@ class Handler:
             return {
                 "error": json.dumps(WorkerError("a fault of the worker; see its log").payload())
             }
+
+    def _without_secrets(self, reply: Reply) -> Reply:
+        """The last net under all others: nothing of this worker's own leaves it in a reply."""
+        if not self._redactor.knows_part_of(json.dumps(reply)):
+            return reply
+        return {n: each if n in LINKS else self._redactor.reply(each) for n, each in reply.items()}
 
     def set_up(self) -> None:
         """Once, inside the event loop: take over the signals, recover in the background."""
@@ -147,6 +154,7 @@ class Handler:
         if self._way_in != "terminal":  # there it ends too soon, and the request itself will tell
             self._background += [
                 loop.create_task(self._check_store()),
+                loop.create_task(self._count_gpus()),
                 loop.create_task(self.presence.keep()),
                 loop.create_task(Cleaner(self.manager.worker).keep()),
             ]
@@ -158,6 +166,13 @@ class Handler:
         health = await self._store.check()
         if not health.ok:
             log.error("the store %s does not work: %s", self._store.url, health.message)
+
+    async def _count_gpus(self) -> None:
+        """For the figures; a driver that hangs does not hold up a start."""
+        settings = self._settings
+        if settings.role != "control":
+            count = len((await Driver().look(GPU_SECONDS)).devices)
+            self._meter.gpus = -(-count // settings.slots)
 
     def concurrency(self, _current: int) -> int:
         """For the SDK: how many jobs to take at a time. Constant, or it stops taking any.
@@ -388,12 +403,6 @@ def redactor_of(settings: Settings, environment: Mapping[str, str]) -> Redactor:
     return Redactor(environment_secrets(environment, (name.strip() for name in named)))
 
 
-def gpus_of_a_child(settings: Settings) -> int:
-    """How many GPUs an attempt may use; 0 where none is, or none is used."""
-    count = 0 if settings.role == "control" else len(see_gpus().devices)
-    return -(-count // settings.slots)
-
-
 def main(argv: list[str]) -> None:
     """Start the worker as the arguments and the environment say."""
     arguments = parse(argv)
@@ -409,12 +418,15 @@ def main(argv: list[str]) -> None:
         sys.exit(doctor(settings, quick=arguments.quick, lifecycle=arguments.lifecycle))
     if arguments.command == "clean":
         sys.exit(clean_by_hand(settings, redactor, dry_run=arguments.dry_run))
+    # Torch and CUDA in this process, for its life; and a worker that cannot ping 8.8.8.8 would end.
+    # What of them matters, `check_fitness` looks at.
+    os.environ.setdefault("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "true")
     # At its default, DEBUG, the SDK logs whole replies, links and all.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN" if at_terminal else "INFO")
     import runpod
 
     try:
-        meter = Meter(price_per_hour=settings.price_per_hour, gpus=gpus_of_a_child(settings))
+        meter = Meter(price_per_hour=settings.price_per_hour)
         store = open_store(settings, meter)
     except WorkerError as error:
         sys.exit(str(error))

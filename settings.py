@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from utils import OWN_PREFIXES
@@ -40,7 +41,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="WORKER_", frozen=True, extra="ignore", env_ignore_empty=True,
-        populate_by_name=True,
+        populate_by_name=True, allow_inf_nan=False,
     )  # fmt: skip
 
     # ---- the store: a bucket, or else a folder. Names people already have, RunPod's among them.
@@ -330,6 +331,38 @@ class Settings(BaseSettings):
             )
         return self
 
+    @field_validator("prefix")
+    @classmethod
+    def _is_beginning_of_keys(cls, text: str) -> str:
+        if text.strip("/") and not re.fullmatch(r"([^/\\\x00-\x1f]+/?)+", text.strip("/")):
+            raise ValueError("is the beginning of keys, such as `endpoint-1`")
+        if {".", ".."} & set(text.split("/")):
+            raise ValueError("no part of it is `.` or `..`")
+        return text
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _is_url(cls, text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", text):
+            raise ValueError("is of the form https://host[:port]")
+        return text
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names_hosts(cls, text: str) -> str:
+        for host in _parts(text):
+            if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", host):
+                raise ValueError("is a list of hosts, each `name` or `name:port`, with commas")
+        return text
+
+    @field_validator("child_env", "secret_env")
+    @classmethod
+    def _names_variables(cls, text: str) -> str:
+        for name in _parts(text):
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError("is a list of names of environment variables, with commas")
+        return text
+
     @field_validator("input_keys")
     @classmethod
     def _names_folders_of_keys(cls, text: str) -> str:
@@ -373,7 +406,7 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False)
-        sys.exit("\n".join(f"{_variable(fault['loc'])}: {fault['msg']}" for fault in faults))
+        sys.exit("\n".join(map(_sentence, faults)))
 
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:
@@ -403,6 +436,11 @@ def names_of(field: str) -> list[str]:
     return [str(name) for name in alias.choices] if isinstance(alias, AliasChoices) else [
         f"WORKER_{field.upper()}"
     ]  # fmt: skip
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{_variable(fault['loc'])}: {message}" if fault["loc"] else message
 
 
 def _variable(where: tuple[int | str, ...]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from actions import BulkDownloadAction, StartAction
 from parsing import check_input, parse_params, process_id_of
 from processes.archive import ARCHIVE
 from processes.delivery import Start
-from redaction import Redactor
+from redaction import Redactor, secrets_in
 from replies import Reply
 from settings import Settings
 from utils import new_id
@@ -27,17 +29,27 @@ def start_of(
     """
     for name, asked in action.inputs.items():
         check_input(name, asked, settings)
+    masked = redactor.fields(parse_params(action.kind, action.params))
+    secrets = (*secrets_in(action.params, masked), *_secrets_in_links(action))
+    known = redactor.knowing(secrets)
     return Start(
         process_id=_process_id(action.process_id, job),
         kind=action.kind,
         params=action.params,
-        shown_params=redactor.fields(parse_params(action.kind, action.params)),
+        shown_params=known.fields(masked),
         inputs=action.inputs,
-        labels={name: str(label) for name, label in redactor.fields(action.labels).items()},
+        labels={name: str(label) for name, label in known.fields(action.labels).items()},
         timeout_seconds=action.timeout_seconds,
         reject_when_busy=action.on_busy == "reject",
         runpod_job_id=job_id_of(job),
+        secrets=secrets,
     )
+
+
+def _secrets_in_links(action: StartAction) -> Iterator[str]:
+    """A presigned URL is as good as a key, and what makes it one is in its query."""
+    for each in action.inputs.values():
+        yield from (value for _, value in parse_qsl(urlsplit(each.source).query))
 
 
 def job_id_of(job: dict[str, Any]) -> str | None:

@@ -18,6 +18,8 @@ from redaction import Redactor
 
 #: What a line belongs to, in this order: `request_id`, `process_id`, `attempt`.
 _context: ContextVar[dict[str, str | int]] = ContextVar("log_context", default={})  # noqa: B039
+#: Of the attempt that a line belongs to: it knows more secrets than the worker.
+_redactor: ContextVar[Redactor | None] = ContextVar("log_redactor", default=None)
 #: Attributes that every `LogRecord` has; what a caller gives as `extra` are the others.
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 #: They log each URL they fetch, and more than anybody wants to read.
@@ -25,12 +27,17 @@ _TALKATIVE = ("httpx", "httpcore", "botocore", "urllib3")
 
 
 @contextmanager
-def log_context(**belongs_to: str | int) -> Iterator[None]:
-    """Every line logged within, and in tasks begun within, says what it belongs to."""
+def log_context(redactor: Redactor | None = None, /, **belongs_to: str | int) -> Iterator[None]:
+    """Every line logged within, and in tasks begun within, says what it belongs to.
+
+    `redactor`: knows the secrets that such a line may hold, in place of the worker's own.
+    """
     before = _context.set(_context.get() | belongs_to)
+    redactor_before = _redactor.set(redactor or _redactor.get())
     try:
         yield
     finally:
+        _redactor.reset(redactor_before)
         _context.reset(before)
 
 
@@ -55,7 +62,8 @@ class ReadableLines(logging.Formatter):
         context = _context.get()
         process_id, attempt = context.get("process_id"), context.get("attempt")
         suffix = f"  [{process_id} attempt {attempt}]" if attempt else ""
-        return self._redactor.text(super().format(record)) + suffix
+        redactor = _redactor.get() or self._redactor
+        return redactor.text(super().format(record)) + suffix
 
 
 class JsonLines(logging.Formatter):
@@ -80,4 +88,5 @@ class JsonLines(logging.Formatter):
             entry["exception"] = self.formatException(record.exc_info)
         # Through JSON and back: an `extra` may hold anything.
         plain = json.loads(json.dumps(entry, default=repr))
-        return json.dumps(self._redactor.value(plain))
+        redactor = _redactor.get() or self._redactor
+        return json.dumps(redactor.value(plain))

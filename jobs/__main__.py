@@ -15,6 +15,7 @@ import faulthandler
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,7 +23,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from pydantic import ValidationError
 
@@ -32,6 +33,21 @@ from jobs.guardian import guard
 from jobs.prepare import prepared
 
 Event = dict[str, Any]
+
+#: What a code of a failure looks like: it is a word for programs.
+CODE: Final = r"[a-z][a-z0-9_]{0,63}"
+DISK_FAULTS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+#: How libraries that hide the errno say it.
+DISK_WORDS: Final = ("No space left on device", "Read-only file system", "Disk quota exceeded")
+#: How torch and the driver say that there is no GPU any more, or that it is broken. (An illegal
+#: access or a failed assertion on it is the job's own.)
+GPU_WORDS: Final = (
+    "No CUDA GPUs are available", "no CUDA-capable device", "CUDA driver initialization failed",
+    "uncorrectable ECC", "unspecified launch failure", "GPU is lost", "device is lost",
+    "CUDA unknown error", "hardware stack error", "NVLink",
+)  # fmt: skip
+#: Another machine may do better.
+MACHINES_FAULTS: Final = ("worker_disk", "gpu_lost")
 
 
 class Voice:
@@ -117,9 +133,11 @@ def _final_event(orders: Iterator[bytes], voice: Voice) -> Event:
 
 def _failed(error: Exception) -> Event:
     if isinstance(error, JobFailed):
-        code, message, retryable = error.code, str(error), error.retryable
+        code = error.code if re.fullmatch(CODE, error.code) else "job_error"
+        message, retryable = str(error), error.retryable
     else:
-        code, message, retryable = _code_of(error), f"{type(error).__name__}: {error}", False
+        code, message = _code_of(error), f"{type(error).__name__}: {error}"
+        retryable = code in MACHINES_FAULTS
     return {"event": "failed", "code": code, "message": message[:2000], "retryable": retryable}
 
 
@@ -200,7 +218,11 @@ def _code_of(error: Exception) -> str:
         or "DefaultCPUAllocator: can't allocate memory" in text
     ):
         return "host_out_of_memory"
-    return "job_error"
+    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+        return "worker_disk"
+    if any(words in text for words in DISK_WORDS):
+        return "worker_disk"
+    return "gpu_lost" if any(words in text for words in GPU_WORDS) else "job_error"
 
 
 def _cut_off(voice: Voice, *pipes: int) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import JsonValue
 
 from inputs.sources import Input
 from jobs.runner import Failure
 from processes.record import STOPPED_BY_PLATFORM, TOO_MANY_ATTEMPTS, Record, Status
-from redaction import secrets_in
 from utils import WorkerError
 
 
@@ -43,6 +41,8 @@ class Start(NamedTuple):
     runpod_job_id: str | None = None
     #: What the job finds under `inputs`, by name.
     inputs: Mapping[str, Input] = {}
+    #: Values that must not be shown of what the caller gave.
+    secrets: tuple[str, ...] = ()
 
     @property
     def request_hash(self) -> str:
@@ -50,12 +50,6 @@ class Start(NamedTuple):
         if self.inputs:
             request["inputs"] = {name: {**each.identity} for name, each in self.inputs.items()}
         return hash_request(self.process_id, request)
-
-    def secrets(self) -> Iterator[str]:
-        """What must not be shown of what the caller gave."""
-        yield from secrets_in(self.params, self.shown_params)
-        for each in self.inputs.values():
-            yield from (value for _, value in parse_qsl(urlsplit(each.source).query))
 
 
 class Answer(NamedTuple):

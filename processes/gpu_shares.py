@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
-from gpus import Gpu, Gpus, see_gpus
+from gpus import Driver, Gpu
 from utils import WorkerError
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,9 @@ class GpuMemoryShort(WorkerError):
 class GpuShares:
     """The GPUs of this machine, divided among the slots of a worker."""
 
-    def __init__(self, slots: int, see: Callable[[], Gpus] = see_gpus) -> None:
+    def __init__(self, slots: int, driver: Driver | None = None) -> None:
         self._slots = slots
-        self._see = see
+        self._driver = driver or Driver()
         self._in_use: Counter[str] = Counter()
         #: What was free on a device when nothing of ours ran there, by uuid.
         self._free_when_idle: dict[str, int] = {}
@@ -101,12 +101,8 @@ class GpuShares:
         }
 
     async def _devices(self) -> list[Gpu]:
-        try:
-            async with asyncio.timeout(ASK_SECONDS):
-                return [*(await asyncio.to_thread(self._see)).devices]
-        except TimeoutError:
-            log.warning("the GPUs' driver did not answer within %g s", ASK_SECONDS)
-            return []
+        """None, if the driver hangs: `health` says so, and a job that uses it will."""
+        return [*(await self._driver.look(ASK_SECONDS)).devices]
 
 
 def share_of(gpus: list[Gpu], slots: int, slot: int) -> list[Gpu]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from processes.record import Record, record_key
+from processes.record import Record, Trouble, record_key
 from processes.record_cache import Copy
 from processes.worker import Worker
 from settings import Settings
@@ -80,7 +80,7 @@ class Lease:
         self._submitted = self._sent = 0
         self._progress_is_new = False
         self._failures = 0
-        self._trouble: str | None = None
+        self._trouble: Trouble | None = None
         self._written_at = time.monotonic()
         self._wake = asyncio.Event()
         self._news = asyncio.Condition()
@@ -114,7 +114,8 @@ class Lease:
         """What callers may be told: what is stored, and how the attempt comes along since."""
         wish = self._wish
         stored = self._stored.with_progress(wish.progress).with_artifacts(wish.artifacts)
-        return stored.with_phase(wish.phase).with_trouble(self._trouble or wish.trouble)
+        stored = stored.model_copy(update={"phase": wish.phase, "phase_at": wish.phase_at})
+        return stored.with_trouble(self._trouble or wish.trouble)
 
     @property
     def wish(self) -> Record:
@@ -195,7 +196,8 @@ class Lease:
             await self._write()
             self._failures, self._trouble = 0, None
         except AWAY as error:
-            self._failures, self._trouble = self._failures + 1, str(error)
+            self._failures += 1
+            self._trouble = Trouble(code=error.code, message=str(error))
             if self._failures == 1:
                 log.warning("the store is away, changes wait here: %s", error)
             await self._journal()

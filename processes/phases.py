@@ -24,7 +24,7 @@ class Phases:
         self._has_child = has_child
         self._phase, self._since = first, time.monotonic()
         if lease.wish.phase != first:
-            lease.report(lambda r: r.with_phase(first))
+            lease.report(lambda r: r.with_phase(first, lease.clock()))
 
     def enter(self, phase: str) -> None:
         """Close the book on the phase that ends here."""
@@ -33,7 +33,8 @@ class Phases:
             return
         seconds = now - self._since
         self._phase, self._since = phase, now
-        self._lease.report(lambda r: r.with_timing(last, seconds).with_phase(phase))
+        at = self._lease.clock()
+        self._lease.report(lambda r: r.with_timing(last, seconds).with_phase(phase, at))
         self._meter.phase_ended(self._lease.record.kind, last, seconds, of_child=child)
 
     @property

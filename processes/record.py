@@ -108,6 +108,13 @@ class ProgressSeen(RecordPart):
         )
 
 
+class Trouble(RecordPart):
+    """What keeps a process from going on just now: an error that is met again and again."""
+
+    code: str
+    message: str
+
+
 class ArtifactsSummary(RecordPart):
     """How much the current attempt has stored so far."""
 
@@ -145,8 +152,10 @@ class Record(RecordPart):
     progress: ProgressSeen | None = None
     #: What the attempt is at: `queued inputs startup preparing running upload ended`.
     phase: str = "queued"
-    #: What keeps it from going on just now, in words: a store that takes nothing.
-    trouble: str | None = None
+    #: Since when it is at that.
+    phase_at: datetime | None = None
+    #: A store that takes nothing, for example.
+    trouble: Trouble | None = None
     cancel_requested: bool = False
     #: A cancel note that was there before this attempt began and does not count against it.
     settled_note: str | None = None
@@ -289,10 +298,10 @@ class Record(RecordPart):
         mine = {**mine, phase: round(mine.get(phase, 0.0) + seconds, 3)}
         return self._with(timings={**self.timings, self.attempt: mine})
 
-    def with_phase(self, phase: str) -> Record:
-        return self._with(phase=phase)
+    def with_phase(self, phase: str, at: datetime) -> Record:
+        return self._with(phase=phase, phase_at=at)
 
-    def with_trouble(self, trouble: str | None) -> Record:
+    def with_trouble(self, trouble: Trouble | None) -> Record:
         return self._with(trouble=trouble)
 
     def with_progress(self, progress: ProgressSeen | None) -> Record:
@@ -310,9 +319,13 @@ class Record(RecordPart):
                     "log_tail": tuple(map(redactor.text, self.failure.log_tail)),
                 }
             )
-        if self.progress and self.progress is not before.progress and self.progress.message:
-            message = redactor.text(self.progress.message)
-            changes["progress"] = self.progress.model_copy(update={"message": message})
+        if self.progress and self.progress is not before.progress:
+            changes["progress"] = self.progress.model_copy(
+                update={
+                    "message": redactor.text(self.progress.message),
+                    "metrics": {redactor.text(n): v for n, v in self.progress.metrics.items()},
+                }
+            )
         return self._with(**changes) if changes else self
 
     def written(self, now: datetime, *, revision: int | None = None) -> Record:

@@ -94,7 +94,7 @@ class ProcessRun:
         self._start = start
         record = lease.record
         self.process_id = record.process_id
-        lease.redactor = worker.redactor.knowing(start.secrets())
+        lease.redactor = worker.redactor.knowing(start.secrets)
         self._folder = worker.workplace.folder / f"{self.process_id}.{record.writer.nonce}"
         self._uploads = Uploads(worker, lease, self._folder)
         self.log = AttemptLog(worker, lease, self._folder)
@@ -127,7 +127,8 @@ class ProcessRun:
     # ---- the attempt, top to bottom
 
     async def _live(self) -> None:
-        with log_context(process_id=self.process_id, attempt=self.lease.record.attempt):
+        attempt = self.lease.record.attempt
+        with log_context(self.lease.redactor, process_id=self.process_id, attempt=attempt):
             await self._live_and_clear_up()
 
     async def _live_and_clear_up(self) -> None:

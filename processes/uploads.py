@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from jobs.runner import CheckpointSealed
 from processes.lease import AWAY, Lease, LeaseLost, until_answered
 from processes.manifest import Manifest, artifact_key, manifest_key
-from processes.record import ArtifactsSummary, Checkpoint, StoredFile, attempt_prefix
+from processes.record import ArtifactsSummary, Checkpoint, StoredFile, Trouble, attempt_prefix
 from processes.worker import Worker
 from storage import ChecksumMismatch, FileFacts, InvalidKey, ObjectNotFound, Store, check_key
 from utils import WorkerError
@@ -312,13 +312,13 @@ class Uploads:
                 if time.monotonic() - max(began, self._moved_at) >= self._patience_seconds:
                     raise UploadFailed(f"the store refused it all along: {error}") from error
                 log.warning("the store is away, an upload waits: %s", error)
-                self._tell_trouble(str(error))
+                self._tell_trouble(Trouble(code=error.code, message=str(error)))
                 await asyncio.sleep(1)
             else:
                 self._tell_trouble(None)
                 return sent
 
-    def _tell_trouble(self, trouble: str | None) -> None:
+    def _tell_trouble(self, trouble: Trouble | None) -> None:
         if self._lease.wish.trouble != trouble:
             self._lease.report(lambda record: record.with_trouble(trouble))
 

@@ -6,9 +6,18 @@ to whoever has to act.
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
-from processes.record import STOPPED_BY_PLATFORM, TOO_MANY_ATTEMPTS, Record, Snapshot, Status
+from processes.record import (
+    STOPPED_BY_PLATFORM,
+    TOO_MANY_ATTEMPTS,
+    Record,
+    Snapshot,
+    Status,
+    Trouble,
+)
+from storage import StorageMisconfigured
 
 
 class Why(NamedTuple):
@@ -20,6 +29,8 @@ class Why(NamedTuple):
 
 
 NO_PROGRESS: Final = "no_progress"
+#: How stores say that they are asked too much.
+_THROTTLING: Final = re.compile("503|429|SlowDown|Throttl|TooManyRequests", re.IGNORECASE)
 _RESUME: Final = "send the same start again (or /retry) to resume it from its last checkpoint"
 _NEW_HARDWARE: Final = "give the endpoint a larger machine, or ask less of the job"
 #: By failure code: the reason, and what to do. What is not here is the job's own.
@@ -43,6 +54,7 @@ _FAILURES: Final = {
     "checksum_mismatch": ("store", _RESUME),
     "storage_unavailable": ("store", f"look at `health` of the store; then {_RESUME}"),
     "storage_misconfigured": ("store", "mend the settings that `health` names, then start again"),
+    "gpu_lost": ("gpu_lost", f"{_RESUME}, on another worker; `health` says what the driver says"),
     "worker_disk": ("worker_disk", f"give the endpoint a larger disk; then {_RESUME}"),
     "input_not_stored": ("worker_disk", f"give the endpoint a larger disk; then {_RESUME}"),
     "child_not_started": ("host_memory", f"{_RESUME}; look at `health`"),
@@ -69,17 +81,22 @@ def why(snapshot: Snapshot, *, lease_seconds: float, stall_seconds: float) -> Wh
             return Why("worker_stopped", "its worker was shut down",
                        f"wait: RunPod delivers the job again; or {_RESUME}")  # fmt: skip
         case Status.QUEUED | Status.RUNNING if record.trouble:
-            return Why(
-                "store_throttled",
-                f"the store does not take what it has to write: {record.trouble}",
-                "wait: it is repeated, and the job goes on; `health` says how the store is",
-            )
+            return _held_up(record.trouble)
         case Status.QUEUED:
             return _queued(snapshot)
         case Status.RUNNING:
             return _slow(snapshot, stall_seconds)
         case _:
             return None
+
+
+def _held_up(trouble: Trouble) -> Why:
+    message = f"the store does not take what it has to write: {trouble.message}"
+    if trouble.code == StorageMisconfigured.code:
+        return Why("store_misconfigured", message,
+                   "mend what the message names; the job goes on meanwhile")  # fmt: skip
+    code = "store_throttled" if _THROTTLING.search(trouble.message) else "store_away"
+    return Why(code, message, "wait: it is repeated, and the job goes on; `health` says more")
 
 
 def _failed(record: Record) -> Why:
@@ -117,7 +134,7 @@ def _slow(snapshot: Snapshot, stall_seconds: float) -> Why | None:
     if record.phase == "preparing":
         return Why("preparing", "what its kind needs is being set up on this machine, once",
                    "wait; `progress` shows how far it is")  # fmt: skip
-    since = record.progress.at if record.progress and record.progress.at else record.started_at
+    since = record.progress.at if record.progress and record.progress.at else record.phase_at
     if since is None:
         return None
     still = (record.updated_at - since).total_seconds() + snapshot.age_seconds

@@ -20,6 +20,7 @@ class Params(BaseModel, extra="forbid"):
 
     token: SecretStr
     hf_token: str
+    note: str = ""
 
 
 def tell(context: JobContext, params: Params) -> JsonValue:
@@ -29,7 +30,7 @@ def tell(context: JobContext, params: Params) -> JsonValue:
     for secret in known:
         sys.stdout.write(f"I know {secret}, and say so\n")
         sys.stderr.write(f"again: {secret}\n")
-    context.progress(1, 2, message=f"still {known[0]}")
+    context.progress(1, 2, message=f"still {known[0]}", **{f"loss of {known[1]}": 1.0})
     return {"told": known, "token": known[1]}
 
 

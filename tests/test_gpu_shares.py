@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gpus import Gpu, Gpus
+from gpus import Driver, Gpu, Gpus
 from jobs import JOBS, runner
 from processes import gpu_shares
 from processes.gpu_shares import GpuMemoryShort, GpuShares, share_of, visible
@@ -63,12 +63,12 @@ def test_what_cuda_may_see_is_said_by_uuid():
 
 
 async def test_a_slot_that_has_all_leaves_the_environment_as_it_is():
-    async with GpuShares(1, Card(GIB, GIB)).taken(0, 0) as environment:
+    async with GpuShares(1, Driver(Card(GIB, GIB))).taken(0, 0) as environment:
         assert environment == {}
 
 
 async def test_what_another_program_holds_is_not_free():
-    shares = GpuShares(1, Card(GIB))
+    shares = GpuShares(1, Driver(Card(GIB)))
     with pytest.raises(GpuMemoryShort, match="1024 of 81920 MiB free, and 2048 are needed"):
         async with shares.taken(0, 2 * GIB):
             pytest.fail("it began without the memory it needs")
@@ -76,7 +76,7 @@ async def test_what_another_program_holds_is_not_free():
 
 async def test_memory_that_comes_free_in_time_is_enough():
     card = Card(GIB)
-    taking = asyncio.create_task(held(GpuShares(1, card), 2 * GIB))
+    taking = asyncio.create_task(held(GpuShares(1, Driver(card)), 2 * GIB))
     while not card.asked:  # noqa: ASYNC110
         await asyncio.sleep(0)
     card.free = [3 * GIB]
@@ -90,7 +90,7 @@ async def held(shares, needed):
 
 async def test_what_does_not_come_back_is_a_leak(caplog):
     card = Card(70 * GIB)
-    shares = GpuShares(1, card)
+    shares = GpuShares(1, Driver(card))
     async with shares.taken(0, 0):
         card.free = [30 * GIB]  # the attempt's own use
     assert shares.leaked
@@ -99,7 +99,7 @@ async def test_what_does_not_come_back_is_a_leak(caplog):
 
 async def test_what_comes_back_is_none_be_it_late():
     card = Card(70 * GIB)
-    shares = GpuShares(1, card)
+    shares = GpuShares(1, Driver(card))
     taking = asyncio.create_task(freed_late(shares, card))
     await taking
     assert not shares.leaked
@@ -120,7 +120,7 @@ async def free_when_asked(card, asked):
 
 async def test_on_a_shared_device_the_other_attempts_memory_is_no_leak():
     card = Card(70 * GIB)
-    shares = GpuShares(2, card)
+    shares = GpuShares(2, Driver(card))
     async with shares.taken(0, 0):
         card.free = [50 * GIB]
         async with shares.taken(1, 0):
@@ -139,7 +139,7 @@ async def test_a_driver_that_hangs_keeps_no_job_from_running(monkeypatch):
         return Gpus()
 
     try:
-        assert await held(GpuShares(1, hang), GIB)
+        assert await held(GpuShares(1, Driver(hang)), GIB)
     finally:
         wake.set()
 
@@ -154,7 +154,7 @@ def show_environment(monkeypatch):
 
 
 def with_cards(worker, card):
-    worker.manager.worker.gpus._see = card
+    worker.manager.worker.gpus._driver = Driver(card)
     return worker
 
 

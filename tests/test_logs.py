@@ -297,12 +297,15 @@ async def test_the_log_of_an_ended_process_is_whole_on_any_worker(crowd, printer
 
 
 async def test_what_a_failed_job_printed_last_is_there_when_it_is_said_to_have_failed(crowd):
-    owner = crowd.worker()
-    reply = await owner.start("p", fail_at=1)
-    assert reply["status"] == "failed"
-    logs = await crowd.worker()("logs", process_id="p")
-    assert logs["lines"][-1] == "RuntimeError: asked to fail at step 1"
-    assert logs["ended"]
+    owner, other = crowd.worker(), crowd.worker()
+    start = owner.starts("p", fail_at=1)
+    await crowd.stored("p", "failed")
+    reply = await other("logs", process_id="p")
+    assert reply["lines"][-1] == "RuntimeError: asked to fail at step 1"
+    assert reply["ended"]
+    assert (await start)["status"] == "failed"
+    writes = [call.key.rpartition("/")[2] for call in owner.store.asked("put", "replace", key="p/")]
+    assert writes[-2:] == ["tail.txt", "record.json"]
 
 
 @on_every_store
@@ -509,12 +512,13 @@ async def test_what_is_printed_while_the_store_is_away_arrives_afterwards(crowd,
 
 
 async def test_an_end_that_comes_while_the_store_is_away_is_stored_when_it_is_back(
-    crowd, printer, quick
+    crowd, printer, monkeypatch
 ):
+    monkeypatch.setattr(logs, "LOG_SECONDS", 3600)  # only the end is stored
     owner = crowd.worker()
     start = prints(owner, printer)
     printer.count(1)
-    await printed(crowd.worker(), 1)
+    await printed(owner, 1)
     run = owner.runs()[0]
     owner.store.away = True
     printer.count(1)

@@ -164,12 +164,22 @@ def test_clean_tells_what_would_go_and_then_removes_it(run, tmp_path):
     assert not (tmp_path / "data/processes").exists()  # no job was run
 
 
+#: A cleaner that lives: it writes its lock over and over, each time as a whole.
+BEATING = """
+import itertools, os, sys, time
+for beat in itertools.count():
+    with open(sys.argv[1] + ".new", "w") as lock:
+        lock.write('{"holder": "w", "beat": %d}' % beat)
+    os.replace(sys.argv[1] + ".new", sys.argv[1])
+    time.sleep(0.1)
+"""
+
+
 def test_clean_says_who_is_at_it_already(run, tmp_path):
     lock = tmp_path / "data/locks/retention"
     lock.parent.mkdir(parents=True)
     lock.write_text('{"holder": "w", "beat": 1}')
-    beating = 'import sys, time\nfor n in range(600): open(sys.argv[1], \'w\').write(\'{"holder": "w", "beat": %d}\' % n); time.sleep(0.1)'  # noqa: E501
-    with subprocess.Popen([sys.executable, "-c", beating, lock]) as holder:
+    with subprocess.Popen([sys.executable, "-c", BEATING, lock]) as holder:
         ended = run("clean")
         holder.kill()
     assert ended.returncode == 1

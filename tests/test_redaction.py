@@ -49,6 +49,7 @@ def test_words_that_models_use_are_no_secrets(name):
         ("found hf_abcdefghijklmnopqrstuv", f"found {MASK}"),
         ("num_tokens: 512, max_tokens=77", "num_tokens: 512, max_tokens=77"),
         ("secret=0.5 password: 3", "secret=0.5 password: 3"),
+        ("my-db-password=abcdef", f"my-db-password={MASK}"),
         ("step 5: loss=0.25 key=value?", "step 5: loss=0.25 key=value?"),
     ],
 )  # fmt: skip
@@ -65,6 +66,21 @@ def test_a_value_is_found_as_it_is_in_a_url_and_in_json(text):
     shown = Redactor(["p/4+ss wörd"]).text(text)
     assert MASK in shown
     assert "ss" not in shown
+
+
+@pytest.mark.timeout(20)  # a pattern that goes back over what it has read would take hours
+@pytest.mark.parametrize("piece", ["a-", "a.b+", "eyJa", "a@b:", "key-", "?x=", "123e4567-e89b-"])
+def test_a_long_line_takes_no_longer_than_many_short_ones(piece):
+    line = piece * (256 * 1024 // len(piece)) + "? token :// key"
+    assert len(Redactor([VALUE]).text(line)) > 200_000
+
+
+def test_links_of_a_reply_stay_whole_and_nothing_else_does():
+    """With temporary credentials a presigned URL holds their token, and must."""
+    reply = {"message": VALUE, "files": [{"url": f"https://b/x?t={VALUE}", "path": VALUE}]}
+    assert Redactor([VALUE]).reply(reply) == {
+        "message": MASK, "files": [{"url": f"https://b/x?t={VALUE}", "path": MASK}]
+    }  # fmt: skip
 
 
 def test_a_short_value_is_not_looked_for():
@@ -131,7 +147,9 @@ def files_below(folder: Path) -> bytes:
 @on_every_store
 @pytest.mark.parametrize("kind", ["tell", "fail"])
 async def test_a_secret_planted_everywhere_is_found_nowhere(crowd, tmp_path, leaky, caplog, kind):
-    """In params, inputs' links, labels, the environment; told in every way that a job has."""
+    """In params and other params' texts, inputs' links, labels, the environment; told in every way
+    that a job has, and asked for in every way that a caller has.
+    """
     secrets = environment_secrets(os.environ, ["PLAIN_NAME"])
     call = Caller(crowd.store, tmp_path / "scratch", redactor=Redactor(secrets),
                   child_env="PLANTED_TOKEN,PLAIN_NAME", stall_seconds=1)  # fmt: skip
@@ -139,14 +157,21 @@ async def test_a_secret_planted_everywhere_is_found_nowhere(crowd, tmp_path, lea
     caplog.set_level(logging.DEBUG)
     for name in ("httpx", "httpcore", "botocore", "urllib3", "boto3"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    params = {"token": f"{VALUE}-masked", "hf_token": f"{VALUE}-field"}
+    params = {"token": f"{VALUE}-masked", "hf_token": f"{VALUE}-field",
+              "note": f"use {VALUE}-masked and {VALUE}-environment"}  # fmt: skip
     replies = [await call("start", kind=kind, process_id="p", params=params,
-                          labels={"api_key": f"{VALUE}-label"})]  # fmt: skip
+                          labels={"api_key": f"{VALUE}-label", "n": f"{VALUE}-field"})]  # fmt: skip
     replies.append(await call("process_status", process_id="p"))
     replies.append(await call("start", kind=kind, process_id="q", params=params,
-        inputs={"a": f"https://127.0.0.1/x?sig={VALUE}-query"}))  # fmt: skip
+        inputs={"a": f"https://example.invalid/{VALUE}-masked/x?sig={VALUE}-query"}))  # fmt: skip
     replies.append(await call("start", kind=kind, process_id="r", params=params | {"odd": VALUE}))
-    replies.append(await call("health"))
+    for action, fields in {
+        "health": {}, "logs": {"process_id": "p"}, "processes": {}, "metrics": {},
+        "list_files": {"process_id": "p"}, "download": {"process_id": "p"}, "kinds": {},
+        "bulk_download": {"process_ids": ["p", "q"]}, "cancel": {"process_id": "p"},
+    }.items():  # fmt: skip
+        replies.append(await call(action, **fields))
+    await call.handler.presence._write()
     logging.getLogger("worker").warning("seen: %s", os.environ["PLANTED_TOKEN"])
     assert replies[0]["status"] == ("completed" if kind == "tell" else "failed")
     told = await crowd.store.get("processes/p/attempts/1/logs/tail.txt")

@@ -16,9 +16,8 @@ ROOT = Path(__file__).parent.parent
 
 #: What no look at the value alone can find wrong.
 ANY_TEXT = {
-    "bucket", "prefix", "endpoint_url", "region", "access_key_id", "secret_access_key",
-    "session_token", "tls_bundle", "data_dir", "scratch_dir", "worker_id", "child_env",
-    "allowed_hosts", "secret_env", "prepare_dir",
+    "bucket", "region", "access_key_id", "secret_access_key", "session_token", "tls_bundle",
+    "data_dir", "scratch_dir", "worker_id", "prepare_dir",
 }  # fmt: skip
 
 

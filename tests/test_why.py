@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from jobs.runner import Failure
-from processes.record import ProgressSeen, Snapshot, Writer, new_record
+from processes.record import ProgressSeen, Snapshot, Trouble, Writer, new_record
 from processes.why import why
 from tests.crowd import on_every_store
 
@@ -33,11 +33,11 @@ def test_one_that_waits_for_a_slot_says_so_and_where_in_the_line():
 
 
 def test_one_whose_inputs_travel_waits_for_input():
-    assert reason(record().with_phase("inputs")) == "waiting_for_input"
+    assert reason(record().with_phase("inputs", NOW)) == "waiting_for_input"
 
 
 def test_one_that_runs_well_has_no_reason():
-    assert reason(record().running(NOW).with_phase("running")) is None
+    assert reason(record().running(NOW).with_phase("running", NOW)) is None
 
 
 def test_one_that_completed_or_was_cancelled_has_no_reason():
@@ -56,18 +56,29 @@ def test_one_whose_worker_was_shut_down_will_be_delivered_again():
     assert reason(record().running(NOW).interrupted(NOW, reason="drain")) == "worker_stopped"
 
 
-def test_one_whose_store_takes_nothing_says_what_the_store_said():
-    assert reason(record().running(NOW).with_trouble("503 SlowDown")) == "store_throttled"
+@pytest.mark.parametrize(
+    ("code", "message", "expected"),
+    [
+        ("storage_unavailable", "503 SlowDown", "store_throttled"),
+        ("storage_unavailable", "did not answer within 9 s", "store_away"),
+        ("storage_misconfigured", "the access key is unknown", "store_misconfigured"),
+    ],
+)
+def test_one_whose_store_takes_nothing_says_what_the_store_said(code, message, expected):
+    trouble = Trouble(code=code, message=message)
+    assert reason(record().running(NOW).with_trouble(trouble)) == expected
 
 
 def test_trouble_ends_with_the_process():
-    ended = record().running(NOW).with_trouble("503 SlowDown").completed(NOW, None)
+    ended = (
+        record().running(NOW).with_trouble(Trouble(code="x", message="503")).completed(NOW, None)
+    )
     assert ended.trouble is None
 
 
 @pytest.mark.parametrize("phase", ["preparing", "upload"])
 def test_one_that_is_busy_with_something_else_than_its_job_says_with_what(phase):
-    assert reason(record().running(NOW).with_phase(phase)) is not None
+    assert reason(record().running(NOW).with_phase(phase, NOW)) is not None
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,7 @@ def test_a_failure_has_a_reason_to_act_upon(code, expected):
 
 
 def running_with(progress, written_after):
-    updated = record().running(NOW).with_phase("running").with_progress(progress)
+    updated = record().running(NOW).with_phase("running", NOW).with_progress(progress)
     return updated.written(NOW + timedelta(seconds=written_after))
 
 
@@ -107,6 +118,13 @@ def test_no_progress_is_flagged_by_whoever_reads_the_record():
 
 def test_a_job_that_never_reported_is_flagged_from_its_start_on():
     assert reason(running_with(None, written_after=601)) == "no_progress"
+
+
+def test_what_was_set_up_before_the_job_began_is_no_time_without_progress():
+    """An hour of fetching weights, and the job has just begun."""
+    hour = NOW + timedelta(hours=1)
+    begun = record().running(NOW).with_phase("preparing", NOW).with_phase("running", hour)
+    assert reason(begun.written(hour)) is None
 
 
 def test_a_job_that_makes_progress_is_not_flagged():
@@ -140,7 +158,7 @@ async def test_a_process_whose_store_takes_nothing_says_so_while_it_goes_on(crow
     task = await worker.running("p", seconds=3, steps=30)
     worker.store.away = True
     view = await worker.until("p", lambda view: view["why"])
-    assert view["why"]["code"] == "store_throttled"
+    assert view["why"]["code"] == "store_away"
     assert view["status"] == "running"
     worker.store.away = False
     await worker.until("p", lambda view: view["why"] is None)
@@ -154,6 +172,6 @@ async def test_an_upload_that_the_store_refuses_is_said_to_other_workers(crowd):
     owner.store.fail("upload", nth=None)
     task = owner.starts("p", artifacts=1)
     view = await other.until("p", lambda view: view["why"] and view["why"]["code"] != "no_slot")
-    assert view["why"]["code"] == "store_throttled"
+    assert view["why"]["code"] == "store_away"
     owner.store.heal()
     assert (await task)["status"] == "completed"

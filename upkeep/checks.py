@@ -17,8 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gpus import Gpus, see_gpus
+from gpus import Driver, Gpus
 from jobs.child_environment import child_environment
+from settings import Role
 from storage import Capabilities, Store, StoreHealth
 from utils import WorkerError
 
@@ -157,24 +158,21 @@ def _disk_trouble(folder: Path, error: OSError) -> str:
 class GpuWatch:
     """Knows how many GPUs there should be, and therefore when one is gone."""
 
-    def __init__(self, *, needed: bool) -> None:
-        """`needed`: whether this worker runs jobs at all."""
-        self._needed = needed
+    def __init__(self, *, role: Role) -> None:
+        self._role = role
+        self._driver = Driver()
         #: RunPod says how many it gave; afterwards, what was seen before should still be there.
         self._expected = _count(os.environ.get("RUNPOD_GPU_COUNT"))
 
     async def look(self) -> tuple[Gpus, tuple[Finding, ...]]:
-        """Ask the driver, in a thread, and not for ever."""
-        try:
-            gpus = await asyncio.wait_for(asyncio.to_thread(see_gpus), GPU_SECONDS)
-        except TimeoutError:
-            gpus = Gpus(error=f"the GPU's driver did not answer within {GPU_SECONDS:g} s")
-        findings = judge_gpus(gpus, self._expected) if self._needed else ()
+        """Ask the driver, and judge what it says. A `control` worker misses no GPU."""
+        gpus = await self._driver.look(GPU_SECONDS)
+        findings = () if self._role == "control" else judge_gpus(gpus, self._expected, self._role)
         self._expected = max(self._expected, len(gpus.devices))
         return gpus, findings
 
 
-def judge_gpus(gpus: Gpus, expected: int) -> tuple[Finding, ...]:
+def judge_gpus(gpus: Gpus, expected: int, role: Role = "all") -> tuple[Finding, ...]:
     """Pure. `expected`: how many there should be; 0: none need be."""
     step = "let RunPod replace this worker; a GPU that fell off the bus comes back with a reboot"
     if gpus.error:
@@ -182,6 +180,9 @@ def judge_gpus(gpus: Gpus, expected: int) -> tuple[Finding, ...]:
     if len(gpus.devices) < expected:
         message = f"{len(gpus.devices)} of {expected} GPUs answer"
         return (Finding("gpu", "broken", message, step),)
+    if not gpus.devices and role == "gpu":
+        step = "give the endpoint GPUs, or this worker the role `all`"
+        return (Finding("gpu", "degraded", "a worker of the role `gpu` without any", step),)
     if not gpus.devices:
         return (Finding("gpu", "ok", "no GPU: jobs run on the CPU"),)
     return tuple(
@@ -198,20 +199,29 @@ def _count(text: str | None) -> int:
 async def try_compute() -> Finding:
     """Have a program of its own compute on every device, see `jobs.compute_check`."""
     step = "look at the driver's and torch's CUDA versions; let RunPod replace this worker"
+    try:
+        code, said = await _run_compute_check()
+        if code == 0:
+            return Finding("compute", "ok", str(json.loads(said)["message"]))
+    except TimeoutError:
+        return Finding("compute", "broken", f"no result within {COMPUTE_SECONDS:g} s", step)
+    except (OSError, ValueError, LookupError) as error:
+        return Finding("compute", "broken", f"it could not be tried: {error!r}"[:500], step)
+    return Finding("compute", "broken", f"torch cannot compute here: {said[:500]}", step)
+
+
+async def _run_compute_check() -> tuple[int, str]:
+    """Its exit code, and the last line that it said."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "jobs.compute_check", cwd=_ROOT,
         env=child_environment(os.environ, {}), stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        out, err = await asyncio.wait_for(process.communicate(), COMPUTE_SECONDS)
-    except TimeoutError:
-        return Finding("compute", "broken", f"no result within {COMPUTE_SECONDS:g} s", step)
+        async with asyncio.timeout(COMPUTE_SECONDS):
+            out, err = await process.communicate()
     finally:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        last = err.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        return Finding("compute", "broken", f"torch cannot compute here: {last[0][:500]}", step)
-    return Finding("compute", "ok", str(json.loads(out)["message"]))
+            process.kill()  # who waits for it may wait for a driver that hangs
+    said = (err if process.returncode else out).decode(errors="replace").strip()
+    return process.returncode or 0, (said.splitlines() or ["it said nothing"])[-1]
