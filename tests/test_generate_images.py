@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import shutil
@@ -215,12 +214,14 @@ def untamed(trained: Path) -> Any:
 
 
 @pytest.mark.parametrize("together", [1, 2, 3, 4])
-def test_an_image_is_the_same_in_any_company(untamed: Any, together: int) -> None:
+def test_an_image_is_the_same_in_any_company(
+    untamed: Any, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_generation, "to_pixels", lambda images: images)  # to the last bit
     seeds = [seed_of(0, number) for number in range(8)]
     batches = [seeds[first : first + together] for first in range(0, 8, together)]
     apart = np.concatenate([generate(untamed, batch, 5) for batch in batches])
     assert np.array_equal(apart, generate(untamed, seeds, 5))
-    assert len(np.unique(apart)) > 50  # no fields of black and white, where rounding cannot show
 
 
 def test_the_images_of_a_large_model_are_made_one_by_one(
@@ -417,32 +418,21 @@ TRAINING = {
 
 
 @on_every_store
-@pytest.mark.parametrize("source", ["process:t1", "process:t1/model.safetensors"])
-async def test_what_one_process_trained_another_one_uses(crowd: Any, source: str) -> None:
-    request = {"kind": "train_diffusion", "process_id": "t1", "params": TRAINING}
-    trained = await crowd.worker()("start", **request)
+async def test_what_one_process_trained_another_one_uses(crowd: Any) -> None:
+    trainer, painter = crowd.worker(), crowd.worker()
+    training = {"kind": "train_diffusion", "process_id": "t1", "params": TRAINING}
+    trained = await trainer("start", **training)
     assert trained["status"] == "completed", trained
-    request = {
-        "kind": "generate_images", "process_id": "g1", "inputs": {"model": source},
-        "params": {"count": 3, "steps": 2, "device": "cpu"},
-    }  # fmt: skip
-    reply = await crowd.worker()("start", **request)
-    assert reply["status"] == "completed", reply
-    assert {file["path"] for file in reply["files"]} == {
-        "images/00000.png", "images/00001.png", "images/00002.png", "contact_sheet.png",
+    rows = []
+    for process_id, source in (("g1", "process:t1"), ("g2", "process:t1/model.safetensors")):
+        reply = await painter(
+            "start", kind="generate_images", process_id=process_id, inputs={"model": source},
+            params={"count": 3, "steps": 2, "device": "cpu"},
+        )  # fmt: skip
+        assert reply["status"] == "completed", reply
+        rows.append({file["path"]: file["sha256"] for file in reply["files"]})
+    assert sorted(rows[0]) == [
+        "contact_sheet.png", "images/00000.png", "images/00001.png", "images/00002.png",
         "seeds.json",
-    }  # fmt: skip
-
-
-async def test_a_process_that_drew_nothing_yet_is_cancelled_at_once(crowd: Any) -> None:
-    worker = crowd.worker()
-    await worker("start", kind="train_diffusion", process_id="t1", params=TRAINING)
-    request = {
-        "kind": "generate_images", "process_id": "g1", "inputs": {"model": "process:t1"},
-        "params": {"count": 10_000, "steps": 1000, "device": "cpu"},
-    }  # fmt: skip
-    task = asyncio.create_task(worker("start", **request))
-    await worker.seen("g1", "running", step=1)
-    view = await worker("cancel", process_id="g1")
-    assert view["status"] == "cancelled"
-    await task
+    ]  # fmt: skip
+    assert rows[0] == rows[1]
