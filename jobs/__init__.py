@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, JsonValue
 
-from jobs import sleep, train_diffusion
+from jobs import generate_images, sleep, train_diffusion
 from jobs.prepare import Prepare
 
 
@@ -40,6 +40,7 @@ class Job(NamedTuple):
 
 
 JOBS: dict[str, Job] = {
+    "generate_images": Job(generate_images.Params, generate_images.run),
     "sleep": Job(sleep.Params, sleep.run),
     "train_diffusion": Job(
         train_diffusion.Params, train_diffusion.run, gpu_bytes=train_diffusion.GPU_BYTES

@@ -2,6 +2,8 @@
 
     python -m jobs CONTROL EVENTS      (numbers of two pipes; the worker's runner starts it so)
 
+With words instead of numbers it is for people, see `jobs.authoring`: `python -m jobs --help`.
+
 Each way carries one JSON object a line. Orders: first the attempt itself, later
 `{"order": "stop"}`. Events: `phase`, `progress`, `checkpoint`, `artifact`, and at last one of
 `completed`, `failed`, `stopped`. Standard output and error belong to the job; they are its log.
@@ -10,12 +12,10 @@ Each way carries one JSON object a line. Orders: first the attempt itself, later
 from __future__ import annotations
 
 import atexit
-import errno
 import faulthandler
 import io
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -23,31 +23,17 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
 from jobs import JOBS
-from jobs.context import EVENT_LIMIT, RESULT_LIMIT, JobContext, JobFailed, JobStopped
+from jobs.context import EVENT_LIMIT, JobContext, JobFailed, JobStopped
+from jobs.ending import checked, failed, without_values
 from jobs.guardian import guard
 from jobs.prepare import prepared
 
 Event = dict[str, Any]
-
-#: What a code of a failure looks like: it is a word for programs.
-CODE: Final = r"[a-z][a-z0-9_]{0,63}"
-DISK_FAULTS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-#: How libraries that hide the errno say it.
-DISK_WORDS: Final = ("No space left on device", "Read-only file system", "Disk quota exceeded")
-#: How torch and the driver say that there is no GPU any more, or that it is broken. (An illegal
-#: access or a failed assertion on it is the job's own.)
-GPU_WORDS: Final = (
-    "No CUDA GPUs are available", "no CUDA-capable device", "CUDA driver initialization failed",
-    "uncorrectable ECC", "unspecified launch failure", "GPU is lost", "device is lost",
-    "CUDA unknown error", "hardware stack error", "NVLink",
-)  # fmt: skip
-#: Another machine may do better.
-MACHINES_FAULTS: Final = ("worker_disk", "gpu_lost")
 
 
 class Voice:
@@ -123,22 +109,12 @@ def _leave(code: int) -> NoReturn:
 def _final_event(orders: Iterator[bytes], voice: Voice) -> Event:
     """Run the attempt that is ordered, and say how it ended."""
     try:
-        return {"event": "completed", "result": _checked(_run(orders, voice))}
+        return {"event": "completed", "result": checked(_run(orders, voice))}
     except JobStopped:
         return {"event": "stopped"}
     except Exception as error:  # noqa: BLE001 - whatever a job raises has to be reported
         traceback.print_exception(error)
-        return _failed(error)
-
-
-def _failed(error: Exception) -> Event:
-    if isinstance(error, JobFailed):
-        code = error.code if re.fullmatch(CODE, error.code) else "job_error"
-        message, retryable = str(error), error.retryable
-    else:
-        code, message = _code_of(error), f"{type(error).__name__}: {error}"
-        retryable = code in MACHINES_FAULTS
-    return {"event": "failed", "code": code, "message": message[:2000], "retryable": retryable}
+        return failed(error)
 
 
 def _run(orders: Iterator[bytes], voice: Voice) -> object:
@@ -151,7 +127,7 @@ def _run(orders: Iterator[bytes], voice: Voice) -> object:
     try:
         params = job.params.model_validate(order["params"])
     except ValidationError as error:
-        raise JobFailed("params_invalid", _without_values(error)) from None
+        raise JobFailed("params_invalid", without_values(error)) from None
     os.chdir(order["folder"])  # what a job writes without saying where lands here
     ready = None
     if job.prepare is not None:
@@ -189,42 +165,6 @@ def _lines(pipe: int) -> Iterator[bytes]:
             del pending[: end + 1]
 
 
-def _checked(result: object) -> object:
-    """`result`, if it can be part of a reply. Raises JobFailed."""
-    try:
-        size = len(json.dumps(result, ensure_ascii=False, allow_nan=False).encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        raise JobFailed("result_invalid", f"The result is not JSON: {error}") from None
-    if size > RESULT_LIMIT:
-        sentence = f"The result takes {size} bytes; at most {RESULT_LIMIT} fit in a reply."
-        raise JobFailed("result_too_large", sentence)
-    return result
-
-
-def _without_values(error: ValidationError) -> str:
-    problems = error.errors(include_input=False, include_context=False, include_url=False)
-    return "; ".join(
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems
-    )
-
-
-def _code_of(error: Exception) -> str:
-    text = str(error)
-    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
-        return "cuda_out_of_memory"
-    if (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or "DefaultCPUAllocator: can't allocate memory" in text
-    ):
-        return "host_out_of_memory"
-    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
-        return "worker_disk"
-    if any(words in text for words in DISK_WORDS):
-        return "worker_disk"
-    return "gpu_lost" if any(words in text for words in GPU_WORDS) else "job_error"
-
-
 def _cut_off(voice: Voice, *pipes: int) -> None:
     """Keep a fork of the job, such as a data loader, from holding or garbling the protocol."""
     if signal.getsignal(signal.SIGTERM) == voice.on_sigterm:
@@ -236,4 +176,9 @@ def _cut_off(voice: Voice, *pipes: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if all(argument.isdigit() for argument in sys.argv[1:]) and len(sys.argv) == 3:
+        main()
+    else:
+        from jobs.authoring import command  # a child has no use for it
+
+        sys.exit(command(sys.argv[1:]))
