@@ -40,7 +40,11 @@ class Job(NamedTuple):
 
 
 JOBS: dict[str, Job] = {
-    "generate_images": Job(generate_images.Params, generate_images.run),
+    "generate_images": Job(
+        generate_images.Params,
+        generate_images.run,
+        keep=Keep(generate_images.kept_input, generate_images.load),
+    ),
     "sleep": Job(sleep.Params, sleep.run),
     "train_diffusion": Job(
         train_diffusion.Params, train_diffusion.run, gpu_bytes=train_diffusion.GPU_BYTES

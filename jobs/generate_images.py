@@ -6,7 +6,7 @@ outside: the generating itself is in `jobs.image_generation`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, JsonValue
 
@@ -14,6 +14,8 @@ from jobs.input_path import InputPath
 from jobs.train_diffusion import SAMPLER_STEPS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jobs.context import JobContext
 
 
@@ -58,6 +60,20 @@ class Params(BaseModel, frozen=True, extra="forbid"):
         Literal["auto", "cpu", "cuda"],
         Field(description="Where to compute; auto: on the GPU if the worker has one."),
     ] = "auto"
+
+
+def kept_input(params: Params) -> str:
+    """The input that the model is loaded from."""
+    return params.model.split("/", maxsplit=1)[0]
+
+
+def load(inputs: Path, params: Params) -> Any:
+    """The model, in host memory. Raises JobFailed for a bad one."""
+    import torch
+
+    from jobs.image_generation import find_model, load_model
+
+    return load_model(find_model(inputs, params.model), torch.device("cpu"))
 
 
 def run(context: JobContext, params: Params) -> JsonValue:

@@ -55,7 +55,9 @@ def make_images(context: JobContext, params: Params) -> dict[str, JsonValue]:
     """
     device = choose_device(context, params.device)
     _be_repeatable(device)
-    model = load_model(find_model(context.inputs, params.model), device)
+    kept: Model | None = context.kept
+    model = kept or load_model(find_model(context.inputs, params.model), torch.device("cpu"))
+    model = on_device(model, device)
     gallery = Gallery(context, params, model)
     if context.resume_from is not None:
         gallery.restore(context.resume_from)
@@ -120,9 +122,14 @@ def load_model(path: Path, device: torch.device) -> Model:
     network, description = load_network(path, device)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    numbers = description.image_size**2 * description.channels
+    return on_device(Model(network, description, device, digest, 1), device)
+
+
+def on_device(model: Model, device: torch.device) -> Model:
+    """`model` in the memory of `device`, with the batches that are made there."""
+    numbers = model.description.image_size**2 * model.description.channels
     batch_size = max(1, min(MOST_TOGETHER[device.type], NUMBERS_TOGETHER // numbers))
-    return Model(network, description, device, digest, batch_size)
+    return model._replace(network=model.network.to(device), device=device, batch_size=batch_size)
 
 
 # ---- generating
