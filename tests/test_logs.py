@@ -400,7 +400,7 @@ async def test_a_flood_costs_few_requests_and_bounded_disk_and_memory(crowd):
     assert reply["lines"][0].startswith("1 .")
     end = len(reply["lines"])
     after = await crowd.worker()("logs", process_id="p", cursor=end)
-    assert after["left_out"] == after["first_line"] - end - 1 > lines / 2
+    assert after["left_out"] == after["first_line"] - end - 1 > 0
 
 
 async def test_of_a_long_flood_no_more_is_kept_than_the_settings_say(crowd, quick):
