@@ -30,7 +30,8 @@ from command_line import WayIn, parse, way_in_of
 from doctor import check_fitness, doctor
 from file_actions import FileActions, urls_of
 from health import Examiner, health
-from jobs import JOBS
+from jobs import COMMAND, JOBS
+from jobs.programs import Programs, ProgramsInvalid, read_programs
 from parsing import check_input, parse_action, parse_params, process_id_of
 from process_manager import ProcessManager, Start
 from processes.archive import ARCHIVE
@@ -87,7 +88,9 @@ class Handler:
         way_in: WayIn = "serverless",
         redactor: Redactor | None = None,
     ) -> None:
+        """Raises ProgramsInvalid."""
         self._store = store
+        self._programs = read_programs(settings.programs)
         self._redactor = redactor or Redactor()
         self.manager = ProcessManager(store, settings, redactor=self._redactor)
         self._lookup = self.manager.lookup
@@ -173,9 +176,7 @@ class Handler:
             case HealthAction(deep=deep):
                 return await health(self._examiner, self.manager, self._settings, deep=deep)
             case KindsAction():
-                return {
-                    "kinds": {name: job.params.model_json_schema() for name, job in JOBS.items()}
-                }
+                return {"kinds": _schemas(self._programs)}
             case _:
                 return await self._files.answer(action)
 
@@ -183,7 +184,7 @@ class Handler:
         if self._settings.role == "control":
             raise Refused("this worker has the role `control` and runs no jobs; send `start` to "
                           "the GPU endpoint")  # fmt: skip
-        start = _start_of(action, job, self._settings, self._redactor)
+        start = _start_of(action, job, self._settings, self._redactor, self._programs)
         if action.detach:
             if not self._settings.allow_detach:
                 raise Refused(
@@ -360,21 +361,35 @@ class Handler:
         return int(JobsProgress().get_job_count())
 
 
+def _schemas(programs: Programs) -> Reply:
+    """The JSON schemas of the params of all kinds; of the declared programs, if there are any."""
+    schemas: Reply = {name: job.params.model_json_schema() for name, job in JOBS.items()}
+    if programs.by_name:
+        return schemas | {COMMAND: programs.schema()}
+    return {name: schema for name, schema in schemas.items() if name != COMMAND}
+
+
 def _start_of(
-    action: StartAction, job: dict[str, Any], settings: Settings, redactor: Redactor
+    action: StartAction,
+    job: dict[str, Any],
+    settings: Settings,
+    redactor: Redactor,
+    programs: Programs,
 ) -> Start:
+    shown = parse_params(action.kind, action.params, programs)
     for name, asked in action.inputs.items():
         check_input(name, asked, settings)
     return Start(
         process_id=_process_id(action.process_id, job),
         kind=action.kind,
         params=action.params,
-        shown_params=redactor.fields(parse_params(action.kind, action.params)),
+        shown_params=redactor.fields(shown),
         inputs=action.inputs,
         labels={name: str(label) for name, label in redactor.fields(action.labels).items()},
         timeout_seconds=action.timeout_seconds,
         reject_when_busy=action.on_busy == "reject",
         runpod_job_id=_job_id(job),
+        declaration=programs.declaration(shown) if action.kind == COMMAND else None,
     )
 
 
@@ -417,6 +432,10 @@ def main(arguments: list[str]) -> None:
     log_to_stderr(level, worker_id=settings.worker_id, redactor=redactor)
     for sentence in unknown_variables(os.environ):
         log.warning("%s", sentence)
+    try:
+        read_programs(settings.programs)  # also what a doctor must not pass over
+    except ProgramsInvalid as error:
+        sys.exit(str(error))
     if asked.command == "doctor":
         sys.exit(doctor(settings, quick=asked.quick))
     # At its default, DEBUG, the SDK logs whole replies, links and all.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, JsonValue
 
-from jobs import sleep, train_diffusion
+from jobs import command, sleep, train_diffusion
 from jobs.prepare import Prepare
 
 
@@ -25,7 +25,11 @@ class Job(NamedTuple):
     prepare: Prepare | None = None
 
 
+#: The kind whose params depend on what the operator declares (`jobs.programs`).
+COMMAND = "command"
+
 JOBS: dict[str, Job] = {
+    COMMAND: Job(command.Params, command.run),
     "sleep": Job(sleep.Params, sleep.run),
     "train_diffusion": Job(train_diffusion.Params, train_diffusion.run),
 }

@@ -131,6 +131,7 @@ def _run(orders: Iterator[bytes], voice: Voice) -> object:
         attempt=order["attempt"],
         device=order["device"],
         prepared=ready,
+        declaration=order["declaration"],
     )
     if order["unpack"]:
         from jobs.unpack import unpack_inputs  # most jobs have no use for it

@@ -43,6 +43,8 @@ class Start(NamedTuple):
     runpod_job_id: str | None = None
     #: What the job finds under `inputs`, by name.
     inputs: Mapping[str, Input] = {}
+    #: What this worker's operator has declared about the program. Not part of what is asked for.
+    declaration: JsonValue = None
 
     @property
     def request_hash(self) -> str:

@@ -222,7 +222,7 @@ class ProcessRun:
             environment=passed_through(self._settings.child_env),
             unpack=tuple(name for name, each in self._start.inputs.items() if each.unpack),
             max_unpacked_bytes=self._settings.max_input_bytes,
-            prepare_dir=self._settings.prepared_root(),
+            prepare_dir=self._settings.prepared_root(), declaration=self._start.declaration,
         )  # fmt: skip
         self._child = child = await Child.spawn(attempt)
         self.lease.submit(lambda r: r.running(self._clock()))
