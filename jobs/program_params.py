@@ -16,6 +16,7 @@ from pydantic import (
     create_model,
     model_validator,
 )
+from pydantic_core import SchemaError
 
 from jobs.program_template import Value, as_text
 from utils import Frozen
@@ -77,14 +78,14 @@ class Param(Frozen):
 
     def annotation(self, *, no_dash: bool = False) -> Any:
         """Its type for pydantic. `no_dash`: its value must not begin with a `-`."""
-        checks: list[Any] = [AfterValidator(_no_dash)] if no_dash else []
         if self.type == "list":
             assert self.items is not None
             # what a list spreads into are items of their own
             inner = self.items.annotation(no_dash=no_dash)
             limits = Field(min_length=self.min_items, max_length=self.max_items or ITEMS_LIMIT)
             return Annotated[list[inner], limits]  # type: ignore[valid-type] # made here
-        return Annotated[self._plain(), *checks]
+        plain = self._plain()
+        return Annotated[plain, AfterValidator(_no_dash)] if no_dash else plain
 
     def _plain(self) -> Any:
         length = Field(min_length=self.min_length, max_length=self.max_length or TEXT_LIMIT)
@@ -107,12 +108,14 @@ class Param(Frozen):
                 return bool
 
     def _check_default(self) -> None:
-        if self.default is not None:
-            strict = ConfigDict(strict=True)
-            try:
-                TypeAdapter(self.annotation(), config=strict).validate_python(self.default)
-            except ValidationError as error:
-                raise ValueError(f"its default: {error.errors()[0]['msg']}") from None
+        try:
+            type_of_it = TypeAdapter(self.annotation(), config=ConfigDict(strict=True))
+            if self.default is not None:
+                type_of_it.validate_python(self.default)
+        except SchemaError:
+            raise ValueError("`pattern` is no regular expression that can be used here") from None
+        except ValidationError as error:
+            raise ValueError(f"its default: {error.errors()[0]['msg']}") from None
 
 
 def params_model(

@@ -22,7 +22,6 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import SchemaError
 
 from jobs.program_params import Param, params_model
 from jobs.program_template import (
@@ -159,12 +158,7 @@ class Program(Frozen):
                 raise ValueError(f"`{name}` cannot be the name of a param")
         for where, text in self._templates():
             self._check_template(where, text)
-        for part in self.argv:
-            if isinstance(part, When) and part.when not in self.params:
-                raise ValueError(f"argv: `when` names no param: `{part.when}`")
-        first = self.argv[0]
-        if not isinstance(first, str) or set(names_in(first)) - {"python", "here"}:
-            raise ValueError("argv: the program itself does not depend on a param")
+        self._check_argv()
         if self.resume and self.checkpoints is None:
             raise ValueError("resume: there are no `checkpoints` to resume from")
         total = self.progress.total if self.progress else None
@@ -204,6 +198,14 @@ class Program(Frozen):
         yield from (("resume", text) for text in self.resume)
         yield from (("config", text) for text in texts_in(self.config or {}))
         yield from ((f"env.{name}", text) for name, text in self.env.items())
+
+    def _check_argv(self) -> None:
+        for part in self.argv:
+            if isinstance(part, When) and part.when not in self.params:
+                raise ValueError(f"argv: `when` names no param: `{part.when}`")
+        first = self.argv[0]
+        if not isinstance(first, str) or set(names_in(first)) - {"python", "here"}:
+            raise ValueError("argv: the program itself does not depend on a param")
 
     def _check_template(self, where: str, text: str) -> None:
         names = names_in(text)
@@ -300,7 +302,7 @@ def read_programs(path: Path | None) -> Programs:
         fault = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in fault["loc"])
         raise _invalid(path, f"{where}: {_sentence(fault)}") from None
-    except (ValueError, SchemaError) as error:  # not TOML, not UTF-8; a pattern that is none
+    except ValueError as error:  # not TOML, not UTF-8
         raise _invalid(path, str(error).splitlines()[0]) from None
 
 
