@@ -95,7 +95,8 @@ def _final_event(orders: Iterator[bytes], voice: Voice) -> Event:
     except JobStopped:
         return {"event": "stopped"}
     except Exception as error:  # noqa: BLE001 - whatever a job raises has to be reported
-        traceback.print_exception(error)
+        if not isinstance(error, JobFailed) or error.__cause__ is not None:
+            traceback.print_exception(error)  # of a failure that the job names, its words say all
         return _failed(error)
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,7 +46,7 @@ LEFT_SECONDS = 5.0
 #: Read of what it prints at a time, in bytes.
 CHUNK = 64 * 1024
 #: What programs need to write to beside their own folders.
-DEVICES = (Path("/dev"),)
+DEVICES = Path("/dev")
 #: A longer path of the folder for temporary files leaves no room for the name of a socket in it,
 #: which takes 108 bytes at most: torch's data loaders could not speak to each other.
 TEMPORARY_PATH_LIMIT = 70
@@ -106,9 +108,11 @@ class _Running:
         """The number of its artifacts. Raises JobFailed, JobStopped."""
         if len(str(self._temporary)) <= TEMPORARY_PATH_LIMIT:
             return self._run()
-        with tempfile.TemporaryDirectory(prefix="p-", ignore_cleanup_errors=True) as short:
-            self._temporary = Path(short)
+        self._temporary = Path(tempfile.mkdtemp(prefix="p-"))
+        try:
             return self._run()
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _run(self) -> int:
         self._process = self._start()
@@ -177,17 +181,11 @@ class _Running:
     def _start(self) -> subprocess.Popen[bytes]:
         self._write_config()
         adopt_orphans()  # so that what it leaves behind can be seen
-        writable = [self._root, self._temporary, *DEVICES, *map(Path, self._program.writable)]
-        if not confine_writes(writable):
-            _say("this kernel cannot keep a program from writing outside of its folder")
         before = {number: signal.signal(number, signal.SIG_DFL)  # else it would ignore them, too
                   for number in (signal.SIGINT, signal.SIGHUP)}  # fmt: skip
         try:
-            return subprocess.Popen(  # noqa: S603 - declared by the operator, no shell
-                self._command(), cwd=self._folders["work"], env=self._environment(),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                bufsize=0,
-            )  # fmt: skip
+            with ThreadPoolExecutor(1) as thread:  # one that nobody needs after it was confined
+                return thread.submit(self._start_confined).result()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "its command line cannot be used"
             sentence = f"The program could not be started: {reason}."
@@ -195,6 +193,15 @@ class _Running:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _start_confined(self) -> subprocess.Popen[bytes]:
+        writable = [self._root, self._temporary, DEVICES, *map(Path, self._program.writable)]
+        if not confine_writes(writable):
+            _say("this kernel cannot keep a program from writing outside of its folder")
+        return subprocess.Popen(  # noqa: S603 - declared by the operator, no shell
+            self._command(), cwd=self._folders["work"], env=self._environment(),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
+        )  # fmt: skip
 
     # ---- while it runs
 

@@ -193,10 +193,10 @@ async def test_two_outputs_of_one_name_do_not_replace_each_other(odd):
 
 
 async def test_a_program_cannot_write_outside_of_its_folder(odd, tmp_path):
-    """Held by the kernel (Landlock); without it this test would have to say so."""
+    """The kernel holds that (Landlock); one that cannot would fail this test, rightly."""
     failure = await failure_of(odd.declare("write", str(tmp_path / "outside.txt")))
     assert failure["code"] == "program_failed"
-    assert "PermissionError" in failure["log_tail"][-1]
+    assert failure["log_tail"][-1].startswith("PermissionError")
     assert not (tmp_path / "outside.txt").exists()
 
 
@@ -367,8 +367,6 @@ async def test_a_real_trainer_is_driven_by_its_config_file_from_end_to_end(crowd
     ]
     assert (reply["progress"]["step"], reply["progress"]["total"]) == (60, 60)
     assert reply["progress"]["metrics"]["loss"] < 0.2
-    [*_, newest] = (await crowd.record("e")).checkpoints
-    assert any(file.path.endswith(".ckpt") for file in newest.files)
 
 
 async def test_the_real_trainer_resumes_from_its_own_checkpoint_with_its_samples(crowd, pictures):

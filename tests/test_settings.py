@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 ANY_TEXT = {
     "bucket", "prefix", "endpoint_url", "region", "access_key_id", "secret_access_key",
     "session_token", "tls_bundle", "data_dir", "scratch_dir", "worker_id", "child_env",
-    "allowed_hosts", "secret_env", "prepare_dir",
+    "allowed_hosts", "secret_env", "prepare_dir", "programs",
 }  # fmt: skip
 
 
