@@ -18,8 +18,7 @@ from pydantic import (
 )
 from pydantic_core import SchemaError
 
-from jobs.program_template import Value, as_text
-from utils import Frozen
+from jobs.program_template import Declared, Value, as_text
 
 #: A text that sets no limit of its own; one item of a command line takes 128 KiB at most.
 TEXT_LIMIT = 16_384
@@ -37,7 +36,7 @@ _FITS = {
 }
 
 
-class Param(Frozen):
+class Param(Declared):
     """One param: its type, its limits, what it is for."""
 
     type: Literal["str", "path", "int", "float", "bool", "choice", "list"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from string import Formatter
 from typing import Any
 
-from utils import Frozen
+from pydantic import BaseModel
 
 #: What a placeholder may stand for.
 Scalar = str | int | float | bool | None
@@ -21,7 +21,11 @@ Values = Mapping[str, Value]
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
-class When(Frozen):
+class Declared(BaseModel, frozen=True, extra="forbid"):
+    """A value that the operator has written down. (`utils.Frozen` would bring asyncio along.)"""
+
+
+class When(Declared):
     """Items of an argv that are there only if a param is neither null nor false."""
 
     when: str

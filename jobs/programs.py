@@ -26,13 +26,13 @@ from pydantic import (
 from jobs.program_params import Param, params_model
 from jobs.program_template import (
     ArgvPart,
+    Declared,
     When,
     first_name,
     names_in,
     only_name,
     texts_in,
 )
-from utils import Frozen
 
 #: Folders of an attempt that a template or a pattern may name.
 Base = Literal["work", "inputs", "outputs", "checkpoints"]
@@ -77,7 +77,7 @@ def _is_place(text: str) -> str:
 _Path = Annotated[str, AfterValidator(_is_place)]
 
 
-class Output(Frozen):
+class Output(Declared):
     """Files that the program makes."""
 
     path: _Path
@@ -85,7 +85,7 @@ class Output(Frozen):
     required: bool = True
 
 
-class Checkpoints(Frozen):
+class Checkpoints(Declared):
     """Files or folders, each of which the program can resume from."""
 
     path: _Path
@@ -95,7 +95,7 @@ class Checkpoints(Frozen):
     along: tuple[_Path, ...] = ()
 
 
-class Progress(Frozen):
+class Progress(Declared):
     """How far the program is: from the lines it prints, or from a file of JSON lines."""
 
     lines: str | None = None
@@ -128,7 +128,7 @@ def _as_parts(value: Any) -> Any:
     ) else value  # fmt: skip
 
 
-class Program(Frozen):
+class Program(Declared):
     """One declared program."""
 
     description: str = ""
@@ -243,7 +243,7 @@ class Program(Frozen):
         return any(isinstance(part, tuple) and text in part for part in self.argv)
 
 
-class _File(Frozen):
+class _File(Declared):
     programs: dict[ProgramName, Program]
 
 

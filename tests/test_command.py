@@ -26,8 +26,8 @@ class Odd:
         self._file = folder / "programs.toml"
         self._changes = changes
 
-    def declare(self, *deed, more="", **changes):
-        items = ", ".join(json.dumps(item) for item in ("{python}", str(ODD), *deed))
+    def declare(self, *deed, more="", program="{python}", **changes):
+        items = ", ".join(json.dumps(item) for item in (program, str(ODD), *deed))
         env = "" if "env = " in more else 'env = { OUT = "{outputs}", CONFIG = "{work}/none" }'
         self._file.write_text(f"[programs.odd]\nargv = [{items}]\n{env}\n{more}\n")
         self.worker = self._crowd.worker(programs=self._file, **self._changes, **changes)
@@ -111,9 +111,7 @@ async def test_a_secret_reaches_the_program_and_nobody_else(odd, crowd):
         env = { OUT = "{outputs}", TOKEN = "{pass}" }
         params.pass = { type = "str", secret = true }
     """
-    odd.declare("fail", "3", more=more)
-    odd._file.write_text(odd._file.read_text().replace('"fail", "3"', '"show"'))
-    odd.worker = crowd.worker(programs=odd._file)
+    odd.declare("show", more=more)
     reply = await odd.start(**{"pass": "open sesame"})
     assert (await odd.shown())["env"]["TOKEN"] == "open sesame"
     assert "open sesame" not in json.dumps(reply)
@@ -141,10 +139,7 @@ async def test_a_program_that_is_not_declared_is_refused_and_no_process_is_made(
 
 
 async def test_a_program_that_is_not_there_fails_with_that_word(odd):
-    odd.declare("do_nothing")
-    odd._file.write_text("[programs.odd]\nargv = ['/no/such/program']\n")
-    odd.worker = odd._crowd.worker(programs=odd._file)
-    failure = await failure_of(odd)
+    failure = await failure_of(odd.declare(program="/no/such/program"))
     assert failure["code"] == "program_not_started"
     assert "No such file" in failure["message"]
 
@@ -228,12 +223,11 @@ async def test_a_progress_file_becomes_progress_nonsense_and_unfinished_lines_as
 
 async def test_the_number_of_steps_may_be_a_param(odd):
     more = """
-        progress = { file = "progress.jsonl", total = "steps" }
+        progress = { lines = 'step (?P<step>[0-9]+)', total = "steps" }
         params.steps = { type = "int" }
     """
-    odd.declare("write", "done", more=more)
-    odd._file.write_text(odd._file.read_text().replace('"write", "done"', '"report"'))
-    assert (await odd.start(steps=9))["status"] == "completed"
+    reply = await odd.declare("say", "step 3", more=more).start(steps=12)
+    assert (reply["progress"]["step"], reply["progress"]["percent"]) == (3, 25)
 
 
 async def test_a_progress_file_that_floods_the_disk_fails_the_process(odd):
