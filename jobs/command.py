@@ -215,7 +215,8 @@ class _Running:
                 self._process.send_signal(self._program.signal())
             self._show_progress()
             now = time.monotonic()
-            if now - self._looked_at_files >= FILES_SECONDS:
+            # Nobody knows how much time is left to one that is to end.
+            if self._asked_to_end or now - self._looked_at_files >= FILES_SECONDS:
                 self._looked_at_files = now
                 self._outputs.offer_finished()
                 if self._checkpoints is not None:

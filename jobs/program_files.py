@@ -146,10 +146,9 @@ class CheckpointFiles:
         ]  # fmt: skip
         newest = max(settled, key=lambda each: each[:2], default=None)
         if newest is not None and newest[0] > self._last:
-            self._last = newest[0]
-            self._hand_over(newest[1], newest[2])
+            self._hand_over(*newest)
 
-    def _hand_over(self, path: str, look: Look) -> None:
+    def _hand_over(self, written: int, path: str, look: Look) -> None:
         """A copy: the program may remove, or write again, what is its own."""
         shutil.rmtree(self._stage, ignore_errors=True)
         base = self._folders[self._place.base]
@@ -163,6 +162,7 @@ class CheckpointFiles:
             print(f"checkpoint {path} was not handed over: {error}", flush=True)  # noqa: T201
             return
         self._context.checkpoint(self._stage)
+        self._last = written
 
     def _copy(self, base: Base, files: Look) -> None:
         for path in files:

@@ -274,7 +274,7 @@ async def test_cancel_ends_a_program_that_ignores_sigterm_and_its_daemon(odd, tm
 @pytest.mark.parametrize("then", [[], ["and stay"]])
 async def test_what_it_saves_when_it_is_told_to_stop_is_handed_over(odd, crowd, then):
     """Also by one that saves and then does not end: it has settled by the time it is killed."""
-    odd.declare("save_when_told", *then, more=SAVES, cancel_grace_seconds=8)
+    odd.declare("save_when_told", *then, more=SAVES, cancel_grace_seconds=8, grace_seconds=20)
     held = await running(odd)
     await odd.worker.manager.drain()
     assert (await held)["status"] == "interrupted"
