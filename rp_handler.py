@@ -33,6 +33,7 @@ from command_line import WayIn, parse, way_in_of
 from doctor import check_fitness, doctor
 from file_actions import FileActions, urls_of
 from gpus import Driver
+from jobs.programs import ProgramsInvalid, read_programs
 from log_actions import LogActions
 from meter import Meter
 from parsing import parse_action
@@ -94,7 +95,9 @@ class Handler:
         redactor: Redactor | None = None,
         meter: Meter | None = None,
     ) -> None:
+        """Raises ProgramsInvalid."""
         self._store = store
+        self._programs = read_programs(settings.programs)
         self._redactor = redactor or Redactor()
         self._meter = meter = meter or Meter(price_per_hour=settings.price_per_hour)
         self.manager = ProcessManager(store, settings, redactor=self._redactor, meter=meter)
@@ -103,7 +106,7 @@ class Handler:
         self._files = FileActions(store, self.manager, settings)
         self._logs = LogActions(store, self._lookup, settings)
         self._links = LinkMaker(store)
-        self._about = WorkerActions(store, self.manager, settings, self.presence)
+        self._about = WorkerActions(store, self.manager, settings, self.presence, self._programs)
         self._settings = settings
         self._way_in = way_in
         #: Jobs under way here, and those of them that will get no answer (see `_start`).
@@ -211,7 +214,7 @@ class Handler:
         if self._settings.role == "control":
             raise Refused("this worker has the role `control` and runs no jobs; send `start` to "
                           "the GPU endpoint")  # fmt: skip
-        start = start_of(action, job, self._settings, self._redactor)
+        start = start_of(action, job, self._settings, self._redactor, self._programs)
         if action.detach:
             if not self._settings.allow_detach:
                 raise Refused(
@@ -414,6 +417,10 @@ def main(argv: list[str]) -> None:
     log_to_stderr(level, worker_id=settings.worker_id, redactor=redactor)
     for sentence in unknown_variables(os.environ):
         log.warning("%s", sentence)
+    try:
+        read_programs(settings.programs)  # also what a doctor must not pass over
+    except ProgramsInvalid as error:
+        sys.exit(str(error))
     if arguments.command == "doctor":
         sys.exit(doctor(settings, quick=arguments.quick, lifecycle=arguments.lifecycle))
     if arguments.command == "clean":

@@ -186,6 +186,11 @@ class Settings(BaseSettings):
         str,
         Field(description="Names of environment variables that jobs may see, comma-separated."),
     ] = ""
+    programs: Annotated[
+        Path | None,
+        Field(description="A TOML file that declares the programs of the kind `command` "
+                          "(docs/programs.md)."),
+    ] = None  # fmt: skip
 
     # ---- files that come in. Sizes may be written as 20GiB.
     max_upload_bytes: Annotated[

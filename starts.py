@@ -7,6 +7,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from actions import BulkDownloadAction, StartAction
+from jobs import COMMAND
+from jobs.programs import Programs
 from parsing import check_input, parse_params, process_id_of
 from processes.archive import ARCHIVE
 from processes.delivery import Start
@@ -20,7 +22,11 @@ LOCAL_JOB_ID = "local_test"
 
 
 def start_of(
-    action: StartAction, job: dict[str, Any], settings: Settings, redactor: Redactor
+    action: StartAction,
+    job: dict[str, Any],
+    settings: Settings,
+    redactor: Redactor,
+    programs: Programs,
 ) -> Start:
     """What a `start` asks for, checked as far as words alone can be.
 
@@ -29,7 +35,8 @@ def start_of(
     """
     for name, asked in action.inputs.items():
         check_input(name, asked, settings)
-    masked = redactor.fields(parse_params(action.kind, action.params))
+    valid = parse_params(action.kind, action.params, programs)
+    masked = redactor.fields(valid)
     secrets = (*secrets_in(action.params, masked), *_secrets_in_links(action))
     known = redactor.knowing(secrets)
     return Start(
@@ -43,6 +50,7 @@ def start_of(
         reject_when_busy=action.on_busy == "reject",
         runpod_job_id=job_id_of(job),
         secrets=secrets,
+        declaration=programs.declaration(valid) if action.kind == COMMAND else None,
     )
 
 

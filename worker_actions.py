@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from actions import HealthAction, KindsAction, MetricsAction
 from health import Examiner, health
-from jobs import JOBS
+from jobs import COMMAND, JOBS
+from jobs.programs import Programs
 from process_manager import ProcessManager
 from replies import Reply
 from settings import Settings
@@ -17,8 +18,14 @@ class WorkerActions:
     """Answers them for this worker."""
 
     def __init__(
-        self, store: Store, manager: ProcessManager, settings: Settings, presence: Presence
+        self,
+        store: Store,
+        manager: ProcessManager,
+        settings: Settings,
+        presence: Presence,
+        programs: Programs,
     ) -> None:
+        self._programs = programs
         self._manager = manager
         self._settings = settings
         self._presence = presence
@@ -38,6 +45,11 @@ class WorkerActions:
                 as_text = form == "prometheus"
                 return await metrics(self._presence, everyone=scope == "all", as_text=as_text)
             case KindsAction():
-                return {
-                    "kinds": {name: job.params.model_json_schema() for name, job in JOBS.items()}
-                }
+                return {"kinds": self._schemas()}
+
+    def _schemas(self) -> Reply:
+        """Of the params of all kinds; of the declared programs, if there are any."""
+        schemas: Reply = {name: job.params.model_json_schema() for name, job in JOBS.items()}
+        if self._programs.by_name:
+            return schemas | {COMMAND: self._programs.schema()}
+        return {name: schema for name, schema in schemas.items() if name != COMMAND}

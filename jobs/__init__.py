@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, JsonValue
 
-from jobs import generate_images, sleep, train_diffusion
+from jobs import command, generate_images, sleep, train_diffusion
 from jobs.prepare import Prepare
 
 
@@ -39,7 +39,11 @@ class Job(NamedTuple):
     gpu_bytes: int = 0
 
 
+#: The kind whose params depend on what the operator declares (`jobs.programs`).
+COMMAND = "command"
+
 JOBS: dict[str, Job] = {
+    COMMAND: Job(command.Params, command.run),
     "generate_images": Job(
         generate_images.Params,
         generate_images.run,

@@ -113,7 +113,8 @@ def _final_event(orders: Iterator[bytes], voice: Voice) -> Event:
     except JobStopped:
         return {"event": "stopped"}
     except Exception as error:  # noqa: BLE001 - whatever a job raises has to be reported
-        traceback.print_exception(error)
+        if not isinstance(error, JobFailed) or error.__cause__ is not None:
+            traceback.print_exception(error)  # of a failure that the job names, its words say all
         return failed(error)
 
 
@@ -141,6 +142,7 @@ def _run(orders: Iterator[bytes], voice: Voice) -> object:
         attempt=order["attempt"],
         device=order["device"],
         prepared=ready,
+        declaration=order["declaration"],
     )
     if order["unpack"]:
         from jobs.unpack import unpack_inputs  # most jobs have no use for it

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import JsonValue
+
 Emit = Callable[[dict[str, Any]], None]
 
 #: A result is returned inline in replies, so it stays small: bytes of its JSON.
@@ -58,6 +60,7 @@ class JobContext:
         attempt: int = 1,
         device: str = "auto",
         prepared: Path | None = None,
+        declaration: JsonValue = None,
     ) -> None:
         self.inputs: Final = folder / "inputs"
         #: Whatever lies here when the job ends becomes an artifact.
@@ -69,6 +72,8 @@ class JobContext:
         self.attempt: Final = attempt
         #: What the kind's `prepare` made, to read; None for a kind that has none.
         self.prepared: Final = prepared
+        #: What the operator has declared about what is to run; only the kind `command` has it.
+        self.declaration: Final = declaration
         self._sealed = folder / "sealed"
         self._folder = folder
         self._emit = emit

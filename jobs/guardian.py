@@ -101,7 +101,7 @@ def _end_everything() -> dict[int, int]:
     """
     statuses: dict[int, int] = {}
     while True:
-        for child in _children():
+        for child in children():
             os.kill(child, signal.SIGKILL)
         try:
             pid, status = os.waitpid(-1, 0)
@@ -110,7 +110,8 @@ def _end_everything() -> dict[int, int]:
         statuses[pid] = status
 
 
-def _children() -> Iterator[int]:
+def children() -> Iterator[int]:
+    """The processes whose parent is this one, zombies included."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it may end while one looks at it
             # "pid (name) state parent ...", where the name may hold anything, ")" too

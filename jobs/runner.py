@@ -93,6 +93,8 @@ class Attempt(NamedTuple):
     max_unpacked_bytes: int = 0
     #: Where kinds keep what they set up once on this machine or volume.
     prepare_dir: Path = Path("prepared")
+    #: What the operator has declared about the program to run, for the kind `command`.
+    declaration: JsonValue = None
 
 
 class Child:
@@ -341,6 +343,7 @@ def _first_order(attempt: Attempt) -> bytes:
         "unpack": attempt.unpack,
         "max_unpacked_bytes": attempt.max_unpacked_bytes,
         "prepare_dir": str(attempt.prepare_dir.absolute()),
+        "declaration": attempt.declaration,
     }
     return json.dumps(order).encode() + b"\n"
 

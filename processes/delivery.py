@@ -43,6 +43,8 @@ class Start(NamedTuple):
     inputs: Mapping[str, Input] = {}
     #: Values that must not be shown of what the caller gave.
     secrets: tuple[str, ...] = ()
+    #: What this worker's operator has declared about the program. Not part of what is asked for.
+    declaration: JsonValue = None
 
     @property
     def request_hash(self) -> str:

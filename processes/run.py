@@ -236,7 +236,7 @@ class ProcessRun:
             environment={**passed_through(self._settings.child_env), **devices},
             unpack=tuple(name for name, each in self._start.inputs.items() if each.unpack),
             max_unpacked_bytes=self._settings.max_input_bytes,
-            prepare_dir=self._settings.prepared_root(),
+            prepare_dir=self._settings.prepared_root(), declaration=self._start.declaration,
         )  # fmt: skip
         kept = self._worker.kept
         template = await self._unless_stopping(kept.template_for(self._start, self._folder))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 #: What no look at the value alone can find wrong.
 ANY_TEXT = {
     "bucket", "region", "access_key_id", "secret_access_key", "session_token", "tls_bundle",
-    "data_dir", "scratch_dir", "worker_id", "prepare_dir",
+    "data_dir", "scratch_dir", "worker_id", "prepare_dir", "programs",
 }  # fmt: skip
 
 
