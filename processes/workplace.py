@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import threading
 import weakref
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils import new_nonce
+
+#: What the folder of a worker is called.
+FOLDER_NAME = re.compile(r"worker-[0-9a-f]{16}")
 
 
 class Workplace:

@@ -109,8 +109,25 @@ async def test_old_copies_go_but_not_what_is_owed_to_the_store(crowd):
     tidied = await asyncio.to_thread(tidy, scratch)
     assert tidied == {"old copies of records": 1}  # what was half written
     tidied = await asyncio.to_thread(tidy, scratch, process_days=10)
-    assert tidied == {"old copies of records": 2}
-    assert [path.name for path in records.iterdir()] == ["q.json"]
+    assert tidied == {"old copies of records": 1}
+    assert sorted(path.name for path in records.iterdir()) == ["broken.json", "q.json"]
+
+
+def test_what_no_worker_put_there_is_nobodys_to_remove(tmp_path):
+    """A scratch folder may be a folder that somebody had before."""
+    theirs = [
+        "work/my_project/thesis.txt", "work/worker-1/thesis.txt", "records/2023/a.json",
+        "records/2023/.draft", "records/0123456789abcdef/.draft",
+        "records/0123456789abcdef/a.json", "records/0123456789abcdef/a.txt",
+    ]  # fmt: skip
+    for name in theirs:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        old(path, 1000)
+        old(path.parent, 1000)
+    assert tidy(tmp_path, process_days=1) == {}
+    assert all((tmp_path / name).exists() for name in theirs)
 
 
 def test_a_disk_without_anything_is_no_error(tmp_path):
