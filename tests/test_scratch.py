@@ -1,6 +1,8 @@
 """What dead workers left on a machine's disk goes; what a living one works on stays."""
 
 import asyncio
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from processes.workplace import Workplace
+from processes.workplace import Workplace, held_if_abandoned
 from tests.aged import ended
 from tests.kit import settings
 from upkeep.clean_run import CleanReport
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 WORKER = """
 import sys, time
 from pathlib import Path
-from processes.workplace import Workplace
+from processes.workplace import Workplace, held_if_abandoned
 place = Workplace(Path(sys.argv[1]) / "work")
 place.claim()
 (place.folder / "p.1").mkdir()
@@ -75,6 +77,24 @@ def test_a_place_that_is_removed_while_it_is_taken_is_made_again(tmp_path):
     assert removed
     assert place.folder.exists()
     assert tidy(tmp_path) == {}
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_locks_a_worker_works_and_nobody_takes_it_for_dead(tmp_path, error, monkeypatch):
+    """Nobody: neither who has no locks either, nor who has some, on another machine perhaps."""
+
+    def no_locks(*_):
+        raise OSError(error, os.strerror(error))
+
+    place = Workplace(tmp_path / "work")
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", no_locks)
+        place.claim()
+        with held_if_abandoned(place.folder) as abandoned:
+            assert not abandoned
+        assert tidy(tmp_path) == {}
+    assert tidy(tmp_path) == {}
+    assert place.folder.exists()
 
 
 async def test_an_attempt_works_where_nobody_tidies_up(crowd, tmp_path):
