@@ -367,6 +367,33 @@ async def test_the_sweep_mends_rows_and_removes_what_nobody_owns(store, tmp_path
     assert sorted(await keys_of(store, "index/")) == sorted([index_key(lost), index_key(stale)])
 
 
+@on_both_stores
+@pytest.mark.parametrize("became", ["resumed", "deleted", "used again"])
+async def test_a_process_that_changes_while_its_row_is_mended_has_its_own_row(
+    store, tmp_path, became
+):
+    """The row that its new owner shows is not replaced by the one that was read before."""
+    old = ended("p", 1, status=Status.INTERRUPTED)
+    await store.put(record_key("p"), old.encode())
+    me = Writer(worker_id="new", nonce=new_nonce())
+    now = {
+        "resumed": old.claimed(me, days_ago(0), reason="resumed").running(days_ago(0)),
+        "deleted": old.erased(me),
+        "used again": ended("p", 0.5, status=Status.RUNNING),
+    }[became]
+    worker = cleaner(store, tmp_path)
+    pause = worker.store.pause_before("put", "index/")
+    cleaning = asyncio.create_task(cleaned(worker))
+    await pause.reached.wait()
+    await store.put(record_key("p"), now.encode())
+    expected = [] if became == "deleted" else [index_key(now)]
+    for row in expected:
+        await store.put(row, b"")
+    pause.go.set()
+    assert await cleaning == {"rows mended": 1}
+    assert await keys_of(store, "index/") == expected
+
+
 @here
 async def test_what_has_no_record_since_a_moment_may_be_a_process_that_begins(store, tmp_path):
     await store.put(cancel_key("new"), b"{}")
