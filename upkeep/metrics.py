@@ -47,8 +47,11 @@ async def _of_all(presence: Presence, mine: WorkerSeen) -> Reply:
     }
 
 
+_NOT_SHOWN = {"families", "written_at", "turn_seconds"}
+
+
 def _row(other: Other) -> Reply:
-    row: Reply = other.seen.model_dump(mode="json", exclude={"families", "written_at"})
+    row: Reply = other.seen.model_dump(mode="json", exclude=_NOT_SHOWN)
     return {**row, "age_seconds": round(other.age_seconds, 1)}
 
 
