@@ -207,6 +207,46 @@ async def test_a_file_that_nobody_understands_is_passed_over_and_counted(fleet, 
     assert (reply["workers"], reply["unreadable"]) == (1, 1)
 
 
+#: Figures, as a file may hold them, that nobody can tell along with others.
+SPOILT = {
+    "no name": ["not a name", "gauge", "?", []],
+    "no type": ["worker_x", "mood", "?", []],
+    "another's sample": ["worker_x", "gauge", "?", [["worker_running", {}, 1]]],
+    "no label name": ["worker_x", "gauge", "?", [["worker_x", {"a b": "c"}, 1]]],
+    "no number": ["worker_x", "gauge", "?", [["worker_x", {}, float("nan")]]],
+    "below nothing": ["worker_x", "counter", "?", [["worker_x_total", {}, -1]]],
+    "no label": ["worker_failures", "counter", "?", [["worker_failures_total", {}, 1]]],
+    "no bound": ["worker_cancel_seconds", "histogram", "?",
+                 [["worker_cancel_seconds_bucket", {}, 1]]],
+    "a word for a bound": ["worker_cancel_seconds", "histogram", "?",
+                           [["worker_cancel_seconds_bucket", {"le": "x"}, 1]]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fleet", ["local"], indirect=True)
+@pytest.mark.parametrize("what", SPOILT)
+async def test_figures_that_are_none_spoil_nobody_elses(fleet, what):
+    strange, worker = fleet.worker(), fleet.worker()
+    seen = json.loads(strange.presence.myself().model_dump_json())
+    data = json.dumps(seen | {"families": [SPOILT[what]]}).encode()
+    await fleet.store.put("workers/worker-0.json", data)
+    reply = await worker("metrics")
+    assert (reply["workers"], reply["unreadable"]) == (1, 1)
+    text = (await worker("metrics", format="prometheus"))["text"]
+    named = {s.labels["worker_id"] for f in text_string_to_metric_families(text) for s in f.samples}
+    assert named == {"worker-1"}
+
+
+@pytest.mark.parametrize("fleet", ["local"], indirect=True)
+async def test_a_copy_of_a_file_is_no_other_worker(fleet):
+    there, worker = fleet.worker(), fleet.worker()
+    data = there.presence.myself().model_dump_json().encode()
+    for key in ("workers/worker-0.json", "workers/worker-0-copy.json"):
+        await fleet.store.put(key, data)
+    reply = await worker("metrics")
+    assert (reply["workers"], reply["unreadable"]) == (2, 1)
+
+
 async def test_a_file_of_a_newer_worker_is_understood(fleet):
     newer, worker = fleet.worker(), fleet.worker()
     await newer.present()

@@ -242,7 +242,9 @@ class Presence:
         except ObjectNotFound:
             return None
         seen = _parsed(stored.data)
-        return Other(seen, stored.age_seconds) if seen else _UNREADABLE
+        if seen is None or _key(seen.name) != row.key:  # a copy would count a worker twice
+            return _UNREADABLE
+        return Other(seen, stored.age_seconds)
 
 
 _UNREADABLE = "unreadable"
