@@ -542,12 +542,16 @@ async def test_a_store_that_goes_away_ends_the_run_and_is_no_fault(store, tmp_pa
 async def test_a_dry_run_tells_what_would_go_and_changes_nothing(store, tmp_path):
     await full_store(store)
     await store.put(cancel_key("never"), b"{}")
+    erased = ended("erased", 60).erased(Writer(worker_id="w", nonce=new_nonce()))
+    await store.put(record_key("erased"), erased.encode())
+    await store.put(erased_age_key("erased", day_of(days_ago(5))), b"")
     before = await contents(store)
     report = CleanReport(dry_run=True)
     worker = cleaner(store, tmp_path)
     await clean(worker, report)
     assert await contents(store) == before
     assert {call.name for call in worker.store.calls} <= {"get", "list", "list_folders", "stat"}
+    assert report.counts()["erased records"] == 1
     real = CleanReport()
     await clean(worker, real)
     told = {what: sorted(tally.names) for what, tally in report.tallies.items()}
