@@ -586,6 +586,53 @@ async def test_a_worker_cleans_by_itself(store, tmp_path):
 
 
 @here
+async def test_a_disk_that_cannot_be_tidied_keeps_no_worker_from_cleaning(
+    store, tmp_path, monkeypatch, caplog
+):
+    def broken(*_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("upkeep.retention.tidy_scratch", broken)
+    await seed(store, ended("old", 60))
+    keeping = asyncio.create_task(Cleaner(cleaner(store, tmp_path, clean_seconds=0.05)).keep())
+    async with asyncio.timeout(20):
+        while erased_age_key("old", TODAY) not in await keys_of(store):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert "not tidied" in caplog.text
+    keeping.cancel()
+    await asyncio.wait([keeping])
+
+
+@on_both_stores
+async def test_a_cleaner_that_leaves_lets_go_of_its_lock(store, tmp_path):
+    await seed(store, ended("old", 60))
+    worker = cleaner(store, tmp_path, clean_seconds=0.05)
+    pause = worker.store.pause_before("delete", "processes/")
+    it = Cleaner(worker)
+    keeping = asyncio.create_task(it.keep())
+    await pause.reached.wait()
+    assert b'"holder":null' not in (await store.get("locks/retention")).data
+    await it.leave()
+    assert keeping.cancelled()
+    assert b'"holder":null' in (await store.get("locks/retention")).data
+
+
+@here
+async def test_a_cleaner_that_leaves_does_not_wait_for_a_store_that_hangs(store, tmp_path):
+    await seed(store, ended("old", 60))
+    worker = cleaner(store, tmp_path, clean_seconds=0.05)
+    pause = worker.store.pause_before("delete", "processes/")
+    it = Cleaner(worker)
+    keeping = asyncio.create_task(it.keep())
+    await pause.reached.wait()
+    worker.store.freeze()
+    await asyncio.wait_for(it.leave(), 10)
+    assert not keeping.done()
+    worker.store.thaw()
+    await asyncio.wait([keeping])
+
+
+@here
 async def test_a_worker_that_is_told_never_to_clean_asks_nothing(store, tmp_path):
     worker = cleaner(store, tmp_path, clean_seconds=0)
     await Cleaner(worker).keep()
