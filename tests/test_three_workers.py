@@ -12,6 +12,7 @@ import pytest
 
 from tests.control_plane import ControlPlane
 from tests.endpoint import Endpoint
+from tests.worker_process import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -82,10 +83,14 @@ async def test_three_workers_tell_of_each_other_clean_once_and_take_over(
             *(_log_is_seen_elsewhere(endpoint, job.id, name) for name, job in jobs.items())
         )
         await _figures_agree(endpoint)
+        await endpoint.until(old.id, lambda record: record.deleted)
         await answer_when(
-            endpoint, lambda reply: reply["status"] == "not_found", "process_status",
-            process_id=old.id, only="w2",
+            endpoint,
+            lambda reply: sorted(row["process_id"] for row in reply["processes"])
+            == sorted(job.id for job in jobs.values()),
+            "processes", only="w2",
         )  # fmt: skip
+        await eventually(lambda: removed(workers), "the cleaner says what it did")
         await _another_takes_over(endpoint, workers[0], jobs["w1"].id)
         assert len(removed(workers)) == 1
 
