@@ -103,6 +103,7 @@ class Handler:
         self.manager = ProcessManager(store, settings, redactor=self._redactor, meter=meter)
         self._lookup = self.manager.lookup
         self.presence = Presence(store, settings, meter)
+        self._cleaner = Cleaner(self.manager.worker)
         self._files = FileActions(store, self.manager, settings)
         self._logs = LogActions(store, self._lookup, settings)
         self._links = LinkMaker(store)
@@ -159,7 +160,7 @@ class Handler:
                 loop.create_task(self._check_store()),
                 loop.create_task(self._count_gpus()),
                 loop.create_task(self.presence.keep()),
-                loop.create_task(Cleaner(self.manager.worker).keep()),
+                loop.create_task(self._cleaner.keep()),
             ]
             if template := self.manager.worker.template:
                 template.start()
@@ -371,7 +372,7 @@ class Handler:
     async def _shut_down(self, number: int) -> None:
         """Drain and leave. Jobs of drained processes stay unanswered and are delivered again."""
         log.info("%s: draining", signal.Signals(number).name)
-        await asyncio.gather(self.manager.drain(), self.presence.leave())
+        await asyncio.gather(self.manager.drain(), self.presence.leave(), self._cleaner.leave())
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.grace_seconds * REPLIES_SHARE):
                 while self._jobs_in_progress() > self._unanswered:  # noqa: ASYNC110

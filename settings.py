@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import secrets
 import sys
@@ -449,6 +450,10 @@ def _sentence(fault: ErrorDetails) -> str:
 
 
 def _variable(where: tuple[int | str, ...]) -> str:
-    """The environment variable that a fault is about."""
-    name = str(where[0]) if where else "settings"
-    return f"WORKER_{name.upper()}" if name in Settings.model_fields else name
+    """The environment variable that a fault is about: of several names, the one that is set."""
+    told = str(where[0])
+    for field in Settings.model_fields:
+        names = names_of(field)
+        if told == field or told in names:
+            return next((name for name in names if name in os.environ), names[0])
+    return told

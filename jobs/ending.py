@@ -75,4 +75,6 @@ def _code_of(error: Exception) -> str:
         return "worker_disk"
     if any(words in text for words in DISK_WORDS):
         return "worker_disk"
-    return "gpu_lost" if any(words in text for words in GPU_WORDS) else "job_error"
+    if any(words in text for words in GPU_WORDS):
+        return "gpu_lost"
+    return "job_error"

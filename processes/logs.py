@@ -205,6 +205,8 @@ class AttemptLog:
                 await self._send()
             except AWAY as error:
                 log.warning("process %s: its log was not stored: %s", self._process_id, error)
+            except Exception:  # a fault of ours; what a job prints is not worth the job
+                log.exception("process %s: its log was not stored", self._process_id)
             await asyncio.sleep(LOG_SECONDS - min(time.monotonic() - began, LOG_SECONDS / 2))
 
     async def finish(self, seconds: float, *, patiently: bool) -> None:
@@ -216,6 +218,8 @@ class AttemptLog:
             log.warning(
                 "process %s: the end of its log was not stored: %r", self._process_id, error
             )
+        except Exception:
+            log.exception("process %s: the end of its log was not stored", self._process_id)
 
     async def seen(self) -> Seen:
         """All of it, as of now. Nothing is asked of the store."""

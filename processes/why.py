@@ -95,8 +95,8 @@ def _held_up(trouble: Trouble) -> Why:
     if trouble.code == StorageMisconfigured.code:
         return Why("store_misconfigured", message,
                    "mend what the message names; the job goes on meanwhile")  # fmt: skip
-    code = "store_throttled" if _THROTTLING.search(trouble.message) else "store_away"
-    return Why(code, message, "wait: it is repeated, and the job goes on; `health` says more")
+    what = "store_throttled" if _THROTTLING.search(trouble.message) else "store_away"
+    return Why(what, message, "wait: it is repeated, and the job goes on; `health` says more")
 
 
 def _failed(record: Record) -> Why:

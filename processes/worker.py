@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import NamedTuple
 
 from inputs.blob_cache import BlobCache
@@ -60,6 +61,8 @@ class Worker(NamedTuple):
 
 #: On the scratch disk: where all workers of this machine work, and keep copies of records.
 WORK, RECORDS = "work", "records"
+#: There, copies of each store have a folder of such a name.
+STORE_NAME = re.compile(r"[0-9a-f]{16}")
 #: Archives that are written at a time: each takes memory and the store's bandwidth, no slot.
 ARCHIVES_AT_ONCE = 2
 

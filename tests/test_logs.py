@@ -511,6 +511,33 @@ async def test_what_is_printed_while_the_store_is_away_arrives_afterwards(crowd,
     assert await followed(other) == counted(450)
 
 
+async def test_a_fault_in_keeping_a_log_costs_neither_the_log_nor_the_job(
+    crowd, printer, small, monkeypatch, caplog
+):
+    """Not even one that nobody has thought of."""
+    owner, other = crowd.worker(), crowd.worker()
+    task = prints(owner, printer)
+    printer.count(1)
+    await printed(other, 1)
+    faults, seal = [], logs.seal
+
+    def broken(*_):
+        faults.append(1)
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(logs, "seal", broken)
+    printer.count(1)
+    await until(lambda: len(faults) > 1)
+    monkeypatch.setattr(logs, "seal", seal)
+    printer.count(1)
+    await printed(other, 3)
+    monkeypatch.setattr(logs, "seal", broken)
+    printer.count(1)
+    printer.end()
+    assert (await task)["status"] == "completed"
+    assert "the end of its log was not stored" in caplog.text
+
+
 async def test_an_end_that_comes_while_the_store_is_away_is_stored_when_it_is_back(
     crowd, printer, monkeypatch
 ):

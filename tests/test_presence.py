@@ -59,6 +59,39 @@ async def test_a_worker_that_dies_drops_out(fleet):
     assert (await other("metrics"))["all_workers"]["processes"] == {}
 
 
+async def test_each_worker_is_judged_by_its_own_turn(fleet):
+    """A worker that writes every 10 minutes is not dead to one that writes every second; nor does
+    one of those live for half an hour to the other."""
+    slow, quick = fleet.worker(presence_seconds=600), fleet.worker(**TURN)
+    for worker in (slow, quick):
+        await worker.present()
+    for turn in (1, 600):
+        looking = fleet.worker(presence_seconds=turn)
+        looking.store.later_seconds = 1000
+        assert "worker-1" not in await names(looking)
+        assert "worker-0" in await names(looking)
+        looking.store.later_seconds = 2000
+        assert await names(looking) == [looking.settings.worker_id]
+
+
+async def test_a_slow_worker_keeps_its_name_from_a_quick_one(fleet):
+    slow = fleet.worker(worker_id="w", presence_seconds=600)
+    await slow.present()
+    quick = fleet.worker(worker_id="w", **TURN)
+    quick.store.later_seconds = 1000
+    await quick.present()
+    assert quick.presence._name != slow.presence._name
+
+
+async def test_what_is_read_is_bounded(fleet, monkeypatch):
+    monkeypatch.setattr("upkeep.presence.MAX_READS", 3)
+    for number in range(5):
+        await fleet.store.put(f"workers/strange-{number}.json", b"{}")
+    worker = fleet.worker()
+    assert (await worker("metrics"))["unreadable"] == 5
+    assert len(worker.store.asked("get", key="workers/")) == 4  # one of them for the time
+
+
 async def test_a_worker_whose_store_is_away_still_tells_of_itself_and_comes_back(fleet):
     worker = fleet.worker(presence_seconds=0.1)
     worker.store.away = True
@@ -104,7 +137,8 @@ async def test_a_lost_answer_is_no_other_worker(fleet):
     await worker.present()
     worker.store.forget_calls()
     await until(lambda: len(worker.store.asked("replace", key="workers/")) > 6)
-    assert await names(fleet.worker()) == ["worker-0", "worker-1"]
+    await until_there(fleet.worker(), "worker-0", "worker-1")
+    assert worker.presence._name == "worker-0"
 
 
 # ---- two workers by mistake called the same
@@ -171,6 +205,46 @@ async def test_a_file_that_nobody_understands_is_passed_over_and_counted(fleet, 
     await worker.present()
     reply = await worker("metrics")
     assert (reply["workers"], reply["unreadable"]) == (1, 1)
+
+
+#: Figures, as a file may hold them, that nobody can tell along with others.
+SPOILT = {
+    "no name": ["not a name", "gauge", "?", []],
+    "no type": ["worker_x", "mood", "?", []],
+    "another's sample": ["worker_x", "gauge", "?", [["worker_running", {}, 1]]],
+    "no label name": ["worker_x", "gauge", "?", [["worker_x", {"a b": "c"}, 1]]],
+    "no number": ["worker_x", "gauge", "?", [["worker_x", {}, float("nan")]]],
+    "below nothing": ["worker_x", "counter", "?", [["worker_x_total", {}, -1]]],
+    "no label": ["worker_failures", "counter", "?", [["worker_failures_total", {}, 1]]],
+    "no bound": ["worker_cancel_seconds", "histogram", "?",
+                 [["worker_cancel_seconds_bucket", {}, 1]]],
+    "a word for a bound": ["worker_cancel_seconds", "histogram", "?",
+                           [["worker_cancel_seconds_bucket", {"le": "x"}, 1]]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fleet", ["local"], indirect=True)
+@pytest.mark.parametrize("what", SPOILT)
+async def test_figures_that_are_none_spoil_nobody_elses(fleet, what):
+    strange, worker = fleet.worker(), fleet.worker()
+    seen = json.loads(strange.presence.myself().model_dump_json())
+    data = json.dumps(seen | {"families": [SPOILT[what]]}).encode()
+    await fleet.store.put("workers/worker-0.json", data)
+    reply = await worker("metrics")
+    assert (reply["workers"], reply["unreadable"]) == (1, 1)
+    text = (await worker("metrics", format="prometheus"))["text"]
+    named = {s.labels["worker_id"] for f in text_string_to_metric_families(text) for s in f.samples}
+    assert named == {"worker-1"}
+
+
+@pytest.mark.parametrize("fleet", ["local"], indirect=True)
+async def test_a_copy_of_a_file_is_no_other_worker(fleet):
+    there, worker = fleet.worker(), fleet.worker()
+    data = there.presence.myself().model_dump_json().encode()
+    for key in ("workers/worker-0.json", "workers/worker-0-copy.json"):
+        await fleet.store.put(key, data)
+    reply = await worker("metrics")
+    assert (reply["workers"], reply["unreadable"]) == (2, 1)
 
 
 async def test_a_file_of_a_newer_worker_is_understood(fleet):

@@ -16,7 +16,7 @@ CODE = re.compile(
     r"""\bcode(?::\ ClassVar\[str\])?\s*=\s*"([a-z_]+)"   # an error class, a Failure
       | (?:JobFailed|JobFailure|_failed)\(\s*(?:evidence,\s*)?(?:code=)?"([a-z_]+)"
       | ^(?:STOPPED|TOO)[A-Z_]+\ =\ "([a-z_]+)"           # one that the protocol acts on
-      | ^\ +return\ "((?:job|cuda|host)_[a-z_]+)"         # the child's name for an exception
+      | ^\ +return\ "((?:job|cuda|host|gpu)_[a-z_]+)"         # the child's name for an exception
     """,
     re.VERBOSE | re.MULTILINE,
 )

@@ -367,6 +367,33 @@ async def test_the_sweep_mends_rows_and_removes_what_nobody_owns(store, tmp_path
     assert sorted(await keys_of(store, "index/")) == sorted([index_key(lost), index_key(stale)])
 
 
+@on_both_stores
+@pytest.mark.parametrize("became", ["resumed", "deleted", "used again"])
+async def test_a_process_that_changes_while_its_row_is_mended_has_its_own_row(
+    store, tmp_path, became
+):
+    """The row that its new owner shows is not replaced by the one that was read before."""
+    old = ended("p", 1, status=Status.INTERRUPTED)
+    await store.put(record_key("p"), old.encode())
+    me = Writer(worker_id="new", nonce=new_nonce())
+    now = {
+        "resumed": old.claimed(me, days_ago(0), reason="resumed").running(days_ago(0)),
+        "deleted": old.erased(me),
+        "used again": ended("p", 0.5, status=Status.RUNNING),
+    }[became]
+    worker = cleaner(store, tmp_path)
+    pause = worker.store.pause_before("put", "index/")
+    cleaning = asyncio.create_task(cleaned(worker))
+    await pause.reached.wait()
+    await store.put(record_key("p"), now.encode())
+    expected = [] if became == "deleted" else [index_key(now)]
+    for row in expected:
+        await store.put(row, b"")
+    pause.go.set()
+    assert await cleaning == {"rows mended": 1}
+    assert await keys_of(store, "index/") == expected
+
+
 @here
 async def test_what_has_no_record_since_a_moment_may_be_a_process_that_begins(store, tmp_path):
     await store.put(cancel_key("new"), b"{}")
@@ -515,12 +542,16 @@ async def test_a_store_that_goes_away_ends_the_run_and_is_no_fault(store, tmp_pa
 async def test_a_dry_run_tells_what_would_go_and_changes_nothing(store, tmp_path):
     await full_store(store)
     await store.put(cancel_key("never"), b"{}")
+    erased = ended("erased", 60).erased(Writer(worker_id="w", nonce=new_nonce()))
+    await store.put(record_key("erased"), erased.encode())
+    await store.put(erased_age_key("erased", day_of(days_ago(5))), b"")
     before = await contents(store)
     report = CleanReport(dry_run=True)
     worker = cleaner(store, tmp_path)
     await clean(worker, report)
     assert await contents(store) == before
     assert {call.name for call in worker.store.calls} <= {"get", "list", "list_folders", "stat"}
+    assert report.counts()["erased records"] == 1
     real = CleanReport()
     await clean(worker, real)
     told = {what: sorted(tally.names) for what, tally in report.tallies.items()}
@@ -551,6 +582,53 @@ async def test_a_worker_cleans_by_itself(store, tmp_path):
     while erased_age_key("old", TODAY) not in await keys_of(store):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     keeping.cancel()
+    await asyncio.wait([keeping])
+
+
+@here
+async def test_a_disk_that_cannot_be_tidied_keeps_no_worker_from_cleaning(
+    store, tmp_path, monkeypatch, caplog
+):
+    def broken(*_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("upkeep.retention.tidy_scratch", broken)
+    await seed(store, ended("old", 60))
+    keeping = asyncio.create_task(Cleaner(cleaner(store, tmp_path, clean_seconds=0.05)).keep())
+    async with asyncio.timeout(20):
+        while erased_age_key("old", TODAY) not in await keys_of(store):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert "not tidied" in caplog.text
+    keeping.cancel()
+    await asyncio.wait([keeping])
+
+
+@on_both_stores
+async def test_a_cleaner_that_leaves_lets_go_of_its_lock(store, tmp_path):
+    await seed(store, ended("old", 60))
+    worker = cleaner(store, tmp_path, clean_seconds=0.05)
+    pause = worker.store.pause_before("delete", "processes/")
+    it = Cleaner(worker)
+    keeping = asyncio.create_task(it.keep())
+    await pause.reached.wait()
+    assert b'"holder":null' not in (await store.get("locks/retention")).data
+    await it.leave()
+    assert keeping.cancelled()
+    assert b'"holder":null' in (await store.get("locks/retention")).data
+
+
+@here
+async def test_a_cleaner_that_leaves_does_not_wait_for_a_store_that_hangs(store, tmp_path):
+    await seed(store, ended("old", 60))
+    worker = cleaner(store, tmp_path, clean_seconds=0.05)
+    pause = worker.store.pause_before("delete", "processes/")
+    it = Cleaner(worker)
+    keeping = asyncio.create_task(it.keep())
+    await pause.reached.wait()
+    worker.store.freeze()
+    await asyncio.wait_for(it.leave(), 10)
+    assert not keeping.done()
+    worker.store.thaw()
     await asyncio.wait([keeping])
 
 

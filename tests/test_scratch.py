@@ -1,6 +1,8 @@
 """What dead workers left on a machine's disk goes; what a living one works on stays."""
 
 import asyncio
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from processes.workplace import Workplace
+from processes.workplace import Workplace, held_if_abandoned
 from tests.aged import ended
 from tests.kit import settings
 from upkeep.clean_run import CleanReport
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 WORKER = """
 import sys, time
 from pathlib import Path
-from processes.workplace import Workplace
+from processes.workplace import Workplace, held_if_abandoned
 place = Workplace(Path(sys.argv[1]) / "work")
 place.claim()
 (place.folder / "p.1").mkdir()
@@ -77,6 +79,24 @@ def test_a_place_that_is_removed_while_it_is_taken_is_made_again(tmp_path):
     assert tidy(tmp_path) == {}
 
 
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_locks_a_worker_works_and_nobody_takes_it_for_dead(tmp_path, error, monkeypatch):
+    """Nobody: neither who has no locks either, nor who has some, on another machine perhaps."""
+
+    def no_locks(*_):
+        raise OSError(error, os.strerror(error))
+
+    place = Workplace(tmp_path / "work")
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", no_locks)
+        place.claim()
+        with held_if_abandoned(place.folder) as abandoned:
+            assert not abandoned
+        assert tidy(tmp_path) == {}
+    assert tidy(tmp_path) == {}
+    assert place.folder.exists()
+
+
 async def test_an_attempt_works_where_nobody_tidies_up(crowd, tmp_path):
     worker = crowd.worker()
     running = await worker.running("p")
@@ -109,8 +129,25 @@ async def test_old_copies_go_but_not_what_is_owed_to_the_store(crowd):
     tidied = await asyncio.to_thread(tidy, scratch)
     assert tidied == {"old copies of records": 1}  # what was half written
     tidied = await asyncio.to_thread(tidy, scratch, process_days=10)
-    assert tidied == {"old copies of records": 2}
-    assert [path.name for path in records.iterdir()] == ["q.json"]
+    assert tidied == {"old copies of records": 1}
+    assert sorted(path.name for path in records.iterdir()) == ["broken.json", "q.json"]
+
+
+def test_what_no_worker_put_there_is_nobodys_to_remove(tmp_path):
+    """A scratch folder may be a folder that somebody had before."""
+    theirs = [
+        "work/my_project/thesis.txt", "work/worker-1/thesis.txt", "records/2023/a.json",
+        "records/2023/.draft", "records/0123456789abcdef/.draft",
+        "records/0123456789abcdef/a.json", "records/0123456789abcdef/a.txt",
+    ]  # fmt: skip
+    for name in theirs:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        old(path, 1000)
+        old(path.parent, 1000)
+    assert tidy(tmp_path, process_days=1) == {}
+    assert all((tmp_path / name).exists() for name in theirs)
 
 
 def test_a_disk_without_anything_is_no_error(tmp_path):

@@ -72,7 +72,8 @@ class CleanRun:
         self.report = report
         self.now = now
         self.lock = lock
-        #: Ids of processes that went: in a dry run they are still there, and met again.
+        #: Ids of processes that went, or their erased records: in a dry run they are still there,
+        #: and met again.
         self.gone: set[str] = set()
 
     @property

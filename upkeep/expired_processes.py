@@ -156,13 +156,15 @@ async def bury(run: CleanRun, process_ids: list[str]) -> bool:
     """
     await run.still_mine()
     seen = Stopwatch()
-    found = await side_by_side(_erased(run, process_id) for process_id in process_ids)
+    left = [process_id for process_id in process_ids if process_id not in run.gone]
+    found = await side_by_side(_erased(run, process_id) for process_id in left)
     erased = [record for record in found if record is not None]
     keys = [record_key(record.process_id) for record in erased]
     keys += [key for r in erased for key in (cancel_key(r.process_id), *leads_of(r))]
     if not await run.delete_if_just_seen(keys, seen):
         return False
     for record in erased:
+        run.gone.add(record.process_id)
         run.report.add("erased records", record.process_id, objects=1)
     return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from pydantic import JsonValue
 from meter import Family, Sample
 from replies import Reply, page_of
 from storage import StorageMisconfigured, StorageUnavailable
-from upkeep.presence import Other, Presence, WorkerSeen
+from upkeep.presence import Fleet, Other, Presence, WorkerSeen
 
 
 async def metrics(presence: Presence, *, everyone: bool, as_text: bool) -> Reply:
@@ -25,7 +26,7 @@ async def metrics(presence: Presence, *, everyone: bool, as_text: bool) -> Reply
     """
     mine = presence.myself()
     if as_text:
-        others = (await presence.fleet()).others if everyone else []
+        others = _understood(await presence.fleet()).others if everyone else []
         seen = [mine, *(other.seen for other in others)]
         return {"content_type": CONTENT_TYPE_LATEST, "text": text_of(seen), "workers": len(seen)}
     reply: Reply = {"worker_id": mine.worker_id, "this_worker": figures(mine.families)}
@@ -34,7 +35,7 @@ async def metrics(presence: Presence, *, everyone: bool, as_text: bool) -> Reply
 
 async def _of_all(presence: Presence, mine: WorkerSeen) -> Reply:
     try:
-        fleet = await presence.fleet()
+        fleet = _understood(await presence.fleet())
     except (StorageUnavailable, StorageMisconfigured) as error:
         # What this worker knows of itself is no less true.
         return {"workers": None, "all_workers": None, "fleet": None, "why": str(error)}
@@ -47,8 +48,49 @@ async def _of_all(presence: Presence, mine: WorkerSeen) -> Reply:
     }
 
 
+def _understood(fleet: Fleet) -> Fleet:
+    """Those whose figures can be told along with ours; others would spoil everybody's."""
+    others = [other for other in fleet.others if _is_sound(other.seen.families)]
+    return Fleet(others, fleet.unreadable + len(fleet.others) - len(others))
+
+
+def _is_sound(families: Iterable[Family]) -> bool:
+    """Whether they are figures as workers count them, of whatever version."""
+    try:
+        for family in families:
+            Metric(family.name, family.help, family.type)
+            if not _NAME.fullmatch(family.name) or not all(
+                _belongs(sample, family) for sample in family.samples
+            ):
+                return False
+        figures(families)
+    except (LookupError, ValueError):  # a label is missing, or a name or a number is none
+        return False
+    return True
+
+
+def _belongs(sample: Sample, family: Family) -> bool:
+    return (
+        sample.name.removeprefix(family.name) in _ENDINGS.get(family.type, {""})
+        and all(_NAME.fullmatch(label) for label in sample.labels)
+        and math.isfinite(sample.value)
+        and sample.value >= 0
+        and not math.isnan(float(sample.labels.get("le", 0)))
+    )
+
+
+#: Of metrics and labels. Prometheus takes more by now, but not from everybody.
+_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+#: How the samples of a metric may be called, after its name.
+_ENDINGS = {
+    "counter": {"_total", "_created"},
+    "histogram": {"_bucket", "_count", "_sum", "_created"},
+}
+_NOT_SHOWN = {"families", "written_at", "turn_seconds"}
+
+
 def _row(other: Other) -> Reply:
-    row: Reply = other.seen.model_dump(mode="json", exclude={"families", "written_at"})
+    row: Reply = other.seen.model_dump(mode="json", exclude=_NOT_SHOWN)
     return {**row, "age_seconds": round(other.age_seconds, 1)}
 
 

@@ -1,7 +1,8 @@
 """Who is there: each worker writes its figures into the store, and any of them reads all.
 
 `workers/{name}.json` is written over and over by one worker and removed when it leaves. What was
-not written for three turns, by the store's clock, is of a worker that is gone.
+not written for three turns, by the store's clock, is of a worker that is gone. How long its turn is
+each says itself: workers of one bucket may be set differently.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from importlib import metadata
 from typing import NamedTuple
 from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from meter import Family, Meter
 from settings import Role, Settings
@@ -36,8 +37,12 @@ log = logging.getLogger(__name__)
 PREFIX = "workers/"
 #: Turns without a word after which a worker is gone.
 TURNS = 3
+#: The longest turn that the settings allow.
+LONGEST_TURN_SECONDS = 600.0
 #: Files that are read at a time.
 READS = 16
+#: Files that are read at most, the newest: the others count as unreadable.
+MAX_READS = 1000
 #: A worker's figures are some 50 KB; what is larger was written by something else.
 MAX_BYTES = 1 << 20
 #: A worker that leaves does not wait longer than that for a store.
@@ -61,8 +66,14 @@ class WorkerSeen(BaseModel, frozen=True, extra="ignore"):
     queued: int
     started_at: datetime
     written_at: datetime
+    #: How often it writes; workers that did not say so wrote once a minute.
+    turn_seconds: float = Field(default=60.0, gt=0, le=LONGEST_TURN_SECONDS)
     versions: dict[str, str]
     families: tuple[Family, ...]
+
+    def lives(self, age_seconds: float) -> bool:
+        """Whether it does, if it wrote this so long ago."""
+        return age_seconds < TURNS * self.turn_seconds
 
 
 class Other(NamedTuple):
@@ -76,7 +87,7 @@ class Fleet(NamedTuple):
     """The live workers beside this one."""
 
     others: list[Other]
-    #: Files of live workers that could not be understood.
+    #: Files, as young as those of live workers, that could not be understood.
     unreadable: int
 
 
@@ -126,25 +137,32 @@ class Presence:
         return WorkerSeen(
             name=self._name, worker_id=self._settings.worker_id, boot=self._boot,
             role=self._settings.role, slots=load.slots, running=load.running, queued=load.queued,
-            started_at=self._started_at, written_at=utc_now(), versions=versions(),
+            started_at=self._started_at, written_at=utc_now(),
+            turn_seconds=self._settings.presence_seconds, versions=versions(),
             families=self._meter.families(),
         )  # fmt: skip
 
     async def fleet(self) -> Fleet:
-        """All live workers but this one, by name. One LIST, and a GET for each that is live.
+        """All live workers but this one, by name. One LIST, and a GET for each that may be live:
+        that wrote within the longest turns there are.
 
         Raises:
             StorageUnavailable, StorageMisconfigured: nobody can tell.
         """
         rows = sorted(await self._rows(), key=lambda row: row.modified, reverse=True)
         now = await self._now_of_store(rows)
-        limit = now - TURNS * self._settings.presence_seconds
-        live = [row for row in rows if row.modified >= limit]
+        limit = now - TURNS * LONGEST_TURN_SECONDS
+        recent = [row for row in rows if row.modified >= limit]
         at_a_time = asyncio.Semaphore(READS)
-        read = await asyncio.gather(*(self._read(row, at_a_time) for row in live))
+        read = await asyncio.gather(*(self._read(row, at_a_time) for row in recent[:MAX_READS]))
         found = [other for other in read if isinstance(other, Other)]
-        others = [other for other in found if other.seen.boot != self._boot]
-        return Fleet(sorted(others, key=lambda other: other.seen.name), read.count(_UNREADABLE))
+        others = [
+            other
+            for other in found
+            if other.seen.boot != self._boot and other.seen.lives(other.age_seconds)
+        ]
+        unreadable = read.count(_UNREADABLE) + len(recent[MAX_READS:])
+        return Fleet(sorted(others, key=lambda other: other.seen.name), unreadable)
 
     # ---- writing
 
@@ -184,10 +202,8 @@ class Presence:
 
     def _is_of_a_twin(self, found: Stored) -> bool:
         """Whether another worker that lives wrote it."""
-        if found.age_seconds >= TURNS * self._settings.presence_seconds:
-            return False
         seen = _parsed(found.data)
-        return seen is not None and seen.boot != self._boot
+        return seen is not None and seen.boot != self._boot and seen.lives(found.age_seconds)
 
     async def _forget_the_dead(self) -> None:
         rows = await self._rows()
@@ -226,7 +242,9 @@ class Presence:
         except ObjectNotFound:
             return None
         seen = _parsed(stored.data)
-        return Other(seen, stored.age_seconds) if seen else _UNREADABLE
+        if seen is None or _key(seen.name) != row.key:  # a copy would count a worker twice
+            return _UNREADABLE
+        return Other(seen, stored.age_seconds)
 
 
 _UNREADABLE = "unreadable"

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 RETENTION = "retention"
 #: A worker's first look comes within this time: most do not live for an hour.
 FIRST_LOOK_SECONDS = 60.0
+#: A worker that leaves does not wait longer for its cleaner to let go of the lock.
+LEAVE_SECONDS = 1.0
 
 
 class LockHeld(WorkerError):
@@ -96,9 +98,11 @@ class Cleaner:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._settings = worker.settings
+        self._keeping: asyncio.Task[None] | None = None
 
     async def keep(self) -> None:
         """Until cancelled. Never raises what a store or a disk can do to us."""
+        self._keeping = asyncio.current_task()
         await self._tidy()
         every = self._settings.clean_seconds
         if every == 0:
@@ -113,6 +117,12 @@ class Cleaner:
                 log.exception("cleaning was broken off")
             await asyncio.sleep(every * random.uniform(0.9, 1.1))  # noqa: S311
             await self._tidy()
+
+    async def leave(self) -> None:
+        """Break it off and let go of the lock, or the next cleaner waits until that expires."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping], timeout=LEAVE_SECONDS)
 
     async def _clean_if_due(self) -> None:
         """One request where another worker has cleaned within the time."""
@@ -129,4 +139,7 @@ class Cleaner:
                 log.info("cleaned", extra={"removed": report.counts()})
 
     async def _tidy(self) -> None:
-        await asyncio.to_thread(tidy_scratch, self._settings, CleanReport())
+        try:
+            await asyncio.to_thread(tidy_scratch, self._settings, CleanReport())
+        except Exception:
+            log.exception("the scratch disk was not tidied")

@@ -7,8 +7,14 @@ was removed; and what ended long ago although no row says so.
 
 from __future__ import annotations
 
-from processes.index import index_key, repair, rows_there
-from processes.reading import RecordUnreadable, UnknownProcess, decode_record, read_stored
+from processes.index import index_key, repair, rows_of, rows_there
+from processes.reading import (
+    RecordUnreadable,
+    UnknownProcess,
+    decode_record,
+    read_record,
+    read_stored,
+)
 from processes.record import Record
 from processes.removal import files_of
 from stores.prefixes import list_all
@@ -20,6 +26,8 @@ from upkeep.store_lock import Stopwatch
 SWEPT = 100
 #: What has no record is removed when it is so old: it may be that of a process that just begins.
 ORPHAN_SECONDS = DAY
+#: Times that the rows of one process are written: it may be resumed, and end, while they are.
+MENDS = 4
 
 
 async def sweep_processes(run: CleanRun, after: str | None) -> str | None:
@@ -58,9 +66,28 @@ async def _mend_rows(run: CleanRun, record: Record) -> None:
     if right:
         return
     if not run.dry:
+        await _mend(run, record)
+    run.report.add("rows mended", record.process_id)
+
+
+async def _mend(run: CleanRun, record: Record) -> None:
+    """Until a record that is read after its row was written says the same: a new owner shows what
+    it does once, and we may have written over it."""
+    for _ in range(MENDS):
         await run.still_mine()
         await repair(run.store, record)
-    run.report.add("rows mended", record.process_id)
+        try:
+            now = await read_record(run.store, record.process_id)
+        except UnknownProcess:
+            await run.delete(rows_of(record))
+            return
+        except RecordUnreadable:  # a newer worker has it by now
+            return
+        if index_key(now) == index_key(record):
+            return
+        # Its id may have been used again since: then rows of the former one are nobody's.
+        await run.delete(sorted({*rows_of(record)} - {*rows_of(now)}))
+        record = now
 
 
 async def _remove_orphans(run: CleanRun, process_id: str) -> None:
