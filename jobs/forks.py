@@ -108,10 +108,13 @@ class Template:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         order = {"kind": kind, "params": params, "inputs": str(inputs)}
         other = Template(())
-        with theirs, suppress(ForkFailed):
-            other._process = await self._request({"load": order}, [theirs.fileno()])
+        try:
+            with theirs, suppress(ForkFailed):
+                other._process = await self._request({"load": order}, [theirs.fileno()])
+        finally:
+            if other._process is None:
+                ours.close()
         if other._process is None:
-            ours.close()
             return None
         other._listen(ours)
         try:
@@ -188,7 +191,7 @@ class Template:
             if self._requests.recv(4096):
                 self.ready.set()
                 return
-        log.warning("the template process ended before it was ready; attempts start slower")
+        log.warning("a template process ended before it was ready; attempts start slower")
         self._forget()
 
     def _forget(self) -> None:

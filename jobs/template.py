@@ -65,8 +65,8 @@ def _serve(requests_fd: int, worker: int) -> None:
     _be_adopted_by(worker)
     os.setsid()
     if "load" in request:
-        _load(request["load"])
         die_with_parent(worker)
+        _load(request["load"])
         _serve(pipes[0], worker)
     else:
         _become_attempt(request, pipes)
@@ -74,7 +74,14 @@ def _serve(requests_fd: int, worker: int) -> None:
 
 
 def _load(wanted: dict[str, Any]) -> None:
-    """Keep what attempts of this kind would load. What it raises ends this process, unheard."""
+    """Keep what attempts of this kind would load.
+
+    What it raises ends this process, unheard: the attempt will load for itself, and say it in its
+    own log, from which secrets are taken out.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
     job = JOBS[wanted["kind"]]
     assert job.keep is not None
     params = job.params.model_validate(wanted["params"])
