@@ -20,7 +20,8 @@ from jobs.prepare import Prepare
 class Keep(NamedTuple):
     """What a kind would load anew in each attempt, and may find loaded."""
 
-    #: The name of the input that it is loaded from. Another content is another thing to keep.
+    #: The path, among the inputs, of all that it is loaded from. What is kept is known by this path
+    #: and its content, so loading may depend on nothing else.
     input: Callable[[Any], str]
     #: Loads it from the folder of inputs into host memory; never onto a GPU, never in threads.
     load: Callable[[Path, Any], Any]

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from jobs.guardian import adopt_orphans
 
 log = logging.getLogger(__name__)
 
+#: Bytes. More than a socket may take at once, and than any attempt has to say.
+REQUEST_LIMIT: Final = 1 << 16
 #: A fork that takes longer than this is not worth waiting for.
 FORK_SECONDS: Final = 5.0
 #: A template that ended is started again so often, and no more: something is wrong here.
@@ -71,8 +74,12 @@ class Template:
     def start(self) -> None:
         """Begin to import, in the background."""
         self._starts += 1
-        adopt_orphans()  # which its forks are
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            adopt_orphans()  # which its forks are
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            log.warning("no template process: %s; attempts start slower", error)
+            return
         with theirs:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - nothing in it comes from a caller
@@ -136,11 +143,19 @@ class Template:
         self._forget()
 
     async def _request(self, request: dict[str, Any], pipes: list[int]) -> Forked | None:
-        await self._turn.acquire()
-        if not self._ask(request, pipes):
-            self._turn.release()
+        data = json.dumps(request).encode()
+        if len(data) > REQUEST_LIMIT:
             return None
-        answer = asyncio.create_task(self._hear_answer())
+        await self._turn.acquire()
+        requests = None
+        try:
+            requests = self._ask(data, pipes)
+        finally:
+            if requests is None:
+                self._turn.release()
+        if requests is None:
+            return None
+        answer = asyncio.create_task(self._hear_answer(requests))
         answer.add_done_callback(lambda _: self._turn.release())
         try:
             return await asyncio.shield(answer)
@@ -148,24 +163,23 @@ class Template:
             answer.add_done_callback(_end_unwanted)  # nobody else would know of it
             raise
 
-    def _ask(self, request: dict[str, Any], pipes: list[int]) -> bool:
-        """Send the request, at once: who is cancelled closes the pipes. False: nobody takes it."""
+    def _ask(self, request: bytes, pipes: list[int]) -> socket.socket | None:
+        """Send the request, at once: who is cancelled closes the pipes. None: nobody takes it."""
         if not self.ready.is_set() or self._requests is None:
             if self._process is None and 0 < self._starts < MAX_STARTS:
                 self.start()
-            return False
+            return None
         try:
-            socket.send_fds(self._requests, [json.dumps(request).encode()], pipes)
+            socket.send_fds(self._requests, [request], pipes)
         except OSError as error:
             self._give_up(error)
-            return False
-        return True
+            return None
+        return self._requests
 
-    async def _hear_answer(self) -> Forked:
-        assert self._requests is not None
+    async def _hear_answer(self, requests: socket.socket) -> Forked:
         try:
             async with asyncio.timeout(FORK_SECONDS):
-                answer = await asyncio.get_running_loop().sock_recv(self._requests, 4096)
+                answer = await asyncio.get_running_loop().sock_recv(requests, 4096)
             pid = int(json.loads(answer)["pid"])
         except (OSError, ValueError, TimeoutError) as error:
             self._give_up(error)
@@ -203,11 +217,16 @@ class Template:
             self._requests = None
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            _reap(self._process)
             self._process = None
 
 
 def _end_unwanted(answer: asyncio.Task[Forked]) -> None:
+    """A fork that nobody wants any more: its pipes are closed, which ends it and all below it."""
     if not answer.cancelled() and not answer.exception():
-        answer.result().kill()
-        answer.result().wait()
+        _reap(answer.result())
+
+
+def _reap(process: subprocess.Popen[bytes] | Forked) -> None:
+    """Wait for its end where that holds nobody up: a large one takes a while to go."""
+    threading.Thread(target=process.wait, name="reap", daemon=True).start()

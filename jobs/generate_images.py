@@ -63,8 +63,8 @@ class Params(BaseModel, frozen=True, extra="forbid"):
 
 
 def kept_input(params: Params) -> str:
-    """The input that the model is loaded from."""
-    return params.model.split("/", maxsplit=1)[0]
+    """The path, among the inputs, that the model is loaded from."""
+    return params.model
 
 
 def load(inputs: Path, params: Params) -> Any:

@@ -32,7 +32,7 @@ from jobs.guardian import die_with_parent
 
 #: What takes a child most of its start: torch, and what the kinds that ship here compute with.
 PRELOADED: Final = ("torch", "numpy", "PIL.Image", "safetensors.torch", "jobs.diffusion_training")
-REQUEST_LIMIT: Final = 1 << 18
+REQUEST_LIMIT: Final = 1 << 17
 #: An orphan comes to the worker at once; longer only if the worker is no longer there.
 ADOPTED_SECONDS: Final = 5.0
 
@@ -48,6 +48,8 @@ def main() -> None:
 
 def _serve(requests_fd: int, worker: int) -> None:
     """Fork on request. Returns in the template when the worker is gone; a fork becomes another."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # or what waits there would be in the log of every fork
     gc.freeze()  # what is there stays there: no collection in a fork copies its pages
     with socket.socket(fileno=requests_fd) as requests:
         requests.send(b'{"ready": true}')
@@ -66,7 +68,7 @@ def _serve(requests_fd: int, worker: int) -> None:
     os.setsid()
     if "load" in request:
         die_with_parent(worker)
-        _load(request["load"])
+        _load(request.pop("load"))
         _serve(pipes[0], worker)
     else:
         _become_attempt(request, pipes)

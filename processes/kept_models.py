@@ -43,11 +43,16 @@ class KeptModels:
         if keep is None or self._plain is None or not self._settings.keep_seconds:
             self._drop_unless_used()  # another kind may need the memory
             return self._plain
+        params = JOBS[start.kind].params.model_validate(start.params)
+        path = keep.input(params)
+        if any(each.unpack for each in start.inputs.values()):
+            return self._plain  # what is there will only be unpacked by the attempt
         async with self._turn:
-            params = JOBS[start.kind].params.model_validate(start.params)
             inputs = (folder / "inputs").resolve()
-            content = await asyncio.to_thread(digest, inputs / keep.input(params))
-            key = f"{start.kind} {content}"
+            content, size = await asyncio.to_thread(digest, inputs / path)
+            if size > self._settings.keep_bytes:
+                return self._plain
+            key = f"{start.kind} {path} {content}"
             if self._kept is None or self._key != key or not self._kept.ready.is_set():
                 if self._users:
                     return self._plain  # kept for others, who still fork from it
@@ -64,12 +69,15 @@ class KeptModels:
             self._users += 1
             self._stop_timer()
 
-    def end(self, template: Template | None, *, well: bool) -> None:
+    async def end(self, template: Template | None, *, well: bool) -> None:
         """That attempt is over. One that did not end `well` may have had a broken thing in hand."""
         if template is None or template is not self._kept:
             return
         self._users -= 1
-        if not well or _memory_of(self._kept.pid) > self._settings.keep_bytes:
+        takes = await asyncio.to_thread(_memory_of, self._kept.pid)
+        if template is not self._kept:
+            return  # it was dropped meanwhile
+        if not well or takes > self._settings.keep_bytes:
             self.drop()
         elif not self._users:
             loop = asyncio.get_running_loop()
@@ -92,16 +100,17 @@ class KeptModels:
             self._idle = None
 
 
-def digest(path: Path) -> str:
-    """Of a file, or of all files in a folder with their names: sha256, hex. Blocking."""
-    whole = hashlib.sha256()
+def digest(path: Path) -> tuple[str, int]:
+    """Of a file, or of a folder's files with their names: sha256 (hex), and bytes. Blocking."""
+    whole, size = hashlib.sha256(), 0
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
     for file in files:
+        size += file.stat().st_size
         whole.update(f"{file.relative_to(path.parent)}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as content:
             while chunk := content.read(_CHUNK):
                 whole.update(chunk)
-    return whole.hexdigest()
+    return whole.hexdigest(), size
 
 
 def _memory_of(pid: int | None) -> int:

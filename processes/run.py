@@ -203,7 +203,7 @@ class ProcessRun:
                 return await self._unless_stopping(self._write_archive())
             resume_from = await self._unless_stopping(self._restore())
             needed = JOBS[self._start.kind].gpu_bytes
-            async with self._worker.gpus.taken(slot, needed) as devices:
+            async with self._worker.gpus.taken(slot, needed, unless=self._stopping) as devices:
                 return await self._run_child(resume_from, devices)
 
     async def _write_archive(self) -> Verdict:
@@ -246,7 +246,7 @@ class ProcessRun:
             child = await Child.spawn(attempt, self.lease.redactor.text, template=template)
             verdict = await self._follow(child)
         finally:
-            kept.end(template, well=isinstance(verdict, Completed))
+            await kept.end(template, well=isinstance(verdict, Completed))
         return verdict
 
     async def _follow(self, child: Child) -> Verdict:

@@ -11,7 +11,7 @@ import pytest
 from gpus import Driver, Gpu, Gpus
 from jobs import JOBS, runner
 from processes import gpu_shares
-from processes.gpu_shares import GpuMemoryShort, GpuShares, share_of, visible
+from processes.gpu_shares import GpuMemoryShort, GpuShares, allowed, share_of, visible
 from tests.children import UNRULY
 from tests.unruly_jobs import Anything
 
@@ -57,20 +57,51 @@ def test_each_slot_has_its_own_devices_and_none_is_left_over(cards, slots, share
     assert [[g.number for g in share_of(gpus, slots, slot)] for slot in range(slots)] == shares
 
 
+@pytest.mark.parametrize(
+    ("operators", "left"),
+    [(None, [0, 1, 2]), ("1", [1]), ("0, 2", [0, 2]), ("GPU-1", [1]), ("", []), ("MIG-x", [])],
+)
+def test_what_the_operator_does_not_allow_is_nobodys(operators, left):
+    gpus = [*Card(GIB, GIB, GIB)().devices]
+    assert [gpu.number for gpu in allowed(gpus, operators)] == left
+
+
+async def test_who_is_to_stop_waits_for_no_memory():
+    stopping = asyncio.Event()
+    stopping.set()
+    async with GpuShares(1, Driver(Card(GIB))).taken(0, 2 * GIB, unless=stopping):
+        pass  # the run that asked sees that it is to stop
+
+
+async def test_while_the_driver_does_not_answer_the_last_shares_hold():
+    card = Card(GIB, GIB)
+    shares = GpuShares(2, Driver(card))
+    assert await environment_of(shares, 1) == {"CUDA_VISIBLE_DEVICES": "GPU-1"}
+    card.free = []
+    assert await environment_of(shares, 1) == {"CUDA_VISIBLE_DEVICES": "GPU-1"}
+
+
+async def environment_of(shares, slot):
+    async with shares.taken(slot, 0, unless=asyncio.Event()) as environment:
+        return environment
+
+
 def test_what_cuda_may_see_is_said_by_uuid():
     assert visible([*Card(1, 1)().devices]) == {"CUDA_VISIBLE_DEVICES": "GPU-0,GPU-1"}
     assert visible([]) == {}
 
 
 async def test_a_slot_that_has_all_leaves_the_environment_as_it_is():
-    async with GpuShares(1, Driver(Card(GIB, GIB))).taken(0, 0) as environment:
+    async with GpuShares(1, Driver(Card(GIB, GIB))).taken(
+        0, 0, unless=asyncio.Event()
+    ) as environment:
         assert environment == {}
 
 
 async def test_what_another_program_holds_is_not_free():
     shares = GpuShares(1, Driver(Card(GIB)))
     with pytest.raises(GpuMemoryShort, match="1024 of 81920 MiB free, and 2048 are needed"):
-        async with shares.taken(0, 2 * GIB):
+        async with shares.taken(0, 2 * GIB, unless=asyncio.Event()):
             pytest.fail("it began without the memory it needs")
 
 
@@ -84,14 +115,14 @@ async def test_memory_that_comes_free_in_time_is_enough():
 
 
 async def held(shares, needed):
-    async with shares.taken(0, needed):
+    async with shares.taken(0, needed, unless=asyncio.Event()):
         return True
 
 
 async def test_what_does_not_come_back_is_a_leak(caplog):
     card = Card(70 * GIB)
     shares = GpuShares(1, Driver(card))
-    async with shares.taken(0, 0):
+    async with shares.taken(0, 0, unless=asyncio.Event()):
         card.free = [30 * GIB]  # the attempt's own use
     assert shares.leaked
     assert "40960 MiB did not come back" in caplog.text
@@ -106,7 +137,7 @@ async def test_what_comes_back_is_none_be_it_late():
 
 
 async def freed_late(shares, card):
-    async with shares.taken(0, 0):
+    async with shares.taken(0, 0, unless=asyncio.Event()):
         card.free = [30 * GIB]
         asked = card.asked
         asyncio.get_running_loop().create_task(free_when_asked(card, asked))
@@ -121,9 +152,9 @@ async def free_when_asked(card, asked):
 async def test_on_a_shared_device_the_other_attempts_memory_is_no_leak():
     card = Card(70 * GIB)
     shares = GpuShares(2, Driver(card))
-    async with shares.taken(0, 0):
+    async with shares.taken(0, 0, unless=asyncio.Event()):
         card.free = [50 * GIB]
-        async with shares.taken(1, 0):
+        async with shares.taken(1, 0, unless=asyncio.Event()):
             card.free = [30 * GIB]
         assert not shares.leaked
         card.free = [70 * GIB]

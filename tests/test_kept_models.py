@@ -118,3 +118,4 @@ def test_the_content_counts_and_not_when_or_where_it_was_written(tmp_path):
         (tmp_path / name / "model" / "deep" / "file").write_text(text)
     first, second, third = (digest(tmp_path / name / "model") for name in "123")
     assert first == second != third
+    assert first[1] == len("same")
