@@ -258,8 +258,6 @@ def use_kept(context: JobContext, params: Kept) -> JsonValue:
     return {**found, "kept": context.kept is not None, "threads": torch.get_num_threads()}
 
 
-JOBS["use_kept"] = Job(Kept, use_kept, keep=Keep(lambda _params: "model", load_kept))
-
 KINDS = [
     show_environment, show_start, show_modules, show_params, show_pipes_of_descendants, show_inputs,
     print_everywhere, print_much, raise_error, return_it, return_odd, kill_itself,
@@ -267,10 +265,16 @@ KINDS = [
     have_descendants, count_stops, talk_until_stopped, finish_anyway,
 ]  # fmt: skip
 
-for kind in KINDS:
-    JOBS[kind.__name__] = Job(
-        Anything, lambda context, params, kind=kind: kind(context, params.model_dump())
-    )
+
+def register() -> None:
+    """Let children run them; never in a process of the tests themselves."""
+    for kind in KINDS:
+        JOBS[kind.__name__] = Job(
+            Anything, lambda context, params, kind=kind: kind(context, params.model_dump())
+        )
+    JOBS["use_kept"] = Job(Kept, use_kept, keep=Keep(lambda _params: "model", load_kept))
+
 
 if __name__ == "__main__":
+    register()
     jobs.__main__.main()

@@ -8,7 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jobs.template
-import tests.unruly_jobs  # noqa: F401 - registers its kinds
+from tests import unruly_jobs
 
 if __name__ == "__main__":
+    unruly_jobs.register()
     jobs.template.main()
