@@ -114,14 +114,33 @@ def test_a_param_outside_of_its_schema_is_refused(param, bad):
         params(program(params={"x": param}), x=bad)
 
 
-@pytest.mark.parametrize("argv", [["x", "{v}"], ["x", ["--opt", "{v}"]], ["x", "{v}.txt"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["x", "{v}"], ["x", ["--opt", "{v}"]], ["x", "{v}.txt"], ["x", "{empty}{v}"],
+        ["x", {"when": "no", "items": ["--"]}, "{v}"], ["x", ["--", "{none}"], "{v}"],
+    ],
+)  # fmt: skip
 def test_a_value_cannot_become_an_option(argv):
-    declared = program(argv=argv, params={"v": {"type": "str"}})
+    others = {
+        "empty": {"type": "str", "default": ""}, "no": {"type": "bool", "default": False},
+        "none": {"type": "str", "optional": True},
+    }  # fmt: skip
+    declared = program(argv=argv, params=others | {"v": {"type": "str"}})
     with pytest.raises(ValidationError, match="must not begin with `-`"):
         params(declared, v="--output=/etc")
 
 
-@pytest.mark.parametrize("argv", [["x", "--opt={v}"], ["x", "--", "{v}"]])
+def test_a_value_cannot_become_an_option_of_a_program_that_resumes():
+    resuming = {"resume": ["{resume}", "{v}"], "checkpoints": {"path": "*.pt"}}
+    declared = program(argv=["x"], params={"v": {"type": "str"}}, **resuming)
+    with pytest.raises(ValidationError, match="must not begin with `-`"):
+        params(declared, v="--output=/etc")
+    declared = program(argv=["x", "--"], params={"v": {"type": "str"}}, **resuming)
+    assert params(declared, v="-1")["v"] == "-1"
+
+
+@pytest.mark.parametrize("argv", [["x", "--opt={v}"], ["x", "--", "{v}"], ["x", ["--", "{v}"]]])
 def test_where_the_template_leaves_no_doubt_a_value_may_begin_with_a_dash(argv):
     declared = program(argv=argv, params={"v": {"type": "str"}})
     assert params(declared, v="-1")["v"] == "-1"
