@@ -105,7 +105,11 @@ def _run(given: argparse.Namespace) -> int:
     if folder is None:
         sys.stderr.write(f"There is no run of {given.kind} below ./{RUNS} to resume.\n")
         return 1
-    place = Place(folder.resolve(), given.inputs, given.prepare_dir.resolve(), given.resume)
+    declared = os.environ.get("WORKER_PROGRAMS")
+    place = Place(
+        folder.resolve(), given.inputs, given.prepare_dir.resolve(), given.resume,
+        Path(declared) if declared else None,
+    )  # fmt: skip
     return run_kind(given.kind, JOBS[given.kind], given.params, place)
 
 

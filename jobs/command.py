@@ -18,13 +18,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from jobs.child_environment import child_environment
-from jobs.confine import confine_writes
+from jobs.confine import confine_writes, confined
 from jobs.context import JobFailed, JobStopped
 from jobs.guardian import adopt_orphans, children
 from jobs.program_files import CheckpointFiles, OutputFiles
@@ -126,13 +127,13 @@ class _Running:
         self._reader.join(timeout=1)  # longer only if something it left behind holds the pipe
         self._show_progress()
         if self._checkpoints is not None:
-            self._checkpoints.hand_over(all_finished=self._asked_to_end and code == 0)
+            self._hand_over(all_finished=self._asked_to_end and code == 0)
         if self._asked_to_end:
             raise JobStopped
         if code != 0:
             raise self._failure(code)
         _see_nothing_left()
-        return self._outputs.collect()
+        return confined([self._root], self._outputs.collect)
 
     # ---- what it is given
 
@@ -218,9 +219,14 @@ class _Running:
             # Nobody knows how much time is left to one that is to end.
             if self._asked_to_end or now - self._looked_at_files >= FILES_SECONDS:
                 self._looked_at_files = now
-                self._outputs.offer_finished()
+                confined([self._root], self._outputs.offer_finished)
                 if self._checkpoints is not None:
-                    self._checkpoints.hand_over()
+                    self._hand_over(all_finished=False)
+
+    def _hand_over(self, *, all_finished: bool) -> None:
+        """Held to the attempt's folder as the program is: it may have laid links on the way."""
+        assert self._checkpoints is not None
+        confined([self._root], partial(self._checkpoints.hand_over, all_finished=all_finished))
 
     def _relay(self) -> None:
         """What it prints is the job's log; beside that it is listened to. In a thread."""

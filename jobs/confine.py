@@ -10,8 +10,12 @@ import ctypes
 import os
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
+
+Returned = TypeVar("Returned")
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on x86-64 and arm64
 _VERSION_FLAG = 1
@@ -45,6 +49,20 @@ def confine_writes(folders: Iterable[Path]) -> bool:
     finally:
         os.close(ruleset)
     return True
+
+
+def confined(folders: Iterable[Path], do: Callable[[], Returned]) -> Returned:
+    """What `do` returns or raises, on a thread of its own that may write below `folders` only.
+
+    Also whoever is interrupted while waiting goes on only when `do` has ended.
+    """
+
+    def within() -> Returned:
+        confine_writes(folders)
+        return do()
+
+    with ThreadPoolExecutor(1) as thread:  # one that nobody needs after it was confined
+        return thread.submit(within).result()
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: Path) -> None:

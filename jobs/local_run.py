@@ -18,13 +18,14 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 from tqdm import tqdm
 
-from jobs import Job
+from jobs import COMMAND, Job
 from jobs.context import Emit, JobContext, JobFailed, JobStopped
 from jobs.ending import checked, failed, without_values
 from jobs.prepare import prepared
+from jobs.programs import ProgramsInvalid, read_programs
 
 #: How often a line tells of the progress where there is no terminal.
 LINE_SECONDS: Final = 15.0
@@ -43,6 +44,8 @@ class Place(NamedTuple):
     prepare_dir: Path
     #: Go on from what the attempts before have handed over.
     resume: bool
+    #: What declares the programs of the kind `command`.
+    programs: Path | None = None
 
 
 def run_kind(kind: str, job: Job, given: object, place: Place) -> int:
@@ -50,10 +53,13 @@ def run_kind(kind: str, job: Job, given: object, place: Place) -> int:
     screen = Screen(kind)
     try:
         params = job.params.model_validate(given)
+        declaration = declared(params, place.programs) if kind == COMMAND else None
         folder, resume_from = new_attempt(place)
     except ValidationError as error:
         return _say_failure(screen, JobFailed("params_invalid", explained(error, job.params)))
-    except FileExistsError as error:
+    except JobFailed as error:
+        return _say_failure(screen, error)
+    except (FileExistsError, ProgramsInvalid) as error:
         return screen.end(str(error), 1)
     screen.say(f"{kind}: {folder}{' (resumed)' if resume_from else ''}")
     try:
@@ -64,7 +70,7 @@ def run_kind(kind: str, job: Job, given: object, place: Place) -> int:
                 ready = prepared(kind, job.prepare, place.prepare_dir, emit=emit, stop=stop)
             context = JobContext(
                 folder, emit=emit, stop=stop, resume_from=resume_from, prepared=ready,
-                attempt=int(folder.name.removeprefix("attempt-")),
+                attempt=int(folder.name.removeprefix("attempt-")), declaration=declaration,
             )  # fmt: skip
             result = checked(job.run(context, params))
     except JobStopped:
@@ -106,6 +112,25 @@ def _say_failure(screen: Screen, error: Exception) -> int:
 def explained(error: ValidationError, model: type[BaseModel]) -> str:
     """What is wrong with params, and which there are. Never what was given: it may be a secret."""
     return f"{without_values(error)}. There is {', '.join(sorted(model.model_fields))}."
+
+
+def declared(params: Any, file: Path | None) -> JsonValue:
+    """What the program that the params of `command` name is told of itself.
+
+    Raises:
+        JobFailed: it is not declared (unknown_program), or its params are wrong (params_invalid).
+        ProgramsInvalid: the file of declarations cannot be used.
+    """
+    programs = read_programs(file)
+    if params.program not in programs.by_name:
+        there = ", ".join(programs.by_name) or "none: name the file of them in WORKER_PROGRAMS"
+        raise JobFailed("unknown_program", f"No such program is declared. There is {there}.")
+    model = programs.model(params.program)
+    try:
+        model.model_validate(params.params)
+    except ValidationError as error:
+        raise JobFailed("params_invalid", explained(error, model)) from None
+    return programs.declaration(params.model_dump())
 
 
 # ---- attempts

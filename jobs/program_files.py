@@ -1,6 +1,8 @@
 """The files of a running program: which are finished, which go out, which to resume from.
 
-Links are not followed and nothing outside the attempt's own folders is looked at.
+Links are not followed and nothing outside the attempt's own folders is looked at. Copies are made
+for a program that may have laid links on the way: the caller confines them to the attempt's folder
+(`jobs.confine`); where the kernel cannot, the look before each copy is all that there is.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class OutputFiles:
     def __init__(self, context: JobContext, folders: Folders, declared: tuple[Output, ...]) -> None:
         self._context = context
         self._folders = folders
+        self._root = context.outputs.resolve()  # before the program can lay a link
         self._places = [place_of(output.path) for output in declared]
         self._required = [output.required for output in declared]
         self._settling = Settling(SETTLE_SECONDS)
@@ -86,8 +89,8 @@ class OutputFiles:
         """When the program has ended well: bring everything; the number of artifacts.
 
         Raises:
-            JobFailed: a declared output is not there (`output_missing`), or two would be one
-                (`output_collision`).
+            JobFailed: a declared output is not there or cannot be brought (`output_missing`), or
+                two would be one (`output_collision`).
         """
         for place, required in zip(self._places, self._required, strict=True):
             if required and not files_at(self._folders, place):
@@ -96,7 +99,14 @@ class OutputFiles:
                 raise JobFailed("output_missing", sentence)
         for place in self._elsewhere():
             for path in files_at(self._folders, place):
-                self._bring(self._folders[place.base] / path, path)
+                try:
+                    self._bring(self._folders[place.base] / path, path)
+                except PermissionError:
+                    sentence = (
+                        f"The output {path!r} has no place in the outputs, where a link "
+                        "leads elsewhere or writing is forbidden."
+                    )
+                    raise JobFailed("output_missing", sentence) from None
         return len(files_at(self._folders, Place("outputs", "*")))
 
     def _elsewhere(self) -> list[Place]:
@@ -104,14 +114,14 @@ class OutputFiles:
 
     def _bring(self, source: Path, path: str) -> None:
         """`source` into the outputs, where that can be as another name of the same bytes."""
-        target = self._context.outputs / path
+        target = self._root / path
+        _make_room(target)
         if target.exists():
             if target.samefile(source):
                 return
             if path not in self._brought:
                 raise JobFailed("output_collision", f"The program made two outputs {path!r}.")
             target.unlink()  # the program has replaced it
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             target.hardlink_to(source)
         except OSError:  # a file system without such names
@@ -128,7 +138,7 @@ class CheckpointFiles:
         self._place = place_of(declared.path)
         self._along = [place_of(path) for path in declared.along]
         self._settling = Settling(declared.settle_seconds)
-        self._stage = context.checkpoints / HANDED
+        self._stage = context.checkpoints.resolve() / HANDED
         #: When the one handed over last was written, by its files' times.
         self._last = 0
         self._put_back()
@@ -150,24 +160,25 @@ class CheckpointFiles:
 
     def _hand_over(self, written: int, path: str, look: Look) -> None:
         """A copy: the program may remove, or write again, what is its own."""
-        shutil.rmtree(self._stage, ignore_errors=True)
         base = self._folders[self._place.base]
         try:
+            _make_room(self._stage)
+            shutil.rmtree(self._stage, ignore_errors=True)
             self._copy(self._place.base, look)
             if _look(base, path) != look:
                 raise OSError("it was changed meanwhile")  # noqa: TRY301 - one way to give it up
             for place in self._along:
                 self._copy(place.base, files_at(self._folders, place))
+            self._context.checkpoint(self._stage)
         except OSError as error:
             print(f"checkpoint {path} was not handed over: {error}", flush=True)  # noqa: T201
             return
-        self._context.checkpoint(self._stage)
         self._last = written
 
     def _copy(self, base: Base, files: Look) -> None:
         for path in files:
             target = self._stage / base / path
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_room(target)
             shutil.copy2(self._folders[base] / path, target, follow_symlinks=False)
 
     def _put_back(self) -> None:
@@ -194,6 +205,19 @@ class CheckpointFiles:
             (max(facts.modified_ns for facts in look.values()), path, look)
             for path, look in looks if look
         ]  # fmt: skip
+
+
+def _make_room(target: Path) -> None:
+    """The folder for a file, and no link in the file's place: that would be written through.
+
+    Raises:
+        PermissionError: there is a link on the way to it. It is not for the worker to follow.
+    """
+    if os.path.realpath(target.parent) != str(target.parent):
+        raise PermissionError(f"a link leads from {target.parent} elsewhere")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink():
+        target.unlink()
 
 
 def files_at(folders: Folders, place: Place) -> Look:

@@ -98,7 +98,11 @@ class ProgressFile:
         if status.st_ino != self._file or status.st_size < self._offset:  # begun anew
             self._file, self._offset, self._partial = status.st_ino, 0, b""
         newest = None
-        while chunk := os.pread(file, PORTION, self._offset):
+        # What is appended meanwhile is for the next look, which sees anew how large it has become.
+        while left := status.st_size - self._offset:
+            chunk = os.pread(file, min(PORTION, left), self._offset)
+            if not chunk:  # it was cut
+                break
             self._offset += len(chunk)
             newest = self._newest(chunk) or newest
         return newest

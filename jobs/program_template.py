@@ -54,10 +54,12 @@ def only_name(text: str) -> str | None:
             return None
 
 
-def first_name(text: str) -> str | None:
-    """The name that `text` begins with."""
-    literal, name = next(iter(_parts(text)), ("", None))
-    return None if literal else name
+def leading_names(text: str) -> Iterator[str]:
+    """The names that `text` may begin with: an empty value leaves its place to the next."""
+    for literal, name in _parts(text):
+        if literal or name is None:
+            return
+        yield name
 
 
 def fill_text(text: str, values: Values) -> str:

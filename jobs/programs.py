@@ -28,7 +28,7 @@ from jobs.program_template import (
     ArgvPart,
     Declared,
     When,
-    first_name,
+    leading_names,
     names_in,
     only_name,
     texts_in,
@@ -179,18 +179,17 @@ class Program(Declared):
 
     def _leading(self) -> Iterator[str]:
         """Params whose values would be options if they began with a `-`."""
-        for text in self._argv_texts():
-            if text == "--":
+        for part in (*self.argv, *self.resume):
+            if part == "--":
                 return
-            if (name := first_name(text)) in self.params:
-                yield str(name)
+            for text in _texts_of(part):
+                if text == "--":  # only for the rest of its group, which may be left out
+                    break
+                yield from (name for name in leading_names(text) if name in self.params)
 
     def _argv_texts(self) -> Iterator[str]:
         for part in self.argv:
-            if isinstance(part, str):
-                yield part
-            else:
-                yield from part.items if isinstance(part, When) else part
+            yield from _texts_of(part)
 
     def _templates(self) -> Iterator[tuple[str, str]]:
         """Every template with where it stands."""
@@ -241,6 +240,16 @@ class Program(Declared):
 
     def _in_group(self, text: str) -> bool:
         return any(isinstance(part, tuple) and text in part for part in self.argv)
+
+
+def _texts_of(part: ArgvPart) -> tuple[str, ...]:
+    match part:
+        case str():
+            return (part,)
+        case When():
+            return part.items
+        case _:
+            return part
 
 
 class _File(Declared):

@@ -61,6 +61,13 @@ def link(target: str, path: str) -> None:
     (OUT / path).symlink_to(target)
 
 
+def mislead(laid: str, target: str, made: str) -> None:
+    """A link where the worker would write, and the file that it would write there."""
+    Path(laid).parent.mkdir(parents=True, exist_ok=True)
+    Path(laid).symlink_to(target)
+    write(made)
+
+
 def flood() -> None:
     """Fill the progress file for ever."""
     with Path("progress.jsonl").open("a") as file:

@@ -204,6 +204,36 @@ def test_a_failure_is_told_with_its_code_and_where_it_comes_from(tmp_path: Path)
     assert "Traceback" in ended.stderr
 
 
+PROGRAMS = str(ROOT / "examples" / "programs" / "programs.toml")
+
+
+def test_a_declared_program_runs_by_hand(tmp_path: Path) -> None:
+    given = json.dumps({"program": "train_plain", "params": {"steps": 5}})
+    ended = jobs(tmp_path, "run", "command", "--params", given, WORKER_PROGRAMS=PROGRAMS)
+    assert ended.returncode == 0, ended.stderr
+    *_printed, result = ended.stdout.splitlines()
+    assert json.loads(result) == {"program": "train_plain", "files": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "file", "sentence"),
+    [
+        ({"program": "train_plain"}, "", "name the file of them in WORKER_PROGRAMS"),
+        ({"program": "train_plain"}, "/no/such/file", "WORKER_PROGRAMS: /no/such/file: No such"),
+        ({"program": "trainer"}, PROGRAMS, "There is train_plain, picture_trainer."),
+        ({"program": "train_plain", "params": {"steps": 0}}, PROGRAMS, "params_invalid: steps: "),
+    ],
+)
+def test_a_program_that_cannot_run_by_hand_is_told_in_one_sentence(
+    tmp_path: Path, given: dict[str, object], file: str, sentence: str
+) -> None:
+    ended = jobs(tmp_path, "run", "command", "--params", json.dumps(given), WORKER_PROGRAMS=file)
+    assert ended.returncode == 1
+    assert sentence in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_kind_is_told_the_nearest(tmp_path: Path) -> None:
     ended = jobs(tmp_path, "run", "slep")
     assert ended.returncode == 2

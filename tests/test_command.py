@@ -195,6 +195,16 @@ async def test_a_program_cannot_write_outside_of_its_folder(odd, tmp_path):
     assert not (tmp_path / "outside.txt").exists()
 
 
+async def test_no_link_has_the_worker_write_outside_of_the_folder_for_a_program(odd, tmp_path):
+    (tmp_path / "victim").mkdir()
+    odd.declare("mislead", "../outputs/sub", str(tmp_path / "victim"), "sub/evil.py",
+                more='outputs = [{ path = "sub/*" }]')  # fmt: skip
+    failure = await failure_of(odd)
+    assert failure["code"] == "output_missing"
+    assert "'sub/evil.py' has no place" in failure["message"]
+    assert list((tmp_path / "victim").iterdir()) == []
+
+
 async def test_a_program_may_write_where_its_declaration_says(odd, tmp_path):
     (tmp_path / "cache").mkdir()
     more = f'writable = ["{tmp_path}/cache"]'

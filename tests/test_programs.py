@@ -1,6 +1,7 @@
 """What an operator may declare, and what becomes of a caller's values. No program is run here."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from jobs.command import _yaml
+from jobs.context import JobFailed
 from jobs.program_params import plain_values
 from jobs.program_progress import PrintedLines, ProgressFile
 from jobs.program_template import fill_argv, fill_config
@@ -114,14 +116,33 @@ def test_a_param_outside_of_its_schema_is_refused(param, bad):
         params(program(params={"x": param}), x=bad)
 
 
-@pytest.mark.parametrize("argv", [["x", "{v}"], ["x", ["--opt", "{v}"]], ["x", "{v}.txt"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["x", "{v}"], ["x", ["--opt", "{v}"]], ["x", "{v}.txt"], ["x", "{empty}{v}"],
+        ["x", {"when": "no", "items": ["--"]}, "{v}"], ["x", ["--", "{none}"], "{v}"],
+    ],
+)  # fmt: skip
 def test_a_value_cannot_become_an_option(argv):
-    declared = program(argv=argv, params={"v": {"type": "str"}})
+    others = {
+        "empty": {"type": "str", "default": ""}, "no": {"type": "bool", "default": False},
+        "none": {"type": "str", "optional": True},
+    }  # fmt: skip
+    declared = program(argv=argv, params=others | {"v": {"type": "str"}})
     with pytest.raises(ValidationError, match="must not begin with `-`"):
         params(declared, v="--output=/etc")
 
 
-@pytest.mark.parametrize("argv", [["x", "--opt={v}"], ["x", "--", "{v}"]])
+def test_a_value_cannot_become_an_option_of_a_program_that_resumes():
+    resuming = {"resume": ["{resume}", "{v}"], "checkpoints": {"path": "*.pt"}}
+    declared = program(argv=["x"], params={"v": {"type": "str"}}, **resuming)
+    with pytest.raises(ValidationError, match="must not begin with `-`"):
+        params(declared, v="--output=/etc")
+    declared = program(argv=["x", "--"], params={"v": {"type": "str"}}, **resuming)
+    assert params(declared, v="-1")["v"] == "-1"
+
+
+@pytest.mark.parametrize("argv", [["x", "--opt={v}"], ["x", "--", "{v}"], ["x", ["--", "{v}"]]])
 def test_where_the_template_leaves_no_doubt_a_value_may_begin_with_a_dash(argv):
     declared = program(argv=argv, params={"v": {"type": "str"}})
     assert params(declared, v="-1")["v"] == "-1"
@@ -284,6 +305,28 @@ def test_a_progress_file_that_is_begun_anew_is_read_anew(tmp_path):
     assert file.read() is None
 
 
+def test_a_writer_that_is_faster_than_the_reader_does_not_keep_it_from_the_limit(
+    tmp_path, monkeypatch
+):
+    """After each portion that is read there is as much again: the file has no end."""
+    path = tmp_path / "progress.jsonl"
+    path.write_text('{"step": 1}\n')
+    really_read = os.pread
+
+    def read_and_append(*arguments):
+        assert path.stat().st_size < 100_000, "it is still reading"
+        with path.open("a") as writer:
+            writer.write('{"step": 2}\n' * 100)
+        return really_read(*arguments)
+
+    monkeypatch.setattr(os, "pread", read_and_append)
+    file = ProgressFile(path, 1024)
+    assert file.read().step == 1
+    with pytest.raises(JobFailed) as failed:
+        file.read()
+    assert failed.value.code == "progress_flood"
+
+
 @pytest.mark.parametrize(
     "line", ["[1]", "{}", '{"step": -1}', '{"step": true}', '{"step": 1e400}', "[" * 5000, "\xff"]
 )
@@ -293,8 +336,6 @@ def test_a_line_that_tells_of_no_step_is_passed_over(tmp_path, line):
 
 
 def test_neither_a_link_nor_a_pipe_is_read_as_progress(tmp_path):
-    import os
-
     (tmp_path / "other").write_text('{"step": 1}\n')
     (tmp_path / "link").symlink_to("other")
     os.mkfifo(tmp_path / "pipe")
