@@ -28,10 +28,11 @@ soak: $(VENV)/.dev ## 300 processes while workers die, freeze and stop (ARGS="--
 	KILL_MATRIX=all $(BIN)/python -m pytest tests/test_kill_matrix.py
 
 .PHONY: check
-check: $(VENV)/.dev ## what CI runs: ruff, strict mypy, the tests
+check: $(VENV)/.dev ## what CI runs: ruff, strict mypy, hadolint, the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 	@$(MAKE) --no-print-directory test
 
 .PHONY: format
@@ -44,7 +45,7 @@ clean: ## remove .venv, caches and the embedded store in ./data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache data
 
 # A stamp is written last, so that an interrupted install is done again.
-$(VENV)/.runtime: requirements.txt
+$(VENV)/.runtime: requirements.txt requirements-worker.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements.txt
 	touch $@

@@ -29,6 +29,8 @@ Folder = Annotated[str, StringConstraints(pattern=ID_PATTERN, strict=True)]
 MAX_PATH = 700
 #: Files of one `upload`: a folder of so many is brought, and completed, as a whole.
 MAX_FILES = 10_000
+#: Lines of one reply of `logs`.
+MAX_LOG_LINES = 10_000
 
 
 def _is_path(path: str) -> str:
@@ -48,6 +50,8 @@ _Label = Annotated[str, StringConstraints(max_length=256)]
 _LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
+#: Attempt and line.
+LogCursor = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,5}:\d{1,12}$")]
 InputName = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
 
@@ -113,7 +117,7 @@ class ProcessesAction(Action):
     """A page of processes, newest first."""
 
     action: Literal["processes"]
-    limit: int = Field(default=50, ge=1, le=200)
+    limit: int = Field(default=50, ge=1, le=1000)
     cursor: str | None = Field(default=None, max_length=400)
     status: Status | None = None
     kind: str | None = Field(default=None, max_length=64)
@@ -275,10 +279,60 @@ class DeleteAction(Action):
         return self
 
 
+class LogsAction(Action):
+    """Lines that an attempt printed: the newest, or those after a cursor; also a long poll."""
+
+    action: Literal["logs"]
+    process_id: ProcessId
+    attempt: int | None = Field(
+        default=None, ge=1, description="Which one's log. Default: the current one's; with a "
+                                        "cursor, that one's and then the next one's."
+    )  # fmt: skip
+    cursor: Annotated[int, Field(ge=0)] | LogCursor | None = Field(
+        default=None, description="`next_cursor`, or a line's number: what comes after it."
+    )
+    tail: int = Field(
+        default=100, ge=1, le=MAX_LOG_LINES, description="Without a cursor: how many lines."
+    )
+    wait_seconds: float = Field(
+        default=0, ge=0, le=300, description="Wait this long for a line to come."
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.cursor is not None and "tail" in self.model_fields_set:
+            raise ValueError("give `cursor` or `tail`, not both")
+        if self.attempt not in (None, self.place[0]):
+            raise ValueError("`cursor` belongs to another `attempt`")
+        return self
+
+    @property
+    def place(self) -> tuple[int | None, int | None]:
+        """Which attempt, if that is said, and after which line; None: its newest lines."""
+        if isinstance(self.cursor, str):
+            attempt, _, line = self.cursor.partition(":")
+            return int(attempt), int(line)
+        return self.attempt, self.cursor
+
+
 class HealthAction(Action):
     """How this worker and its store are; a live round trip."""
 
     action: Literal["health"]
+    deep: bool = Field(
+        default=False,
+        description="Also try anew what the store can do, and compute on every GPU: seconds.",
+    )
+
+
+class MetricsAction(Action):
+    """What this worker, and all live ones together, have done."""
+
+    action: Literal["metrics"]
+    scope: Literal["all", "worker"] = Field(
+        default="all", description="All live workers, or only the one that answers."
+    )
+    format: Literal["json", "prometheus"] = "json"
 
 
 class KindsAction(Action):
@@ -298,7 +352,9 @@ AnyAction = (
     | UploadAction
     | ListFilesAction
     | DeleteAction
+    | LogsAction
     | HealthAction
+    | MetricsAction
     | KindsAction
 )
 ACTIONS: dict[str, type[AnyAction]] = {

@@ -19,6 +19,8 @@ by hand:
   python rp_handler.py --test_input '{"input": {"action": "kinds"}}'
                                           run one request
   python rp_handler.py --rp_serve_api     serve POST /runsync on http://localhost:8000
+  python rp_handler.py doctor [--quick]   try out all that a worker needs; what to change
+  python rp_handler.py clean --dry-run    tell what has expired; without --dry-run, remove it
 """
 #: The SDK's own, each with a value; it checks them.
 SDK_OPTIONS = ("--rp_log_level", "--rp_api_port", "--rp_api_concurrency", "--rp_api_host")
@@ -40,7 +42,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for option in SDK_OPTIONS:
         parser.add_argument(option, help=argparse.SUPPRESS)
     parser.add_argument("--rp_debugger", action="store_true", help=argparse.SUPPRESS)
+    _add_commands(parser)
     return parser.parse_args(arguments)
+
+
+def _add_commands(parser: argparse.ArgumentParser) -> None:
+    """What is done at once and by hand, in place of a job. `command` is None without one."""
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    doctor = commands.add_parser("doctor", help="try out all that a worker needs")
+    doctor.add_argument("--quick", action="store_true", help="ask neither the store nor torch")
+    doctor.add_argument("--lifecycle", action="store_true",
+                        help="print the rules to give to the bucket instead (JSON)")  # fmt: skip
+    clean = commands.add_parser("clean", help="remove what has expired, see WORKER_PROCESS_DAYS")
+    clean.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
 
 
 def _job(text: str) -> object:

@@ -22,14 +22,16 @@ from actions import (
 )
 from inputs.folder_files import PREFIX, Announced, Way
 from inputs.folders import InputFolders
+from inputs.touches import Touches
 from parsing import InvalidRequest
 from process_manager import ProcessManager
 from processes.manifest import Artifact, UnknownArtifact, artifact_key, choose
 from processes.reading import RecordUnreadable, UnknownProcess
 from processes.record import Record, Snapshot
 from replies import Page, Reply, page_of
+from settings import Settings
 from storage import ChecksumMismatch, ObjectNotFound, Store, Wanted
-from utils import Settings, utc_now
+from utils import utc_now
 
 #: Rows of one page at most; fewer where they would not fit into a reply.
 MAX_ROWS = 1000
@@ -64,6 +66,7 @@ class FileActions:
         self._manager = manager
         self._lookup = manager.lookup
         self._folders = InputFolders(store, settings)
+        self._touches = Touches(store)
 
     async def answer(self, action: FileAction) -> Reply:
         match action:
@@ -196,6 +199,7 @@ class FileActions:
             await self._folders.put_chunk(
                 folder, chunk.path, chunk.offset, chunk.data, overwrite=action.overwrite
             )
+            await self._touches.touch(folder)
             return {"folder": folder, "path": chunk.path, "offset": chunk.offset,
                     "length": len(chunk.data)}  # fmt: skip
         announced = [
@@ -204,6 +208,7 @@ class FileActions:
         ]
         if action.complete:
             manifest = await self._folders.complete(folder, announced, overwrite=action.overwrite)
+            await self._touches.touch(folder)
             total = sum(file.size for file in manifest.files)
             return {"folder": folder, "complete": True, "count": len(manifest.files),
                     "total_bytes": total}  # fmt: skip
@@ -219,6 +224,7 @@ class FileActions:
         async for way in ways:  # one at a time: a link to parts is also an upload begun
             if not page.add(_way_row(way, expires_at)):
                 break
+        await self._touches.touch(action.folder)  # before anybody has a link to it
         end = action.cursor + len(page.rows)
         return {
             "folder": action.folder,

@@ -2,61 +2,118 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from pydantic import JsonValue
 
+from gpus import Gpus
 from process_manager import ProcessManager
-from storage import Capabilities, Store, StoreHealth
-from utils import Settings, WorkerError
+from settings import Settings
+from storage import Capabilities, Store
+from upkeep.checks import (
+    Disk,
+    Examined,
+    Finding,
+    GpuWatch,
+    ask_store,
+    see_disk,
+    try_compute,
+    try_disk,
+)
+
+#: Whose versions tell whether two workers run the same.
+PACKAGES = ("runpod", "boto3", "pydantic", "torch")
 
 
-async def health(store: Store, manager: ProcessManager, settings: Settings) -> dict[str, JsonValue]:
-    """A live round trip to the store, what the store can do, and what this worker is at.
+class Examiner:
+    """Runs the checks of one worker."""
 
-    `status`: `broken` (the store does not work), `degraded` (it lacks something, see
-    `store.degraded`), `draining`, `busy` (no slot is free) or `ready`.
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._settings = settings
+        #: A `control` worker runs no jobs, so no GPU is missed there.
+        self._runs_jobs = settings.role != "control"
+        self._gpus = GpuWatch(role=settings.role)
+        self.store_url = store.url
+
+    async def examine(self, *, deep: bool = False, compute: bool = True) -> Examined:
+        """Everything that could keep this worker from its work. Never raises.
+
+        `deep`: the store's abilities are tried anew, and every GPU computes; takes seconds.
+        `compute`: unless a job has the GPU, whose memory that would take.
+        """
+        (health, capabilities, of_store), of_machine = await asyncio.gather(
+            ask_store(self._store, deep=deep), self._examine_machine(deep=deep and compute)
+        )
+        gpus, disk, findings = of_machine
+        return Examined((*of_store, *findings), health, capabilities, gpus, disk)
+
+    async def examine_machine(self) -> tuple[Finding, ...]:
+        """What can be told without the store."""
+        return (await self._examine_machine(deep=False))[2]
+
+    async def _examine_machine(self, *, deep: bool) -> tuple[Gpus, Disk, tuple[Finding, ...]]:
+        scratch, settings = self._settings.scratch_dir, self._settings
+        written = await asyncio.to_thread(try_disk, scratch, settings.min_free_bytes)
+        gpus, of_gpus = await self._gpus.look()
+        computed = (await try_compute(),) if deep and self._runs_jobs else ()
+        return gpus, await asyncio.to_thread(see_disk, scratch), (written, *of_gpus, *computed)
+
+
+async def health(
+    examiner: Examiner, manager: ProcessManager, settings: Settings, *, deep: bool
+) -> dict[str, JsonValue]:
+    """What `Examiner` found, and what this worker is at.
+
+    `status`: `broken` (it can do no job; `reasons` say why), `draining`, `degraded` (it lacks
+    something), `busy` (no slot is free) or `ready`.
     """
-    checked = await store.check()
-    capabilities = await _capabilities(store) if checked.ok else None
     running, queued = manager.running_and_queued()
+    examined = await examiner.examine(deep=deep, compute=not running)
+    store, capabilities = examined.store, examined.capabilities
     return {
-        "status": _status(checked, capabilities, manager, busy=running >= settings.slots),
+        "status": _status(examined, manager, busy=running >= settings.slots),
+        "reasons": [{**f._asdict()} for f in examined.findings if f.verdict != "ok"],
         "worker_id": settings.worker_id,
         "role": settings.role,
         "slots": settings.slots,
         "running": running,
         "queued": queued,
+        "no_progress": [*manager.lookup.without_progress()],
         "store": {
-            "url": store.url,
-            "ok": checked.ok,
-            "message": checked.message,
-            "round_trip_ms": checked.round_trip_ms,
-            "clock_offset_seconds": checked.clock_offset_seconds,
+            "url": examiner.store_url,
+            "ok": store.ok,
+            "message": store.message,
+            "round_trip_ms": store.round_trip_ms,
+            "clock_offset_seconds": store.clock_offset_seconds,
             "capabilities": _shown(capabilities),
             "degraded": [*capabilities.degraded] if capabilities else [],
         },
-        "versions": {"python": platform.python_version(), "runpod": version("runpod")},
+        "disk": {**examined.disk._asdict()},
+        "gpu": examined.gpus.as_json(),
+        "versions": versions(),
     }
 
 
-async def _capabilities(store: Store) -> Capabilities | None:
-    """None if the store fell away just now."""
-    try:
-        return await store.capabilities()
-    except WorkerError:
-        return None
+def versions() -> dict[str, JsonValue]:
+    """Of Python and of what matters most; None: not installed."""
+    found: dict[str, JsonValue] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
-def _status(
-    checked: StoreHealth, capabilities: Capabilities | None, manager: ProcessManager, *, busy: bool
-) -> str:
-    if not checked.ok or capabilities is None:
+def _status(examined: Examined, manager: ProcessManager, *, busy: bool) -> str:
+    if examined.verdict == "broken":
         return "broken"
     if manager.draining:
         return "draining"
-    if capabilities.degraded:
+    if examined.verdict == "degraded":
         return "degraded"
     return "busy" if busy else "ready"
 
@@ -64,8 +121,4 @@ def _status(
 def _shown(capabilities: Capabilities | None) -> JsonValue:
     if capabilities is None:
         return None
-    return {
-        "conditional_writes": capabilities.conditional_writes,
-        "presign": capabilities.presign,
-        "multi_delete": capabilities.multi_delete,
-    }
+    return {name: can for name, can in capabilities._asdict().items() if name != "degraded"}

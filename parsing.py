@@ -16,8 +16,10 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from actions import ACTIONS, ID_PATTERN, AnyAction
 from inputs.public_web import check_url, parse_allowed_hosts
 from inputs.sources import FromKey, FromWeb, Input, check_shared, parse_source
-from jobs import JOBS
-from utils import Settings, WorkerError
+from jobs import COMMAND, JOBS
+from jobs.programs import Programs
+from settings import Settings
+from utils import WorkerError
 
 
 class InvalidRequest(WorkerError):
@@ -36,6 +38,12 @@ class UnknownKind(InvalidRequest):
     """There is no such kind of job."""
 
     code = "unknown_kind"
+
+
+class UnknownProgram(InvalidRequest):
+    """The operator has declared no such program."""
+
+    code = "unknown_program"
 
 
 def parse_action(request: object) -> AnyAction:
@@ -68,21 +76,40 @@ def process_id_of(job_id: str) -> str:
     return job_id
 
 
-def parse_params(kind: str, params: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """`params` of `kind` as they may be stored: defaults filled in, secrets masked.
+def parse_params(
+    kind: str, params: dict[str, JsonValue], programs: Programs | None = None
+) -> dict[str, JsonValue]:
+    """`params` of `kind` with its defaults filled in, and masked where it says so (`SecretStr`).
 
     Raises:
         UnknownKind: there is no such kind.
+        UnknownProgram: the kind is `command`, and there is no such program in `programs`.
         InvalidRequest: a param is missing, unknown or out of its limits.
     """
     if kind not in JOBS:
         raise UnknownKind(_unknown("kind", kind, JOBS))
-    model = JOBS[kind].params
+    shown = _shown(JOBS[kind].params, params, "params")
+    if kind == COMMAND:
+        model = _params_of_program(str(shown["program"]), programs or Programs({}))
+        shown["params"] = _shown(model, params.get("params", {}), "params", "params")
+    return shown
+
+
+def _shown(model: type[BaseModel], params: JsonValue, *within: str) -> dict[str, JsonValue]:
     try:
         shown: dict[str, JsonValue] = model.model_validate(params).model_dump(mode="json")
     except ValidationError as error:
-        raise InvalidRequest(explain(error, model, within="params")) from None
+        raise InvalidRequest(explain(error, model, within=within)) from None
     return shown
+
+
+def _params_of_program(name: str, programs: Programs) -> type[BaseModel]:
+    if not programs.by_name:
+        raise UnknownProgram("this worker has no programs: its operator declares them in the file "
+                             "that WORKER_PROGRAMS names")  # fmt: skip
+    if name not in programs.by_name:
+        raise UnknownProgram(_unknown("program", name, programs.by_name))
+    return programs.model(name)
 
 
 def check_input(name: str, asked: Input, settings: Settings) -> None:
@@ -102,11 +129,11 @@ def check_input(name: str, asked: Input, settings: Settings) -> None:
         raise type(error)(f"`inputs.{name}`: {error}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel], *, within: str | None = None) -> str:
+def explain(error: ValidationError, model: type[BaseModel], *, within: tuple[str, ...] = ()) -> str:
     """A validation error as one sentence a fault: which field and which limit, never the value."""
     faults = []
     for fault in error.errors(include_url=False, include_input=False, include_context=True)[:10]:
-        where = ".".join(_short(str(part)) for part in ((within,) if within else ()) + fault["loc"])
+        where = ".".join(_short(str(part)) for part in within + fault["loc"])
         if fault["type"] == "extra_forbidden":
             fields = _model_at(model, fault["loc"][:-1]).model_fields
             faults.append(_unknown("field", where, fields, plain=str(fault["loc"][-1])))

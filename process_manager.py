@@ -12,10 +12,10 @@ import logging
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
 from inputs.sources import shown
+from meter import Meter
 from processes.cancelling import Cancelling
 from processes.delivery import (
     Answer,
@@ -25,8 +25,10 @@ from processes.delivery import (
     ProcessExists,
     Start,
     decide_delivery,
+    takeover_reason,
 )  # fmt: skip
 from processes.lease import Lease, LeaseWatch
+from processes.load import load_of
 from processes.lookup import FOLLOW_SECONDS, ProcessLookup
 from processes.notes import leave_note, read_note
 from processes.reading import UnknownProcess, decode_record, present, read_record
@@ -43,6 +45,8 @@ from processes.removal import ProcessActive, delete_process
 from processes.run import ProcessRun, StopReason
 from processes.settling import mend_index, settle_abandoned
 from processes.worker import new_worker
+from redaction import Redactor
+from settings import Settings
 from storage import (
     ObjectChanged,
     ObjectExists,
@@ -52,7 +56,7 @@ from storage import (
     Stored,
 )  # fmt: skip
 from stores.prefixes import Removed
-from utils import Clock, Settings, WorkerError, new_nonce, utc_now
+from utils import Clock, WorkerError, new_nonce, utc_now
 
 __all__ = ["ProcessManager", "Start", "WorkerBusy"]
 
@@ -94,23 +98,32 @@ class _Delivery:
 class ProcessManager:
     """Starts processes, answers for them, stops them."""
 
-    def __init__(self, store: Store, settings: Settings, *, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        *,
+        redactor: Redactor | None = None,
+        clock: Clock = utc_now,
+        meter: Meter | None = None,
+    ) -> None:
         self._store = store
         self._settings = settings
         self._clock = clock
-        self._worker = new_worker(store, settings, clock)
+        #: What the parts of a process's life are handed, and the cleaner that comes after them.
+        self.worker = new_worker(store, settings, redactor or Redactor(), clock, meter)
         self._runs: dict[str, ProcessRun] = {}
-        self.lookup = ProcessLookup(self._worker, self._runs)
-        self._cancelling = Cancelling(self._worker, self.lookup, self._runs)
+        self.worker.meter.watch(lambda: load_of(self.worker, self._runs))
+        self.lookup = ProcessLookup(self.worker, self._runs)
+        self._cancelling = Cancelling(self.worker, self.lookup, self._runs)
         #: Processes that are being created; each will want a slot.
         self._beginning = 0
         self.draining = False
 
     def running_and_queued(self) -> tuple[int, int]:
         """How many processes hold a slot here, and how many wait for one."""
-        wanting = sum(run.wants_slot for run in self._runs.values())
-        running = self._worker.slots.taken
-        return running, wanting - running
+        load = load_of(self.worker, self._runs)
+        return load.running, load.queued
 
     # ---- start
 
@@ -210,15 +223,26 @@ class ProcessManager:
         if start.reject_when_busy and self._is_busy() and not await self._exists(start.process_id):
             raise WorkerBusy("every slot of this worker is taken; try again, or leave out on_busy")
         if delivery.first is None:
-            delivery.first = _first_record(delivery, self._clock())
+            delivery.first = self._first_record(delivery)
             self._beginning += 1
             try:
-                return self._hold(await Lease.create(self._worker, delivery.first), delivery)
+                return self._hold(await Lease.create(self.worker, delivery.first), delivery)
             except ObjectExists:
                 pass
             finally:
                 self._beginning -= 1
         return await self._take_existing(delivery, watch)
+
+    def _first_record(self, delivery: _Delivery) -> Record:
+        start = delivery.start
+        known = self.worker.redactor.knowing(start.secrets)
+        return new_record(
+            process_id=start.process_id, kind=start.kind, params=start.shown_params,
+            request_hash=start.request_hash, writer=delivery.writer, now=self._clock(),
+            runpod_job_id=start.runpod_job_id, labels=start.labels,
+            timeout_seconds=start.timeout_seconds,
+            inputs={name: known.text(shown(each.source)) for name, each in start.inputs.items()},
+        )  # fmt: skip
 
     def _is_busy(self) -> bool:
         wanted = sum(run.wants_slot for run in self._runs.values()) + self._beginning
@@ -245,7 +269,7 @@ class ProcessManager:
         if record.writer == delivery.writer and not record.released:
             # Our own write, whose answer was lost.
             clock = clock_of(record, stored.age_seconds, self._clock)
-            return self._hold(Lease(self._worker, record, stored.version, clock), delivery)
+            return self._hold(Lease(self.worker, record, stored.version, clock), delivery)
         decision = decide_delivery(
             record,
             request_hash=start.request_hash,
@@ -255,7 +279,7 @@ class ProcessManager:
         )
         match decision:
             case Answer():
-                await mend_index(self._worker, record)
+                await mend_index(self.worker, record)
                 return Snapshot(record, "storage", stored.age_seconds)
             case Follow():
                 delivery.followed = True
@@ -265,7 +289,7 @@ class ProcessManager:
                 return taken or await self._take(delivery, watch)  # somebody was faster: look again
             case GiveUp(failure):
                 settled = await settle_abandoned(
-                    self._worker, record, stored, lambda r, now: r.failed(now, failure)
+                    self.worker, record, stored, lambda r, now: r.failed(now, failure)
                 )
                 return settled or await self._take(delivery, watch)
 
@@ -281,10 +305,10 @@ class ProcessManager:
         if delivery.followed:
             present(erased)
         note = await read_note(self._store, erased.process_id)
-        first = _first_record(delivery, self._clock())
+        first = self._first_record(delivery)
         first = first.after(erased, settled_note=note.version if note else None)
         try:
-            lease = await Lease.claim(self._worker, first, stored.version, self._clock)
+            lease = await Lease.claim(self.worker, first, stored.version, self._clock)
         except ObjectChanged:
             return None
         return self._hold(lease, delivery)
@@ -299,10 +323,11 @@ class ProcessManager:
         settled = note is not None and (record.terminal or note.by_platform)
         if note and not settled and note.version != record.settled_note:
             return await settle_abandoned(  # no child for it, not even for a moment
-                self._worker,
+                self.worker,
                 record,
                 stored,
                 lambda r, now: r.cancelled(now, reason=StopReason.CANCEL),
+                cancelled_seconds_ago=note.age_seconds,
             )
         clock = clock_of(record, stored.age_seconds, self._clock)
         claimed = record.claimed(
@@ -311,14 +336,16 @@ class ProcessManager:
             runpod_job_id=delivery.start.runpod_job_id,
         )  # fmt: skip
         try:
-            lease = await Lease.claim(self._worker, claimed, stored.version, clock)
+            lease = await Lease.claim(self.worker, claimed, stored.version, clock)
         except ObjectChanged:
             return None
         log.info("process %s: attempt %d begins: %s", record.process_id, claimed.attempt, reason)
+        self.worker.meter.took_over(takeover_reason(record))
         return self._hold(lease, delivery)
 
     def _hold(self, lease: Lease, delivery: _Delivery) -> ProcessRun:
-        run = ProcessRun(self._worker, lease, delivery.start)
+        self.worker.meter.attempt_began(lease.record.kind)
+        run = ProcessRun(self.worker, lease, delivery.start)
         delivery.followed = True
         self._runs[run.process_id] = run
         run.task.add_done_callback(lambda _: self._let_go(run))
@@ -354,7 +381,7 @@ class ProcessManager:
             if not run.lease.record.released:
                 raise ProcessActive(f"process {process_id} runs here; `cancel` it first")
             await asyncio.wait([run.task])  # it has ended and only clears up
-        return await delete_process(self._worker, process_id)
+        return await delete_process(self.worker, process_id)
 
     # ---- come and go
 
@@ -374,18 +401,7 @@ class ProcessManager:
         Ends of processes that could not be written before this machine's last worker died are
         written now, unless the process has moved on since. Recent records are read ahead.
         """
-        await recover(self._worker, self.lookup, self._runs)
-
-
-def _first_record(delivery: _Delivery, now: datetime) -> Record:
-    start = delivery.start
-    return new_record(
-        process_id=start.process_id, kind=start.kind, params=start.shown_params,
-        request_hash=start.request_hash, writer=delivery.writer, now=now,
-        runpod_job_id=start.runpod_job_id, labels=start.labels,
-        timeout_seconds=start.timeout_seconds,
-        inputs={name: shown(each.source) for name, each in start.inputs.items()},
-    )  # fmt: skip
+        await recover(self.worker, self.lookup, self._runs)
 
 
 async def _first(*waits: Coroutine[Any, Any, Any]) -> None:

@@ -22,27 +22,40 @@ from actions import (
     CancelAction,
     HealthAction,
     KindsAction,
+    LogsAction,
+    MetricsAction,
     ProcessesAction,
     ProcessStatusAction,
     StartAction,
 )
+from clean_command import clean_by_hand
 from command_line import WayIn, parse, way_in_of
+from doctor import check_fitness, doctor
 from file_actions import FileActions, urls_of
-from health import health
-from jobs import JOBS
-from parsing import check_input, parse_action, parse_params, process_id_of
+from gpus import Driver
+from jobs.programs import ProgramsInvalid, read_programs
+from log_actions import LogActions
+from meter import Meter
+from parsing import parse_action
 from process_manager import ProcessManager, Start
-from processes.archive import ARCHIVE
 from processes.lease import AWAY
 from processes.links import LinkMaker
 from processes.reading import UnknownProcess
 from processes.record import Snapshot, Status, view
+from redaction import LINKS, Redactor, environment_secrets
 from replies import Reply, bounded
+from settings import Settings, load_settings, unknown_variables
+from starts import archive_start, start_of
 from storage import PresignUnsupported, Store, open_store
-from utils import Settings, WorkerError, load_settings, log_to_stderr, new_id, set_within
+from upkeep.checks import GPU_SECONDS
+from upkeep.presence import Presence
+from upkeep.retention import Cleaner
+from utils import WorkerError, set_within
+from worker_actions import WorkerActions
+from worker_log import log_context, log_to_stderr
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +65,6 @@ LINKS_SECONDS = 3600
 UPDATE_SECONDS = 2.0
 #: The last part of the grace period of a drain is for replies that are under way.
 REPLIES_SHARE = 0.1
-#: The SDK gives this id to every job of `--test_input`.
-LOCAL_JOB_ID = "local_test"
 #: Requests at a time of a `control` worker; of an `all` worker beside those that fill its slots.
 #: A `gpu` worker takes no more than it has slots: it never swallows what an idle one could run.
 CONTROL_CONCURRENCY, SPARE_CONCURRENCY = 32, 7
@@ -75,12 +86,28 @@ class WorkerDraining(WorkerError):
 class Handler:
     """Runs one action per job. Nothing but a cancellation ever escapes from a call."""
 
-    def __init__(self, store: Store, settings: Settings, *, way_in: WayIn = "serverless") -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        *,
+        way_in: WayIn = "serverless",
+        redactor: Redactor | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        """Raises ProgramsInvalid."""
         self._store = store
-        self.manager = ProcessManager(store, settings)
+        self._programs = read_programs(settings.programs)
+        self._redactor = redactor or Redactor()
+        self._meter = meter = meter or Meter(price_per_hour=settings.price_per_hour)
+        self.manager = ProcessManager(store, settings, redactor=self._redactor, meter=meter)
         self._lookup = self.manager.lookup
+        self.presence = Presence(store, settings, meter)
+        self._cleaner = Cleaner(self.manager.worker)
         self._files = FileActions(store, self.manager, settings)
+        self._logs = LogActions(store, self._lookup, settings)
         self._links = LinkMaker(store)
+        self._about = WorkerActions(store, self.manager, settings, self.presence, self._programs)
         self._settings = settings
         self._way_in = way_in
         #: Jobs under way here, and those of them that will get no answer (see `_start`).
@@ -95,17 +122,28 @@ class Handler:
         """
         self.set_up()
         self._jobs += 1
+        with log_context(request_id=str(job.get("id"))):
+            try:
+                return await self._reply(job)
+            finally:
+                self._jobs -= 1
+
+    async def _reply(self, job: dict[str, Any]) -> Reply:
         try:
-            return bounded(await self._answer(job))
+            return self._without_secrets(bounded(await self._answer(job)))
         except WorkerError as error:
-            return {"error": json.dumps(error.payload())}
+            return {"error": json.dumps(self._redactor.value(error.payload()))}
         except Exception:
             log.exception("a fault of the worker")
             return {
                 "error": json.dumps(WorkerError("a fault of the worker; see its log").payload())
             }
-        finally:
-            self._jobs -= 1
+
+    def _without_secrets(self, reply: Reply) -> Reply:
+        """The last net under all others: nothing of this worker's own leaves it in a reply."""
+        if not self._redactor.knows_part_of(json.dumps(reply)):
+            return reply
+        return {n: each if n in LINKS else self._redactor.reply(each) for n, each in reply.items()}
 
     def set_up(self) -> None:
         """Once, inside the event loop: take over the signals, recover in the background."""
@@ -118,13 +156,27 @@ class Handler:
             loop.add_signal_handler(number, self._begin_shutdown, number, before)
         self._background = [loop.create_task(self.manager.recover())]
         if self._way_in != "terminal":  # there it ends too soon, and the request itself will tell
-            self._background.append(loop.create_task(self._check_store()))
+            self._background += [
+                loop.create_task(self._check_store()),
+                loop.create_task(self._count_gpus()),
+                loop.create_task(self.presence.keep()),
+                loop.create_task(self._cleaner.keep()),
+            ]
+            if template := self.manager.worker.template:
+                template.start()
 
     async def _check_store(self) -> None:
         """A store that cannot work is said at start-up, in words, and not at the first start."""
         health = await self._store.check()
         if not health.ok:
             log.error("the store %s does not work: %s", self._store.url, health.message)
+
+    async def _count_gpus(self) -> None:
+        """For the figures; a driver that hangs does not hold up a start."""
+        settings = self._settings
+        if settings.role != "control":
+            count = len((await Driver().look(GPU_SECONDS)).devices)
+            self._meter.gpus = -(-count // settings.slots)
 
     def concurrency(self, _current: int) -> int:
         """For the SDK: how many jobs to take at a time. Constant, or it stops taking any.
@@ -152,12 +204,10 @@ class Handler:
                 return await self._cancel(action)
             case BulkDownloadAction(archive=True):
                 return await self._archive(action, job)
-            case HealthAction():
-                return await health(self._store, self.manager, self._settings)
-            case KindsAction():
-                return {
-                    "kinds": {name: job.params.model_json_schema() for name, job in JOBS.items()}
-                }
+            case LogsAction():
+                return await self._logs.answer(action)
+            case HealthAction() | MetricsAction() | KindsAction():
+                return await self._about.answer(action)
             case _:
                 return await self._files.answer(action)
 
@@ -165,7 +215,7 @@ class Handler:
         if self._settings.role == "control":
             raise Refused("this worker has the role `control` and runs no jobs; send `start` to "
                           "the GPU endpoint")  # fmt: skip
-        start = _start_of(action, job, self._settings)
+        start = start_of(action, job, self._settings, self._redactor, self._programs)
         if action.detach:
             if not self._settings.allow_detach:
                 raise Refused(
@@ -179,13 +229,7 @@ class Handler:
 
     async def _archive(self, action: BulkDownloadAction, job: dict[str, Any]) -> Reply:
         """A process like any other, but of this worker's own doing: any role may write one."""
-        params: Reply = {
-            "process_ids": [*dict.fromkeys(action.process_ids)], "pattern": action.pattern
-        }  # fmt: skip
-        start = Start(
-            process_id=_process_id(action.process_id, job), kind=ARCHIVE, params=params,
-            shown_params=params, labels={}, runpod_job_id=_job_id(job),
-        )  # fmt: skip
+        start = archive_start(action, job)
         return await self._see_through(start, job, expires_in=action.expires_in)
 
     async def _see_through(
@@ -228,6 +272,8 @@ class Handler:
             reply["error"] = json.dumps(
                 {"code": failure.code, "message": failure.message, "retryable": failure.retryable}
             )
+        if self.manager.worker.gpus.leaked:  # the SDK takes it out and ends this worker
+            reply["refresh_worker"] = True
         return reply | page
 
     async def _process_status(self, action: ProcessStatusAction) -> Reply:
@@ -260,6 +306,8 @@ class Handler:
 
     async def _view(self, snapshot: Snapshot) -> Reply:
         reply = view(snapshot, lease_seconds=self._settings.lease_seconds)
+        reason = self._lookup.why(snapshot)
+        reply["why"] = reason._asdict() if reason else None
         if not snapshot.record.released:
             reply["links"] = {**await self._links.links(snapshot.record)}
         return reply
@@ -324,7 +372,7 @@ class Handler:
     async def _shut_down(self, number: int) -> None:
         """Drain and leave. Jobs of drained processes stay unanswered and are delivered again."""
         log.info("%s: draining", signal.Signals(number).name)
-        await self.manager.drain()
+        await asyncio.gather(self.manager.drain(), self.presence.leave(), self._cleaner.leave())
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.grace_seconds * REPLIES_SHARE):
                 while self._jobs_in_progress() > self._unanswered:  # noqa: ASYNC110
@@ -340,31 +388,6 @@ class Handler:
         return int(JobsProgress().get_job_count())
 
 
-def _start_of(action: StartAction, job: dict[str, Any], settings: Settings) -> Start:
-    for name, asked in action.inputs.items():
-        check_input(name, asked, settings)
-    return Start(
-        process_id=_process_id(action.process_id, job),
-        kind=action.kind,
-        params=action.params,
-        shown_params=parse_params(action.kind, action.params),
-        inputs=action.inputs,
-        labels=action.labels,
-        timeout_seconds=action.timeout_seconds,
-        reject_when_busy=action.on_busy == "reject",
-        runpod_job_id=_job_id(job),
-    )
-
-
-def _job_id(job: dict[str, Any]) -> str | None:
-    return None if job.get("id") in (None, LOCAL_JOB_ID) else str(job["id"])
-
-
-def _process_id(named: str | None, job: dict[str, Any]) -> str:
-    job_id = _job_id(job)
-    return named or (process_id_of(job_id) if job_id else new_id())
-
-
 async def _nothing() -> None:
     """The local API server has no way to show progress."""
 
@@ -378,21 +401,50 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-def main(arguments: list[str]) -> None:
+def redactor_of(settings: Settings, environment: Mapping[str, str]) -> Redactor:
+    """One that knows the secrets of this worker."""
+    named = settings.secret_env.split(",")
+    return Redactor(environment_secrets(environment, (name.strip() for name in named)))
+
+
+def main(argv: list[str]) -> None:
     """Start the worker as the arguments and the environment say."""
-    way_in = way_in_of(parse(arguments))
+    arguments = parse(argv)
+    way_in = way_in_of(arguments)
     settings = load_settings()
     at_terminal = way_in == "terminal" and sys.stderr.isatty()
-    log_to_stderr("WARNING" if at_terminal else "INFO")
+    redactor = redactor_of(settings, os.environ)
+    level = "WARNING" if at_terminal else "INFO"
+    log_to_stderr(level, worker_id=settings.worker_id, redactor=redactor)
+    for sentence in unknown_variables(os.environ):
+        log.warning("%s", sentence)
+    try:
+        read_programs(settings.programs)  # also what a doctor must not pass over
+    except ProgramsInvalid as error:
+        sys.exit(str(error))
+    if arguments.command == "doctor":
+        sys.exit(doctor(settings, quick=arguments.quick, lifecycle=arguments.lifecycle))
+    if arguments.command == "clean":
+        sys.exit(clean_by_hand(settings, redactor, dry_run=arguments.dry_run))
+    # Torch and CUDA in this process, for its life; and a worker that cannot ping 8.8.8.8 would end.
+    # What of them matters, `check_fitness` looks at.
+    os.environ.setdefault("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "true")
     # At its default, DEBUG, the SDK logs whole replies, links and all.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN" if at_terminal else "INFO")
     import runpod
 
     try:
-        store = open_store(settings)
+        meter = Meter(price_per_hour=settings.price_per_hour)
+        store = open_store(settings, meter)
     except WorkerError as error:
         sys.exit(str(error))
-    handler = Handler(store, settings, way_in=way_in)
+    handler = Handler(store, settings, way_in=way_in, redactor=redactor, meter=meter)
+    if way_in == "serverless":
+
+        async def worker_can_work() -> None:
+            await check_fitness(settings)
+
+        runpod.serverless.register_fitness_check(worker_can_work)
     runpod.serverless.start({"handler": handler, "concurrency_modifier": handler.concurrency})
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
-    from utils import Settings
+    from meter import Meter
+    from settings import Settings
 
 #: S3 keys are at most 1024 bytes of UTF-8; this leaves room for the operator's prefix.
 MAX_KEY_BYTES = 900
@@ -196,8 +197,8 @@ class Store(Protocol):
     #: For logs and `health`, without credentials: `s3://bucket/prefix`, `file:///data`.
     url: str
 
-    async def capabilities(self) -> Capabilities:
-        """What the store can do; probed at the first call, remembered after."""
+    async def capabilities(self, *, fresh: bool = False) -> Capabilities:
+        """What the store can do; probed at the first call, remembered after, or anew (`fresh`)."""
         ...
 
     async def get(self, key: str, *, cached: Stored | None = None) -> Stored:
@@ -448,8 +449,10 @@ def check_range(offset: int, length: int) -> None:
         raise ValueError(f"a range has an offset of 0 or more and 1 to {MAX_RANGE} bytes")
 
 
-def open_store(settings: Settings) -> Store:
+def open_store(settings: Settings, meter: Meter) -> Store:
     """The store that the settings name: a bucket if one is set, else a folder.
+
+    `meter` counts what it is asked.
 
     Makes no request. boto3 is imported only when there is a bucket: it takes 0.3 s.
 
@@ -459,7 +462,7 @@ def open_store(settings: Settings) -> Store:
     if settings.bucket is None:
         from stores.local_store import LocalStore
 
-        return LocalStore(settings.local_store_root())
+        return LocalStore(settings.local_store_root(), meter)
     from stores.s3_store import S3Store
 
-    return S3Store.from_settings(settings)
+    return S3Store.from_settings(settings, meter)

@@ -1,40 +1,21 @@
-"""Leaves: settings, the error base, ids, time, logging. Imports nothing of ours."""
+"""Leaves: the error base, values, ids, time, waiting. Imports nothing of ours."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import re
 import secrets
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ByteSize,
-    Field,
-    JsonValue,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, JsonValue, StringConstraints
 
 Clock = Callable[[], datetime]
-Role = Literal["all", "gpu", "control"]
 #: Lower-case hex.
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 #: Keys of the worker itself: what lies there is reached by the actions, or by nobody.
-OWN_PREFIXES = ("processes/", "index/", "inputs/", "workers/", "locks/")
+OWN_PREFIXES = ("processes/", "index/", "inputs/", "workers/", "locks/", "ages/")
 
 
 class WorkerError(Exception):
@@ -47,307 +28,6 @@ class WorkerError(Exception):
     def payload(self) -> dict[str, JsonValue]:
         """What the caller gets: `{"code", "message", "retryable"}`."""
         return {"code": self.code, "message": str(self), "retryable": self.retryable}
-
-
-def _names(*names: str) -> AliasChoices:
-    return AliasChoices(*names)
-
-
-class Settings(BaseSettings):
-    """Everything the environment may say; read once, in `rp_handler.main`."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="WORKER_", frozen=True, extra="ignore", env_ignore_empty=True,
-        populate_by_name=True,
-    )  # fmt: skip
-
-    # ---- the store: a bucket, or else a folder. Names people already have, RunPod's among them.
-    bucket: Annotated[
-        str | None,
-        Field(
-            validation_alias=_names("S3_BUCKET", "BUCKET_NAME"),
-            description="The bucket that holds everything. Unset: a folder (WORKER_DATA_DIR).",
-        ),
-    ] = None
-    prefix: Annotated[
-        str,
-        Field(
-            validation_alias=_names("S3_PREFIX"),
-            description="All keys lie under this prefix, so that endpoints can share a bucket.",
-        ),
-    ] = ""
-    endpoint_url: Annotated[
-        str | None,
-        Field(
-            validation_alias=_names("S3_ENDPOINT_URL", "BUCKET_ENDPOINT_URL"),
-            description="Where the S3 API answers. Unset: AWS.",
-        ),
-    ] = None
-    region: Annotated[
-        str | None,
-        Field(validation_alias=_names("S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"),
-              description="The bucket's region."),
-    ] = None  # fmt: skip
-    access_key_id: Annotated[
-        str | None,
-        Field(
-            validation_alias=_names("BUCKET_ACCESS_KEY_ID"),
-            description="RunPod's name for the access key. Unset: boto3's own chain (AWS_*).",
-        ),
-    ] = None
-    secret_access_key: Annotated[
-        SecretStr | None,
-        Field(
-            validation_alias=_names("BUCKET_SECRET_ACCESS_KEY"),
-            description="Goes with BUCKET_ACCESS_KEY_ID.",
-        ),
-    ] = None
-    session_token: Annotated[
-        SecretStr | None,
-        Field(
-            validation_alias=_names("BUCKET_SESSION_TOKEN"),
-            description="Goes with BUCKET_ACCESS_KEY_ID when that is temporary.",
-        ),
-    ] = None
-    tls_bundle: Annotated[
-        str | None,
-        Field(
-            validation_alias=_names("S3_TLS_BUNDLE"),
-            description="A file of certificates to trust at the endpoint. Unset: the usual ones.",
-        ),
-    ] = None
-    s3_connect_timeout: Annotated[
-        float,
-        Field(
-            validation_alias=_names("S3_CONNECT_TIMEOUT"),
-            gt=0,
-            le=10,
-            description="Seconds to reach the store.",
-        ),
-    ] = 3.0
-    s3_read_timeout: Annotated[
-        float,
-        Field(
-            validation_alias=_names("S3_READ_TIMEOUT"),
-            gt=0,
-            le=15,
-            description="Seconds to wait for an answer; a worker's lease hangs on it.",
-        ),
-    ] = 5.0
-    s3_transfer_timeout: Annotated[
-        float,
-        Field(
-            validation_alias=_names("S3_TRANSFER_TIMEOUT"),
-            gt=0,
-            description="Seconds without a byte before a file's request is given up.",
-        ),
-    ] = 30.0
-    addressing_style: Annotated[
-        str,
-        Field(
-            validation_alias=_names("S3_ADDRESSING_STYLE"),
-            pattern="^(auto|path|virtual)$",
-            description="path, virtual, or auto (boto3 decides).",
-        ),
-    ] = "auto"
-
-    # ---- this machine
-    data_dir: Annotated[
-        Path | None,
-        Field(description="The folder that stands in for a bucket. Unset: on the network volume "
-                          "if one is mounted, else ./data."),
-    ] = None  # fmt: skip
-
-    scratch_dir: Annotated[
-        Path,
-        Field(description="Local disk for what attempts work on and for copies of records."),
-    ] = Path(tempfile.gettempdir()) / "runpod-worker"
-    worker_id: Annotated[
-        str,
-        Field(
-            validation_alias=_names("WORKER_ID", "RUNPOD_POD_ID"),
-            description="This worker's name in records and logs.",
-        ),
-    ] = Field(default_factory=lambda: f"local-{secrets.token_hex(4)}")
-
-    # ---- what this worker takes on
-    role: Annotated[
-        Role,
-        Field(description="all; gpu (only starts, as many as slots); control (no starts)."),
-    ] = "all"
-    slots: Annotated[int, Field(ge=1, le=64, description="Processes that run at a time.")] = 1
-    max_attempts: Annotated[
-        int,
-        Field(ge=1, le=100, description="Attempts of a process before it fails for good; those "
-                                        "that a worker's drain called off do not count."),
-    ] = 5  # fmt: skip
-    allow_detach: Annotated[
-        bool,
-        Field(description="Let `start` return at once. Only where the worker is not stopped when "
-                          "idle: a Pod, or an always-on worker."),
-    ] = False  # fmt: skip
-    child_env: Annotated[
-        str,
-        Field(description="Names of environment variables that jobs may see, comma-separated."),
-    ] = ""
-
-    # ---- files that come in. Sizes may be written as 20GiB.
-    max_upload_bytes: Annotated[
-        ByteSize, Field(gt=0, description="The largest file that a caller may upload.")
-    ] = ByteSize(50 << 30)
-    max_folder_bytes: Annotated[
-        ByteSize, Field(gt=0, description="What an input folder may hold.")
-    ] = ByteSize(200 << 30)
-    max_folder_files: Annotated[
-        int, Field(ge=1, le=100_000, description="How many files an input folder may hold.")
-    ] = 10_000
-    single_put_bytes: Annotated[
-        ByteSize,
-        Field(ge=5 << 20, le=5 << 30, description="What the store takes in one PUT; larger uploads "
-                                                  "are given links to parts."),
-    ] = ByteSize(5 << 30)  # fmt: skip
-    max_input_bytes: Annotated[
-        ByteSize,
-        Field(
-            gt=0, description="What the inputs of one process may hold; unpacked, as much again."
-        ),
-    ] = ByteSize(200 << 30)
-    input_timeout_seconds: Annotated[
-        float, Field(gt=0, description="An input that takes longer to fetch fails the process.")
-    ] = 3600.0
-    input_cache_bytes: Annotated[
-        ByteSize,
-        Field(ge=0, description="Inputs kept on the scratch disk for the next process; at most "
-                                "half of what is free there."),
-    ] = ByteSize(20 << 30)  # fmt: skip
-    allowed_hosts: Annotated[
-        str,
-        Field(description="Private hosts that inputs may come from, comma-separated, as `name` or "
-                          "`name:port`; they may speak http."),
-    ] = ""  # fmt: skip
-
-    input_keys: Annotated[
-        str,
-        Field(description="Below which keys an input `key:KEY` may lie, whoever asks: "
-                          "comma-separated, each ending in `/`."),
-    ] = "shared/"  # fmt: skip
-
-    # ---- the protocol's times, in seconds
-    heartbeat_seconds: Annotated[
-        float, Field(gt=0, le=60, description="The owner rewrites a record at least this often.")
-    ] = 10.0
-    lease_seconds: Annotated[
-        float,
-        Field(gt=0, le=600, description="A record not rewritten for this long has lost its owner."),
-    ] = 30.0
-    takeover_watch_seconds: Annotated[
-        float,
-        Field(ge=0, le=600, description="A lost record is watched this long before it is taken."),
-    ] = 15.0  # an owner needs so long to write again after an outage: time-outs, back-off
-    progress_write_seconds: Annotated[
-        float, Field(gt=0, le=60, description="Progress reaches the store at most this often.")
-    ] = 6.0
-    cancel_poll_seconds: Annotated[
-        float, Field(gt=0, le=60, description="The owner looks for a cancel note this often.")
-    ] = 2.0
-    cancel_grace_seconds: Annotated[
-        float,
-        Field(gt=0, le=600, description="From asking a child to stop to killing its group; "
-                                        "SIGTERM comes half-way."),
-    ] = 10.0  # fmt: skip
-    grace_seconds: Annotated[
-        float, Field(gt=0, le=600, description="All of a drain on SIGTERM fits into this.")
-    ] = 8.0
-    store_patience_seconds: Annotated[
-        float,
-        Field(ge=0, description="A start waits this long for a store that does not answer."),
-    ] = 120.0
-    upload_patience_seconds: Annotated[
-        float,
-        Field(ge=0, description="An upload refused for this long fails the process."),
-    ] = 3600.0
-
-    @model_validator(mode="after")
-    def _lease_outlasts_heartbeat(self) -> Self:
-        if self.lease_seconds < 2 * self.heartbeat_seconds:
-            raise ValueError(
-                "WORKER_LEASE_SECONDS must be at least twice WORKER_HEARTBEAT_SECONDS, or one "
-                "slow write loses a process"
-            )
-        return self
-
-    @field_validator("input_keys")
-    @classmethod
-    def _names_folders_of_keys(cls, text: str) -> str:
-        for prefix in _parts(text):
-            if not re.fullmatch(r"([^/\\]+/)+", prefix) or {".", ".."} & set(prefix.split("/")):
-                raise ValueError(
-                    "each is the beginning of keys, such as `shared/`: it ends in `/`, and no part "
-                    "of it is empty, `.` or `..`"
-                )
-            if prefix.startswith(OWN_PREFIXES):
-                raise ValueError(
-                    f"the worker's own keys ({', '.join(OWN_PREFIXES)}) are nobody's inputs; "
-                    "`folder:` and `process:` name what callers may have"
-                )
-        return text
-
-    @property
-    def input_key_prefixes(self) -> tuple[str, ...]:
-        return tuple(_parts(self.input_keys))
-
-    def local_store_root(self) -> Path:
-        """The folder to use when there is no bucket (DESIGN: a network volume is a real store)."""
-        if self.data_dir is not None:
-            return self.data_dir.absolute()
-        volume = Path("/runpod-volume")
-        return volume / "worker-data" if volume.is_mount() else Path("data").absolute()
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def load_settings() -> Settings:
-    """What the environment says; ends the program with one sentence a fault if it cannot be."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False)
-        sys.exit("\n".join(f"{_variable(fault['loc'])}: {fault['msg']}" for fault in faults))
-
-
-def _variable(where: tuple[int | str, ...]) -> str:
-    """The environment variable that a fault is about."""
-    name = str(where[0]) if where else "settings"
-    return f"WORKER_{name.upper()}" if name in Settings.model_fields else name
-
-
-def log_to_stderr(level: str) -> None:
-    """Readable lines in a terminal, JSON lines elsewhere."""
-    handler = logging.StreamHandler()
-    if sys.stderr.isatty():
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    else:
-        handler.setFormatter(JsonLines())
-    logging.basicConfig(level=level, handlers=[handler])
-    # It logs each URL it fetches, and a presigned one is as good as a key.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
 
 
 class Frozen(BaseModel, frozen=True, extra="forbid"):
@@ -366,8 +46,10 @@ def new_nonce() -> str:
 
 async def set_within(event: asyncio.Event, seconds: float) -> bool:
     """Whether `event` is set by then; returns as soon as it is."""
+    # Not `wait_for`: in Python 3.11 it may lose a cancellation that comes as the event is set.
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     return event.is_set()
 
 
@@ -382,6 +64,11 @@ async def together() -> AsyncIterator[asyncio.TaskGroup]:
         first = failures.exceptions[0]
     if first is not None:
         raise first
+
+
+def day_of(moment: datetime) -> str:
+    """The day of an aware `moment`, by UTC, such that days sort as they follow each other."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d}"
 
 
 def utc_now() -> datetime:

@@ -16,8 +16,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
+from settings import Settings
 from storage import InvalidKey, Listed, check_key
-from utils import Settings, WorkerError
+from utils import WorkerError
 
 #: Below this lie all input folders.
 PREFIX = "inputs/"

@@ -42,6 +42,7 @@ from inputs.folder_files import (
     other_hash,
     with_hashes,
 )
+from settings import Settings
 from storage import (
     ObjectChanged,
     ObjectExists,
@@ -52,7 +53,7 @@ from storage import (
     Store,
 )
 from stores.prefixes import Removed, delete_all, list_all
-from utils import Settings, together, utc_now
+from utils import together, utc_now
 
 #: Stretches in which files are read back to be hashed, and how many files at a time.
 READ_BYTES, READERS = 8 << 20, 4

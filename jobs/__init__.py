@@ -8,11 +8,23 @@ A module of a kind has `Params` (pydantic: every field described and limited) an
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, JsonValue
 
-from jobs import sleep, train_diffusion
+from jobs import command, generate_images, sleep, train_diffusion
+from jobs.prepare import Prepare
+
+
+class Keep(NamedTuple):
+    """What a kind would load anew in each attempt, and may find loaded."""
+
+    #: The path, among the inputs, of all that it is loaded from. What is kept is known by this path
+    #: and its content, so loading may depend on nothing else.
+    input: Callable[[Any], str]
+    #: Loads it from the folder of inputs into host memory; never onto a GPU, never in threads.
+    load: Callable[[Path, Any], Any]
 
 
 class Job(NamedTuple):
@@ -20,9 +32,26 @@ class Job(NamedTuple):
 
     params: type[BaseModel]
     run: Callable[[Any, Any], JsonValue]
+    #: What it needs once on a machine or volume; the job finds it as `context.prepared`.
+    prepare: Prepare | None = None
+    #: What is kept in memory between consecutive processes, as `context.kept`.
+    keep: Keep | None = None
+    #: What must be free on each GPU that an attempt may use before it begins, if there is any.
+    gpu_bytes: int = 0
 
+
+#: The kind whose params depend on what the operator declares (`jobs.programs`).
+COMMAND = "command"
 
 JOBS: dict[str, Job] = {
+    COMMAND: Job(command.Params, command.run),
+    "generate_images": Job(
+        generate_images.Params,
+        generate_images.run,
+        keep=Keep(generate_images.kept_input, generate_images.load),
+    ),
     "sleep": Job(sleep.Params, sleep.run),
-    "train_diffusion": Job(train_diffusion.Params, train_diffusion.run),
+    "train_diffusion": Job(
+        train_diffusion.Params, train_diffusion.run, gpu_bytes=train_diffusion.GPU_BYTES
+    ),
 }

@@ -2,14 +2,16 @@
 
     python -m jobs CONTROL EVENTS      (numbers of two pipes; the worker's runner starts it so)
 
+With words instead of numbers it is for people, see `jobs.authoring`: `python -m jobs --help`.
+
 Each way carries one JSON object a line. Orders: first the attempt itself, later
-`{"order": "stop"}`. Events: `progress`, `checkpoint`, `artifact`, and at last one of `completed`,
-`failed`, `stopped`. Standard output and error belong to the job; they are its log.
+`{"order": "stop"}`. Events: `phase`, `progress`, `checkpoint`, `artifact`, and at last one of
+`completed`, `failed`, `stopped`. Standard output and error belong to the job; they are its log.
 """
 
 from __future__ import annotations
 
-import errno
+import atexit
 import faulthandler
 import io
 import json
@@ -19,14 +21,17 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
 from jobs import JOBS
-from jobs.context import EVENT_LIMIT, RESULT_LIMIT, JobContext, JobFailed, JobStopped
+from jobs.context import EVENT_LIMIT, JobContext, JobFailed, JobStopped
+from jobs.ending import checked, failed, without_values
 from jobs.guardian import guard
+from jobs.prepare import prepared
 
 Event = dict[str, Any]
 
@@ -84,26 +89,33 @@ def main() -> None:
     final = _final_event(_lines(control), voice)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is decided
     voice.emit(final)
-    sys.exit(1 if final["event"] == "failed" else 0)
+    _leave(1 if final["event"] == "failed" else 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End as a program does: threads awaited, exit functions run, output flushed.
+
+    But not by taking the interpreter down: with torch that takes up to a second, for nothing. These
+    are the steps of `multiprocessing`'s own children, and of `sys.exit` before it.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more, or the job closed it
+            stream.flush()
+    os._exit(code)
 
 
 def _final_event(orders: Iterator[bytes], voice: Voice) -> Event:
     """Run the attempt that is ordered, and say how it ended."""
     try:
-        return {"event": "completed", "result": _checked(_run(orders, voice))}
+        return {"event": "completed", "result": checked(_run(orders, voice))}
     except JobStopped:
         return {"event": "stopped"}
     except Exception as error:  # noqa: BLE001 - whatever a job raises has to be reported
-        traceback.print_exception(error)
-        return _failed(error)
-
-
-def _failed(error: Exception) -> Event:
-    if isinstance(error, JobFailed):
-        code, message, retryable = error.code, str(error), error.retryable
-    else:
-        code, message, retryable = _code_of(error), f"{type(error).__name__}: {error}", False
-    return {"event": "failed", "code": code, "message": message[:2000], "retryable": retryable}
+        if not isinstance(error, JobFailed) or error.__cause__ is not None:
+            traceback.print_exception(error)  # of a failure that the job names, its words say all
+        return failed(error)
 
 
 def _run(orders: Iterator[bytes], voice: Voice) -> object:
@@ -116,8 +128,12 @@ def _run(orders: Iterator[bytes], voice: Voice) -> object:
     try:
         params = job.params.model_validate(order["params"])
     except ValidationError as error:
-        raise JobFailed("params_invalid", _without_values(error)) from None
+        raise JobFailed("params_invalid", without_values(error)) from None
     os.chdir(order["folder"])  # what a job writes without saying where lands here
+    ready = None
+    if job.prepare is not None:
+        root = Path(order["prepare_dir"])
+        ready = prepared(order["kind"], job.prepare, root, emit=voice.emit, stop=stop)
     context = JobContext(
         Path(order["folder"]),
         emit=voice.emit,
@@ -125,6 +141,8 @@ def _run(orders: Iterator[bytes], voice: Voice) -> object:
         resume_from=Path(order["resume_from"]) if order["resume_from"] else None,
         attempt=order["attempt"],
         device=order["device"],
+        prepared=ready,
+        declaration=order["declaration"],
     )
     if order["unpack"]:
         from jobs.unpack import unpack_inputs  # most jobs have no use for it
@@ -149,38 +167,6 @@ def _lines(pipe: int) -> Iterator[bytes]:
             del pending[: end + 1]
 
 
-def _checked(result: object) -> object:
-    """`result`, if it can be part of a reply. Raises JobFailed."""
-    try:
-        size = len(json.dumps(result, ensure_ascii=False, allow_nan=False).encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        raise JobFailed("result_invalid", f"The result is not JSON: {error}") from None
-    if size > RESULT_LIMIT:
-        sentence = f"The result takes {size} bytes; at most {RESULT_LIMIT} fit in a reply."
-        raise JobFailed("result_too_large", sentence)
-    return result
-
-
-def _without_values(error: ValidationError) -> str:
-    problems = error.errors(include_input=False, include_context=False, include_url=False)
-    return "; ".join(
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems
-    )
-
-
-def _code_of(error: Exception) -> str:
-    text = str(error)
-    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
-        return "cuda_out_of_memory"
-    if (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or "DefaultCPUAllocator: can't allocate memory" in text
-    ):
-        return "host_out_of_memory"
-    return "job_error"
-
-
 def _cut_off(voice: Voice, *pipes: int) -> None:
     """Keep a fork of the job, such as a data loader, from holding or garbling the protocol."""
     if signal.getsignal(signal.SIGTERM) == voice.on_sigterm:
@@ -192,4 +178,9 @@ def _cut_off(voice: Voice, *pipes: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if all(argument.isdigit() for argument in sys.argv[1:]) and len(sys.argv) == 3:
+        main()
+    else:
+        from jobs.authoring import command  # a child has no use for it
+
+        sys.exit(command(sys.argv[1:]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field, JsonValue
 
@@ -42,7 +42,13 @@ class ArtifactReady(NamedTuple):
     path: str
 
 
-Event = Progress | CheckpointSealed | ArtifactReady
+class PhaseEntered(Frozen):
+    """The child sets up what its kind needs on this machine, or has it and goes on."""
+
+    phase: Literal["preparing", "running"]
+
+
+Event = Progress | CheckpointSealed | ArtifactReady | PhaseEntered
 
 
 class JobCompleted(Frozen):
@@ -76,6 +82,7 @@ class _Artifact(Frozen):
 
 
 _MESSAGES: dict[str, type[Frozen]] = {
+    "phase": PhaseEntered,
     "progress": Progress,
     "checkpoint": _Checkpoint,
     "artifact": _Artifact,

@@ -16,12 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import JsonValue
+
 Emit = Callable[[dict[str, Any]], None]
 
 #: A result is returned inline in replies, so it stays small: bytes of its JSON.
 RESULT_LIMIT: Final = 256 * 1024
 #: What one event may take on its way to the worker, in bytes.
 EVENT_LIMIT: Final = RESULT_LIMIT + 16 * 1024
+
+
+#: What `Job.keep` loaded, in processes that were forked from one that did; see `jobs.template`.
+loaded: Any = None
 
 
 class JobStopped(BaseException):
@@ -53,6 +59,8 @@ class JobContext:
         resume_from: Path | None = None,
         attempt: int = 1,
         device: str = "auto",
+        prepared: Path | None = None,
+        declaration: JsonValue = None,
     ) -> None:
         self.inputs: Final = folder / "inputs"
         #: Whatever lies here when the job ends becomes an artifact.
@@ -62,6 +70,10 @@ class JobContext:
         #: What an earlier attempt handed to `checkpoint` last (same name, same content), or None.
         self.resume_from: Final = resume_from
         self.attempt: Final = attempt
+        #: What the kind's `prepare` made, to read; None for a kind that has none.
+        self.prepared: Final = prepared
+        #: What the operator has declared about what is to run; only the kind `command` has it.
+        self.declaration: Final = declaration
         self._sealed = folder / "sealed"
         self._folder = folder
         self._emit = emit
@@ -109,6 +121,11 @@ class JobContext:
     def should_stop(self) -> bool:
         """Whether somebody asked this attempt to end: save a checkpoint, then raise JobStopped."""
         return self._stop.is_set()
+
+    @property
+    def kept(self) -> Any:
+        """What the kind's `keep` has loaded already, for exactly these inputs; None: nothing."""
+        return loaded
 
     def device(self) -> str:
         """What the operator chose; else `cuda` where there is a usable GPU, `cpu` elsewhere."""

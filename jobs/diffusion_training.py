@@ -25,24 +25,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from jobs.context import JobContext, JobFailed, JobStopped
+from jobs.device import choose_device
 from jobs.image_dataset import load_images
-from jobs.train_diffusion import Params
-from jobs.training_pictures import save_grid, save_loss_plot
+from jobs.model_file import MODEL, Description, save_network
+from jobs.pictures import save_grid, save_loss_plot
+from jobs.sampler import follow, to_pixels, velocity
+from jobs.train_diffusion import SAMPLER_STEPS, Params
 from jobs.unet import UNet
 
 EMA_DECAY = 0.999
 WARM_UP = 0.05  # of all steps
 GRADIENT_LIMIT = 1.0  # its norm; rare large gradients would undo what many steps learned
-SAMPLER_STEPS = 50
 REPORT_EVERY = 10  # steps; to look at a loss makes the CPU wait for the GPU
 RECENT = 50  # steps that a shown loss is the mean of
 
-MODEL = "model.safetensors"
 LOSS_PLOT = "loss.png"
 
 
@@ -74,14 +74,6 @@ def train(context: JobContext, params: Params) -> dict[str, JsonValue]:
             save_checkpoint(context, training)
     save_results(context, training)
     return summary(training) | {"ignored_files": dataset.ignored}
-
-
-def choose_device(context: JobContext, wish: str) -> torch.device:
-    """The device to train on. Raises JobFailed device_missing where there is no GPU for `cuda`."""
-    offered = context.device()
-    if wish == "cuda" and offered != "cuda":
-        raise JobFailed("device_missing", "device is cuda, but this worker has no usable GPU.")
-    return torch.device(offered if wish == "auto" else wish)
 
 
 # ---- learning
@@ -202,13 +194,6 @@ def flow_loss(model: UNet, images: Tensor, noise: torch.Generator) -> Tensor:
     return F.mse_loss(velocity(model, points, times), images - start)
 
 
-def velocity(model: UNet, points: Tensor, times: Tensor) -> Tensor:
-    """What `model` says; on a GPU it computes in bfloat16, where that is much faster."""
-    with torch.autocast(points.device.type, torch.bfloat16, enabled=points.is_cuda):
-        answer: Tensor = model(points.contiguous(memory_format=torch.channels_last), times)
-    return answer.float()
-
-
 def learning_rate(step: int, params: Params) -> float:
     """Linear warm-up, then a cosine down to 0 (Loshchilov & Hutter 2016, arXiv:1608.03983)."""
     warm_up = max(1.0, WARM_UP * params.steps)
@@ -229,21 +214,7 @@ def to_model(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-# ---- generating
-
-
-@torch.no_grad()
-def generate(model: UNet, noise: Tensor) -> Tensor:
-    """Follow the velocities from `noise` (n, colors, size, size) to images, by Euler's method.
-
-    Returns (n, size, size, colors) uint8 on the CPU.
-    """
-    x = noise
-    for step in range(SAMPLER_STEPS):
-        times = torch.full((len(x),), step / SAMPLER_STEPS, device=x.device)
-        x = x + velocity(model, x, times) / SAMPLER_STEPS
-    pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu()
+# ---- samples
 
 
 def draw_samples(context: JobContext, training: Training) -> None:
@@ -253,7 +224,8 @@ def draw_samples(context: JobContext, training: Training) -> None:
     generator = torch.Generator().manual_seed(training.params.seed + 3)
     noise = torch.randn(side * side, colors, size, size, generator=generator)
     path = context.outputs / sample_path(training.step)
-    save_grid(generate(training.ema, noise.to(training.device)).numpy(), path)
+    images = follow(training.ema, noise.to(training.device), SAMPLER_STEPS)
+    save_grid(to_pixels(images).numpy(), path)
     context.artifact(path)
 
 
@@ -346,8 +318,7 @@ def recent_loss(training: Training) -> float:
 def save_results(context: JobContext, training: Training) -> None:
     """Write and offer what is there only when the training is done; the samples are already."""
     outputs = context.outputs
-    weights = {name: tensor.contiguous() for name, tensor in training.ema.state_dict().items()}
-    save_file(weights, outputs / MODEL)
+    save_network(training.ema, Description.model_validate(training.unet), outputs / MODEL)
     config = {
         "network": {"class": "jobs.unet.UNet", "arguments": training.unet},
         "sampler": {"method": "euler", "steps": SAMPLER_STEPS, "noise_at": 0, "images_at": 1},

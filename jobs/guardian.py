@@ -29,6 +29,13 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def die_with_parent(parent: int) -> None:
+    """Have this process killed when `parent`, by which it was begun, dies; at once if it has."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def guard(control: int, events: int) -> None:
     """Fork, and return in the lower half only, which is to become the job.
 
@@ -45,9 +52,7 @@ def guard(control: int, events: int) -> None:
     guardian = os.getpid()
     job = os.fork()
     if job == 0:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != guardian:  # it died before it could be watched
-            os._exit(1)
+        die_with_parent(guardian)
         with suppress(OSError):  # if memory runs out, rather the job than the worker
             Path("/proc/self/oom_score_adj").write_text("500")
         return
@@ -96,7 +101,7 @@ def _end_everything() -> dict[int, int]:
     """
     statuses: dict[int, int] = {}
     while True:
-        for child in _children():
+        for child in children():
             os.kill(child, signal.SIGKILL)
         try:
             pid, status = os.waitpid(-1, 0)
@@ -105,7 +110,8 @@ def _end_everything() -> dict[int, int]:
         statuses[pid] = status
 
 
-def _children() -> Iterator[int]:
+def children() -> Iterator[int]:
+    """The processes whose parent is this one, zombies included."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it may end while one looks at it
             # "pid (name) state parent ...", where the name may hold anything, ")" too

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from jobs.context import JobContext, JobFailed, JobStopped
+from jobs.input_path import is_there, names_in
 from jobs.packed import MAX_INFLATION, check_methods, promises_too_much, why_unsafe_in_zip
 
 #: Anything else is counted and otherwise ignored: a README, labels, thumbnails of a file manager.
@@ -94,16 +95,12 @@ def find_dataset(inputs: Path, dataset: str) -> Path:
         roots[EXAMPLES] = EXAMPLES.parent / dataset
     for root, path in roots.items():
         try:
-            inside = path.resolve(strict=True).is_relative_to(root.resolve())
-        except (OSError, RuntimeError):
-            continue  # it is not there; or the name is too long, or links go round in circles
-        if not inside:
-            raise JobFailed("dataset_unsafe", f"The dataset {dataset!r} is a link to elsewhere.")
-        return path
-    there = ", ".join(sorted(path.name for path in inputs.iterdir())) or "none"
-    raise JobFailed(
-        "dataset_missing", f"There is no dataset {dataset!r} among the inputs, which are: {there}."
-    )
+            if is_there(root, path):
+                return path
+        except ValueError as error:
+            raise JobFailed("dataset_unsafe", f"The dataset {error}.") from error
+    sentence = f"There is no dataset {dataset!r} among the inputs, which are: {names_in(inputs)}."
+    raise JobFailed("dataset_missing", sentence)
 
 
 def open_dataset(path: Path) -> Source:

@@ -28,11 +28,13 @@ from jobs.child_events import (
     EventReader,
     JobEnded,
     JobFailure,
+    PhaseEntered,
     Progress,
     ProtocolError,
 )
+from jobs.forks import Forked, ForkFailed, Template
 from jobs.guardian import adopt_orphans
-from jobs.job_log import JobLog
+from jobs.job_log import JobLog, Redact
 from jobs.pipes import PipeReader, PipeWriter
 from jobs.verdict import (
     Completed,
@@ -48,7 +50,7 @@ from utils import WorkerError
 
 __all__ = [
     "ArtifactReady", "Attempt", "CheckpointSealed", "Child", "ChildNotStarted", "Completed",
-    "Event", "Failed", "Failure", "Progress", "Stopped", "Verdict",
+    "Event", "Failed", "Failure", "PhaseEntered", "Progress", "Stopped", "Verdict",
 ]  # fmt: skip
 
 #: What the interpreter runs, with the numbers of two pipes as its arguments.
@@ -89,6 +91,10 @@ class Attempt(NamedTuple):
     unpack: tuple[str, ...] = ()
     #: What all of them together may take on the disk, in bytes.
     max_unpacked_bytes: int = 0
+    #: Where kinds keep what they set up once on this machine or volume.
+    prepare_dir: Path = Path("prepared")
+    #: What the operator has declared about the program to run, for the kind `command`.
+    declaration: JsonValue = None
 
 
 class Child:
@@ -101,10 +107,11 @@ class Child:
     #: The guardian's process; also the number of the attempt's process group.
     pid: int
 
-    def __init__(self, attempt: Attempt, process: _Process) -> None:
-        self.pid = process.popen.pid
-        self._popen = process.popen
-        self._log = process.log
+    def __init__(self, attempt: Attempt, process: _Process, log: JobLog) -> None:
+        self.pid = process.guardian.pid
+        self._guardian = process.guardian
+        #: What it prints.
+        self.log = log
         self._unheard: list[Event] = []
         self._on_event: Callable[[Event], None] = self._unheard.append
         self._final: JobEnded | None = None
@@ -117,20 +124,29 @@ class Child:
         self._reader = EventReader(attempt.folder, self._hear)
         self._control = PipeWriter(process.control)
         self._events = PipeReader(process.events, self._receive)
-        self._output = PipeReader(process.output, self._log.feed)
+        self._output = PipeReader(process.output, self.log.feed)
         self._output.start()
         self._control.send(_first_order(attempt))
         self._gone = asyncio.create_task(self._see_it_gone(process.pidfd))
 
     @classmethod
-    async def spawn(cls, attempt: Attempt) -> Child:
-        """Start `attempt`. Raises ChildNotStarted.
+    async def spawn(
+        cls, attempt: Attempt, redact: Redact = str, *, template: Template | None = None
+    ) -> Child:
+        """Start `attempt`, whose log is told through `redact`: a fork of `template` if that can.
 
-        Nothing is awaited in here, so a cancellation cannot leave it half done.
+        Nothing but the fork is awaited in here, so a cancellation cannot leave it half done.
+
+        Raises:
+            ChildNotStarted: the operating system refused.
         """
         try:
             adopt_orphans()
-            return cls(attempt, _start(attempt))
+            try:
+                process = await _start(attempt, template)
+            except ForkFailed:
+                process = await _start(attempt, None)
+            return cls(attempt, process, JobLog(redact))
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise ChildNotStarted(f"The job's process could not be started: {reason}.") from error
@@ -181,8 +197,8 @@ class Child:
         await asyncio.shield(self._gone)
 
     def log_tail(self, lines: int = 20) -> list[str]:
-        """The last lines the job printed (at most 200), each cut at 1000 characters."""
-        return self._log.tail(lines)
+        """The last lines the job printed, each cut at 1000 characters."""
+        return self.log.tail(lines)
 
     def _receive(self, chunk: bytes) -> None:
         if self._offence is not None or self._listener_error is not None:
@@ -217,14 +233,14 @@ class Child:
 
     def _let_go(self) -> None:
         """Have the guardian kill everything; should it not manage to, have the kernel do it."""
-        if self._popen.returncode is None:
+        if self._guardian.returncode is None:
             self._control.close()
             os.kill(self.pid, signal.SIGCONT)  # in case somebody has stopped it
             loop = asyncio.get_running_loop()
             loop.call_later(KILL_SECONDS, self._signal_group, signal.SIGKILL)
 
     def _signal_group(self, number: signal.Signals) -> None:
-        if self._popen.returncode is None:  # once reaped, the number may be somebody else's
+        if self._guardian.returncode is None:  # once reaped, the number may be somebody else's
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
@@ -243,13 +259,13 @@ class Child:
         assert ended is not None
         # Usually the guardian has left nobody. But it may have been killed itself.
         self._signal_group(signal.SIGKILL)
-        self._popen.wait()
+        self._guardian.wait()
         await _reap_group(self.pid)
         self._events.start()
         await asyncio.wait({self._events.ended, self._output.ended}, timeout=DRAIN_SECONDS)
         for pipe in (self._control, self._events, self._output):
             pipe.close()
-        self._log.close()
+        self.log.close()
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def _evidence(self, exit_code: int) -> Evidence:
@@ -269,38 +285,43 @@ class Child:
 class _Process(NamedTuple):
     """A process that was just started, and our ends of its pipes."""
 
-    popen: subprocess.Popen[bytes]
+    guardian: subprocess.Popen[bytes] | Forked
     pidfd: int
     control: int
     events: int
     output: int
-    log: JobLog
 
 
-def _start(attempt: Attempt) -> _Process:
+async def _start(attempt: Attempt, template: Template | None) -> _Process:
     """Raises OSError, and leaves nothing open or running then."""
     attempt.folder.mkdir(parents=True, exist_ok=True)
+    environment = child_environment(os.environ, attempt.environment)
     with ExitStack() as ours, ExitStack() as theirs:
         order, control = _pipe(theirs, ours)
         events, event = _pipe(ours, theirs)
         output, printed = _pipe(ours, theirs)
-        log = JobLog(attempt.folder)
-        ours.callback(log.close)
-        popen = subprocess.Popen(  # noqa: S603 - nothing in it comes from a caller
-            [sys.executable, *ENTRY, str(order), str(event)],
-            cwd=_ROOT,
-            env=child_environment(os.environ, attempt.environment),
-            stdin=subprocess.DEVNULL,
-            stdout=printed,
-            stderr=printed,
-            pass_fds=(order, event),
-            start_new_session=True,
-        )
-        ours.callback(popen.wait)
-        ours.callback(popen.kill)
-        pidfd = os.pidfd_open(popen.pid)
+        forked = await template.fork([order, event, printed], environment) if template else None
+        guardian = forked or _spawn(order, event, printed, environment)
+        ours.callback(guardian.wait)
+        ours.callback(guardian.kill)
+        pidfd = os.pidfd_open(guardian.pid)
         ours.pop_all()
-    return _Process(popen, pidfd, control, events, output, log)
+    return _Process(guardian, pidfd, control, events, output)
+
+
+def _spawn(
+    order: int, event: int, printed: int, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - nothing in it comes from a caller
+        [sys.executable, *ENTRY, str(order), str(event)],
+        cwd=_ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=printed,
+        stderr=printed,
+        pass_fds=(order, event),
+        start_new_session=True,
+    )
 
 
 def _pipe(reads: ExitStack, writes: ExitStack) -> tuple[int, int]:
@@ -321,6 +342,8 @@ def _first_order(attempt: Attempt) -> bytes:
         "device": attempt.device,
         "unpack": attempt.unpack,
         "max_unpacked_bytes": attempt.max_unpacked_bytes,
+        "prepare_dir": str(attempt.prepare_dir.absolute()),
+        "declaration": attempt.declaration,
     }
     return json.dumps(order).encode() + b"\n"
 

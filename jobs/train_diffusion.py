@@ -8,36 +8,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
+
+from jobs.input_path import InputPath
 
 if TYPE_CHECKING:
     from jobs.context import JobContext
 
 #: Every checkpoint carries the sample grids made so far, so their number is limited.
 MAX_SAMPLE_GRIDS = 200
-
-
-def _inside(path: str) -> str:
-    """A path that cannot leave the folder it is looked up in. Raises ValueError otherwise."""
-    parts = path.split("/")
-    if {"", ".", ".."} & set(parts) or "\\" in path or not path.isprintable():
-        raise ValueError("must be a relative path, parts divided by single '/', without '..'")
-    return path
+#: Less than this free, and not even the smallest net fits beside a CUDA context.
+GPU_BYTES = 1 << 30
+#: From noise to image.
+SAMPLER_STEPS = 50
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):
     """What a caller may ask of it."""
 
     dataset: Annotated[
-        str,
+        InputPath,
         Field(
-            min_length=1,
-            max_length=512,
             description="A folder or a zip file of PNG, JPEG or WebP images, sub-folders included: "
             "a path among the process's inputs, or else one that ships with the worker, such as "
             "examples/digits/images.",
         ),
-        AfterValidator(_inside),
     ]
     image_size: Annotated[
         int,

@@ -19,10 +19,11 @@ from zipstream import ZIP_STORED, ZipStream
 from processes.lease import until_answered
 from processes.manifest import artifact_key, choose
 from processes.reading import RecordUnreadable, UnknownProcess, read_record
+from processes.record import Record
 from processes.uploads import OnProgress, Uploads
 from processes.worker import Worker
 from storage import ObjectNotFound
-from utils import WorkerError
+from utils import WorkerError, day_of
 
 #: The kind of such a process, and its one artifact.
 ARCHIVE, ARCHIVE_PATH = "archive", "archive.zip"
@@ -30,6 +31,15 @@ ARCHIVE, ARCHIVE_PATH = "archive", "archive.zip"
 READ_BYTES, READS_AHEAD = 2 << 20, 8
 #: More would need too much memory for a zip's directory: some 500 bytes each.
 MAX_FILES = 100_000
+
+
+#: Below this lie zero-byte rows, a folder a day: what was begun on that day. They expire long
+#: before other processes do, and are found without looking at those.
+AGES = "ages/archives/"
+
+
+def archive_age_key(record: Record) -> str:
+    return f"{AGES}{day_of(record.created_at)}/{record.process_id}"
 
 
 class ArchiveFailed(WorkerError):
@@ -134,9 +144,12 @@ async def _look(worker: Worker, process_id: str, pattern: str | None) -> list[En
 
 
 async def write_archive(
-    worker: Worker, uploads: Uploads, params: ArchiveParams, on_progress: OnProgress
-) -> JsonValue:
+    worker: Worker, record: Record, uploads: Uploads, params: ArchiveParams,
+    on_progress: OnProgress,
+) -> JsonValue:  # fmt: skip
     """Store the zip as an artifact; what is in it is the process's result.
+
+    First the row by which it is found when it is old.
 
     Raises:
         NothingToArchive, ArchiveFailed: as their names say.
@@ -144,6 +157,8 @@ async def write_archive(
     """
     try:
         async with asyncio.timeout(worker.settings.upload_patience_seconds):
+            age_key = archive_age_key(record)
+            await until_answered(lambda: worker.store.put(age_key, b""))
             contents = await until_answered(lambda: gather_contents(worker, params))
     except TimeoutError:
         raise ArchiveFailed("the store did not say what there is to archive") from None

@@ -48,10 +48,10 @@ class Cancelling:
         return ended._replace(record=ended.record.with_cancel_requested())
 
     async def _await_end(self, process_id: str, wait_seconds: float) -> Snapshot:
-        deadline, watch = time.monotonic() + wait_seconds, LeaseWatch(self._worker.settings)
+        began, watch = time.monotonic(), LeaseWatch(self._worker.settings)
         while True:
-            snapshot = await self._end_if_abandoned(process_id, watch)
-            left = deadline - time.monotonic()
+            snapshot = await self._end_if_abandoned(process_id, watch, began)
+            left = began + wait_seconds - time.monotonic()
             if snapshot.record.terminal or left <= 0:
                 return snapshot
             if run := self._runs.get(process_id):
@@ -59,7 +59,7 @@ class Cancelling:
             else:
                 await asyncio.sleep(min(left, FOLLOW_SECONDS / 2))
 
-    async def _end_if_abandoned(self, process_id: str, watch: LeaseWatch) -> Snapshot:
+    async def _end_if_abandoned(self, process_id: str, watch: LeaseWatch, began: float) -> Snapshot:
         """How things stand; a process that nobody holds is cancelled on the spot."""
         if process_id in self._runs:
             return await self._lookup.get(process_id)
@@ -74,7 +74,8 @@ class Cancelling:
             reason = "cancelled; no worker was running it"
             with suppress(*AWAY):  # whether it was settled, the next look will tell
                 if settled := await settle_abandoned(
-                    self._worker, record, stored, lambda r, now: r.cancelled(now, reason=reason)
-                ):
+                    self._worker, record, stored, lambda r, now: r.cancelled(now, reason=reason),
+                    cancelled_seconds_ago=time.monotonic() - began,
+                ):  # fmt: skip
                     return settled
         return Snapshot(record, "storage", stored.age_seconds)

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from inputs.sources import Input
 from jobs.runner import Failure
-from processes.record import TOO_MANY_ATTEMPTS, Record
+from processes.record import STOPPED_BY_PLATFORM, TOO_MANY_ATTEMPTS, Record, Status
 from utils import WorkerError
 
 
@@ -41,6 +41,10 @@ class Start(NamedTuple):
     runpod_job_id: str | None = None
     #: What the job finds under `inputs`, by name.
     inputs: Mapping[str, Input] = {}
+    #: Values that must not be shown of what the caller gave.
+    secrets: tuple[str, ...] = ()
+    #: What this worker's operator has declared about the program. Not part of what is asked for.
+    declaration: JsonValue = None
 
     @property
     def request_hash(self) -> str:
@@ -103,6 +107,13 @@ def decide_delivery(
     if record.released:
         return Claim(f"delivered again after {record.history[-1].reason or record.status}")
     return Claim(f"worker {record.writer.worker_id} was lost")
+
+
+def takeover_reason(record: Record) -> str:
+    """Why the next attempt takes `record` over, in one of four words; for figures."""
+    if not record.released:
+        return "lost"
+    return STOPPED_BY_PLATFORM if record.status is Status.CANCELLED else record.status.value
 
 
 def _too_many(runs: int) -> Failure:

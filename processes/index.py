@@ -7,12 +7,14 @@ or two rows for one process, which `read_rows` merges and the next `show` or `re
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import NamedTuple
 
 from processes.record import Record, Status
 from storage import MAX_PAGE, Store
+from stores.prefixes import list_all
 
 PREFIX = "index/"
 #: Later than any creation (year 2286), so that newer processes have smaller keys.
@@ -35,9 +37,12 @@ class Row(NamedTuple):
 
 
 def index_key(record: Record, status: Status | None = None) -> str:
-    inverted = _END_OF_TIME_MS - int(record.created_at.timestamp() * 1000)
-    name = f"{inverted:013d}~{record.process_id}~{record.kind}~{status or record.status}"
-    return PREFIX + name
+    name = f"{record.process_id}~{record.kind}~{status or record.status}"
+    return f"{_beginning(record.created_at)}~{name}"
+
+
+def _beginning(created_at: datetime) -> str:
+    return f"{PREFIX}{_END_OF_TIME_MS - int(created_at.timestamp() * 1000):013d}"
 
 
 class IndexEntry:
@@ -91,6 +96,29 @@ async def read_rows(
         if len(chosen) == limit or taken == len(groups):
             return chosen, rows[-1].key.removeprefix(PREFIX) if more else None
     return chosen, page.next.removeprefix(PREFIX) if page.next else None
+
+
+async def rows_before(store: Store, moment: datetime) -> AsyncIterator[list[Row]]:
+    """All rows of each process that was created by then, newest first. One LIST for 1000 rows."""
+    rows: list[Row] = []
+    async for listed in list_all(store, PREFIX, _beginning(moment)):
+        row = _parse(listed.key)
+        if row is None:
+            continue
+        if rows and _identity(rows[0]) != _identity(row):
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows
+
+
+async def rows_there(store: Store, record: Record) -> list[str]:
+    """The keys of those rows of the process that there are. One LIST of a few rows."""
+    mine = rows_of(record)
+    beginning = f"{_beginning(record.created_at)}~{record.process_id}~"
+    page = await store.list(PREFIX, start_after=beginning, limit=len(mine))
+    return [listed.key for listed in page.objects if listed.key in mine]
 
 
 def rows_of(record: Record) -> list[str]:

@@ -36,6 +36,7 @@ from inputs.sources import (
     parse_source,
     without_query,
 )
+from inputs.touches import Touches
 from processes.lease import until_answered
 from processes.manifest import artifact_key
 from processes.reading import UnknownProcess, read_record
@@ -72,7 +73,7 @@ class Inputs:
         self._worker = worker
         self._store = worker.store
         self._settings = worker.settings
-        self._folders = _Folders(InputFolders(worker.store, worker.settings))
+        self._folders = _Folders(InputFolders(worker.store, worker.settings), worker.touches)
         self._folder = folder / "inputs"
         self._on_progress = on_progress
         self._known = self._got = 0
@@ -278,8 +279,9 @@ class Inputs:
 class _Folders:
     """Input folders as one attempt sees them: each is asked about once, however many inputs."""
 
-    def __init__(self, folders: InputFolders) -> None:
+    def __init__(self, folders: InputFolders, touches: Touches) -> None:
         self._folders = folders
+        self._touches = touches
         self._completed: dict[str, dict[str, InputFile]] = {}
         self._found: dict[str, dict[str, InputFile]] = {}
         self._checked: dict[str, list[InputFile]] = {}
@@ -287,6 +289,7 @@ class _Folders:
     async def completed(self, folder: str) -> Mapping[str, InputFile]:
         """What it held when it was completed, by path. Raises InputMissing."""
         if folder not in self._completed:
+            await until_answered(lambda: self._touches.touch(folder))
             try:
                 manifest = await until_answered(lambda: self._folders.manifest(folder))
             except UnknownFolder as error:

@@ -13,19 +13,19 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import TypeVar
 
-from processes.record import Record, record_key
+from processes.record import Record, Trouble, record_key
 from processes.record_cache import Copy
 from processes.worker import Worker
+from settings import Settings
 from storage import (
     ObjectChanged,
     ObjectNotFound,
     StorageMisconfigured,
     StorageUnavailable,
 )
-from utils import Clock, Settings, WorkerError
+from utils import Clock, WorkerError, set_within
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -75,9 +75,12 @@ class Lease:
         self._stored = stored
         self._version = version
         self._wish = stored
+        #: Takes the secrets out of whatever is going to be written. The attempt adds its own.
+        self.redactor = worker.redactor
         self._submitted = self._sent = 0
         self._progress_is_new = False
         self._failures = 0
+        self._trouble: Trouble | None = None
         self._written_at = time.monotonic()
         self._wake = asyncio.Event()
         self._news = asyncio.Condition()
@@ -108,8 +111,11 @@ class Lease:
 
     @property
     def record(self) -> Record:
-        """What callers may be told: what is stored, with the newest progress."""
-        return self._stored.with_progress(self._wish.progress).with_artifacts(self._wish.artifacts)
+        """What callers may be told: what is stored, and how the attempt comes along since."""
+        wish = self._wish
+        stored = self._stored.with_progress(wish.progress).with_artifacts(wish.artifacts)
+        stored = stored.model_copy(update={"phase": wish.phase, "phase_at": wish.phase_at})
+        return stored.with_trouble(self._trouble or wish.trouble)
 
     @property
     def wish(self) -> Record:
@@ -129,14 +135,14 @@ class Lease:
     def report(self, change: Change) -> None:
         """Progress and counts: seen at once by whoever asks here, stored when a write is due."""
         if not self._wish.released:  # what comes after the end comes too late
-            self._wish = change(self._wish)
+            self._wish = change(self._wish).redacted(self.redactor, self._wish)
             self._progress_is_new = True
             self._wake.set()
 
     def submit(self, change: Change) -> None:
         """Wish for a change; it is written at once, or merged into what waits for the store."""
         if not self._wish.released:
-            self._wish = change(self._wish)
+            self._wish = change(self._wish).redacted(self.redactor, self._wish)
             self._submitted += 1
             self._wake.set()
 
@@ -183,15 +189,15 @@ class Lease:
             if wait <= 0:
                 return
             self._wake.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait)
+            await set_within(self._wake, wait)
 
     async def _write_or_journal(self) -> None:
         try:
             await self._write()
-            self._failures = 0
+            self._failures, self._trouble = 0, None
         except AWAY as error:
             self._failures += 1
+            self._trouble = Trouble(code=error.code, message=str(error))
             if self._failures == 1:
                 log.warning("the store is away, changes wait here: %s", error)
             await self._journal()
@@ -233,6 +239,8 @@ class Lease:
         await self._took(record, found.version)
 
     async def _took(self, record: Record, version: str) -> None:
+        if record.released and not self._stored.released:
+            self._worker.count_end(record)
         self._stored, self._version = record, version
         self._written_at = time.monotonic()
         await self._worker.cache.keep(Copy(record=record, version=version, seen_at=time.time()))

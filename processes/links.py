@@ -6,8 +6,8 @@ import time
 from collections import OrderedDict
 
 from processes.lease import AWAY
+from processes.logs import log_tail_key
 from processes.record import Record, cancel_key, record_key
-from processes.uploads import log_tail_key
 from storage import PresignUnsupported, Store
 
 #: A day: longer than most processes, and a view with fresh links is one poll away.

@@ -14,6 +14,7 @@ from processes.reading import UnknownProcess, decode_record, present, read_store
 from processes.record import Snapshot, Status
 from processes.record_cache import Copy
 from processes.run import ProcessRun
+from processes.why import NO_PROGRESS, Why, why
 from processes.worker import Worker
 
 #: An end that is final can only be deleted: whoever knows it looks again after this long.
@@ -52,6 +53,22 @@ class ProcessLookup:
             if copy is None:
                 raise
             return Snapshot(copy.record, "cache", copy.age_now(), stale=True)
+
+    def without_progress(self) -> list[str]:
+        """The processes that run here and have reported no progress for too long."""
+        return [
+            process_id
+            for process_id, run in self._runs.items()
+            if (reason := self.why(Snapshot(run.lease.record, "memory", run.lease.age_seconds)))
+            and reason.code == NO_PROGRESS
+        ]
+
+    def why(self, snapshot: Snapshot) -> Why | None:
+        """The reason why a process does not come along, by this worker's settings."""
+        settings = self._worker.settings
+        return why(
+            snapshot, lease_seconds=settings.lease_seconds, stall_seconds=settings.stall_seconds
+        )
 
     def held(self, process_id: str) -> ProcessRun | None:
         """The attempt here that may speak for the process; not one that has lost it."""

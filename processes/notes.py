@@ -21,6 +21,8 @@ class Note(NamedTuple):
     version: str
     #: RunPod stopped the job somewhere else; a later delivery may resume the process.
     by_platform: bool
+    #: Seconds since it was laid there, by the store's clock.
+    age_seconds: float
 
 
 async def read_note(store: Store, process_id: str) -> Note | None:
@@ -31,7 +33,7 @@ async def read_note(store: Store, process_id: str) -> Note | None:
     by_platform = False
     with suppress(ValueError, AttributeError, RecursionError):
         by_platform = json.loads(stored.data).get("by") == "platform"
-    return Note(f"{stored.version}@{stored.modified}", by_platform)
+    return Note(f"{stored.version}@{stored.modified}", by_platform, stored.age_seconds)
 
 
 async def leave_note(store: Store, process_id: str, *, by: str, nonce: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, JsonValue
 
 from jobs.runner import Failure, Progress
+from redaction import Redactor
 from utils import Clock
 
 
@@ -83,9 +84,13 @@ class ProgressSeen(RecordPart):
     message: str = ""
     metrics: dict[str, float] = {}
     eta_seconds: float | None = None
+    #: When `step` last changed.
+    at: datetime | None = None
 
     @classmethod
-    def of(cls, progress: Progress, *, first_step: int, seconds: float) -> ProgressSeen:
+    def of(
+        cls, progress: Progress, *, first_step: int, seconds: float, at: datetime | None = None
+    ) -> ProgressSeen:
         """`progress` as seen `seconds` after the attempt's first one, which stood at `first_step`.
 
         The ETA is the mean pace of this attempt carried on: (total - step) * seconds per step.
@@ -99,7 +104,15 @@ class ProgressSeen(RecordPart):
             message=progress.message,
             metrics=progress.metrics,
             eta_seconds=round(max(eta, 0.0), 1) if eta is not None else None,
+            at=at,
         )
+
+
+class Trouble(RecordPart):
+    """What keeps a process from going on just now: an error that is met again and again."""
+
+    code: str
+    message: str
 
 
 class ArtifactsSummary(RecordPart):
@@ -137,6 +150,12 @@ class Record(RecordPart):
     updated_at: datetime
     finished_at: datetime | None = None
     progress: ProgressSeen | None = None
+    #: What the attempt is at: `queued inputs startup preparing running upload ended`.
+    phase: str = "queued"
+    #: Since when it is at that.
+    phase_at: datetime | None = None
+    #: A store that takes nothing, for example.
+    trouble: Trouble | None = None
     cancel_requested: bool = False
     #: A cancel note that was there before this attempt began and does not count against it.
     settled_note: str | None = None
@@ -148,7 +167,7 @@ class Record(RecordPart):
     files: tuple[StoredFile, ...] | None = None
     #: Oldest first; at most two.
     checkpoints: tuple[Checkpoint, ...] = ()
-    #: Seconds each attempt spent `queued`, `startup`, `running`, `upload`; keyed by attempt.
+    #: Seconds each attempt spent in each of its phases (see `phase`), keyed by attempt.
     timings: dict[int, dict[str, float]] = {}
     history: tuple[HistoryEntry, ...] = ()
     #: A caller had it deleted: there is no such process any more, and this only says so.
@@ -201,7 +220,7 @@ class Record(RecordPart):
         `settled_note` names the cancel note that was meant for an attempt that has ended since.
         """
         fresh = {"started_at": None, "finished_at": None, "progress": None, "failure": None,
-                 "cancel_requested": False,
+                 "cancel_requested": False, "phase": "queued", "trouble": None,
                  "settled_note": settled_note or self.settled_note,
                  "runpod_job_id": runpod_job_id, "artifacts": ArtifactsSummary(),
                  "files": None}  # fmt: skip
@@ -275,18 +294,46 @@ class Record(RecordPart):
         return self._with(cancel_requested=True)
 
     def with_timing(self, phase: str, seconds: float) -> Record:
-        mine = {**self.timings.get(self.attempt, {}), phase: round(seconds, 3)}
+        mine = self.timings.get(self.attempt, {})
+        mine = {**mine, phase: round(mine.get(phase, 0.0) + seconds, 3)}
         return self._with(timings={**self.timings, self.attempt: mine})
+
+    def with_phase(self, phase: str, at: datetime) -> Record:
+        return self._with(phase=phase, phase_at=at)
+
+    def with_trouble(self, trouble: Trouble | None) -> Record:
+        return self._with(trouble=trouble)
 
     def with_progress(self, progress: ProgressSeen | None) -> Record:
         return self._with(progress=progress)
+
+    def redacted(self, redactor: Redactor, before: Record) -> Record:
+        """Without secrets in what was said of the process since `before`."""
+        changes: dict[str, Any] = {}
+        if self.result is not before.result:
+            changes["result"] = redactor.value(self.result)
+        if self.failure and self.failure is not before.failure:
+            changes["failure"] = self.failure.model_copy(
+                update={
+                    "message": redactor.text(self.failure.message),
+                    "log_tail": tuple(map(redactor.text, self.failure.log_tail)),
+                }
+            )
+        if self.progress and self.progress is not before.progress:
+            changes["progress"] = self.progress.model_copy(
+                update={
+                    "message": redactor.text(self.progress.message),
+                    "metrics": {redactor.text(n): v for n, v in self.progress.metrics.items()},
+                }
+            )
+        return self._with(**changes) if changes else self
 
     def written(self, now: datetime, *, revision: int | None = None) -> Record:
         """As it goes into the store: one revision on."""
         return self._with(revision=revision or self.revision + 1, updated_at=now)
 
     def _finished(self, status: Status, now: datetime, reason: str) -> Record:
-        return self._with(finished_at=now)._entered(status, now, reason)
+        return self._with(finished_at=now, trouble=None)._entered(status, now, reason)
 
     def _entered(self, status: Status, now: datetime, reason: str) -> Record:
         if self.terminal and status is not Status.QUEUED:
@@ -347,6 +394,14 @@ class Snapshot(NamedTuple):
     stale: bool = False
     queue_position: int | None = None
 
+    def lost(self, lease_seconds: float) -> bool:
+        """Whether its owner has not written for a lease.
+
+        From memory it is the owner who speaks: it knows that the process lives, store or no store.
+        """
+        late = self.source == "storage" and self.age_seconds > lease_seconds
+        return late and not self.record.released
+
 
 def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
     """A process as every reply shows it. JSON-ready."""
@@ -359,12 +414,7 @@ def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
             "artifacts", "labels", "history",
         },
     )  # fmt: skip
-    # From memory it is the owner who speaks: it knows that the process lives, store or no store.
-    lost = (
-        not record.released
-        and snapshot.source == "storage"
-        and snapshot.age_seconds > lease_seconds
-    )
+    lost = snapshot.lost(lease_seconds)
     return {
         **fields,
         "status": (Status.INTERRUPTED if lost else record.status).value,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Records kept in RAM; the rest is on disk. A record is a few KiB.
 MAX_IN_MEMORY = 1000
+#: What a copy is called while it is written.
+PARTIAL_NAME = re.compile(r"\..+\.json\.\d+\.\d+")
 
 
 class Copy(BaseModel, frozen=True):

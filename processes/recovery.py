@@ -60,6 +60,7 @@ async def _write_owed(worker: Worker, owed: Record, version: str) -> None:
             # That worker's own last write, whose answer it never got.
             owed = owed.written(owed.updated_at, revision=found.revision + 1)
             await worker.store.replace(key, owed.encode(), stored.version)
+        worker.count_end(owed)
         await repair(worker.store, owed)
 
 

@@ -1,20 +1,25 @@
-"""Deleting a process that has ended: for everybody at once, and resumable if it is cut short.
+"""Removing a process that has ended: for everybody at once, and resumable if it is cut short.
 
 The record is erased first, by compare-and-swap, so that a delivery which would resume the process
-and its deletion cannot both succeed. From then on there is no such process, whatever is left of
-it; whoever was cut short deletes again and goes on. The erased record stays: an object that was
-removed could not be told from one that never was, and a slow hand could remove its successor.
+and its removal cannot both succeed. From then on there is no such process, whatever is left of
+it; whoever was cut short removes it again and goes on. The erased record stays for a day or more,
+and a row of `ages/erased/` leads there: an object that was removed at once could not be told from
+one that never was, and a slow hand could remove its successor.
 """
 
 from __future__ import annotations
 
+from processes.archive import ARCHIVE, archive_age_key
 from processes.index import rows_of
 from processes.reading import decode_record, read_stored
 from processes.record import Record, Writer, attempt_prefix, record_key
 from processes.worker import Worker
-from storage import ObjectChanged
-from stores.prefixes import Removed, delete_all
-from utils import WorkerError, new_nonce
+from storage import Listed, ObjectChanged
+from stores.prefixes import Removed, list_all
+from utils import WorkerError, day_of, new_nonce
+
+#: Below this lie zero-byte rows, a folder a day: what was erased on that day.
+ERASED_AGES = "ages/erased/"
 
 
 class ProcessActive(WorkerError):
@@ -36,23 +41,51 @@ async def delete_process(worker: Worker, process_id: str) -> Removed:
         raise ProcessActive(f"process {process_id} is {record.status}; `cancel` it first")
     objects = size = 0
     if not record.deleted:
-        await _erase(worker, record, stored.version)
+        try:
+            await erase(worker, record, stored.version)
+        except ObjectChanged:
+            raise ProcessActive(
+                f"process {process_id} has changed just now; look at its status"
+            ) from None
         objects, size = 1, len(stored.data)
     await worker.cache.drop(process_id)
-    # By attempts, not all at once: an id that is used again counts on, and its files are not ours.
-    for attempt in range(1, record.attempt + 1):
-        removed = await delete_all(worker.store, attempt_prefix(process_id, attempt))
-        objects, size = objects + removed.objects, size + removed.bytes
-    await worker.store.delete(rows_of(record))
-    return Removed(objects, size)
+    files = await files_of(worker, record)
+    await worker.store.delete([file.key for file in files])
+    await worker.store.put(erased_age_key(process_id, day_of(worker.clock())), b"")
+    await worker.store.delete(leads_of(record))
+    return Removed(objects + len(files), size + sum(file.size for file in files))
 
 
-async def _erase(worker: Worker, record: Record, version: str) -> None:
+async def erase(worker: Worker, record: Record, version: str) -> None:
+    """Say in its record that there is no such process any more.
+
+    Raises:
+        ObjectChanged: somebody wrote it since it was read.
+    """
     me = Writer(worker_id=worker.settings.worker_id, nonce=new_nonce())
     erased = record.erased(me).written(worker.clock())
-    try:
-        await worker.store.replace(record_key(record.process_id), erased.encode(), version)
-    except ObjectChanged:
-        raise ProcessActive(
-            f"process {record.process_id} has changed just now; look at its status"
-        ) from None
+    await worker.store.replace(record_key(record.process_id), erased.encode(), version)
+
+
+async def files_of(worker: Worker, record: Record) -> list[Listed]:
+    """What its attempts have stored. One LIST for 1000 files.
+
+    By attempts: an id that is used again counts on, and its files are not those of `record`.
+    """
+    everything = f"processes/{record.process_id}/attempts/"
+    mine = {attempt_prefix(record.process_id, n) for n in range(1, record.attempt + 1)}
+    return [
+        row
+        async for row in list_all(worker.store, everything)
+        if f"{everything}{row.key.removeprefix(everything).partition('/')[0]}/" in mine
+    ]
+
+
+def leads_of(record: Record) -> list[str]:
+    """The keys of all that may lead to it, but for `erased_age_key`."""
+    archive = [archive_age_key(record)] if record.kind == ARCHIVE else []
+    return [*rows_of(record), *archive]
+
+
+def erased_age_key(process_id: str, day: str) -> str:
+    return f"{ERASED_AGES}{day}/{process_id}"

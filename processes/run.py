@@ -11,7 +11,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from pydantic import JsonValue
 
 from inputs.errors import InputError
+from jobs import JOBS
 from jobs.child_environment import passed_through
 from jobs.runner import (
     ArtifactReady,
@@ -29,6 +30,7 @@ from jobs.runner import (
     Completed,
     Event,
     Failed,
+    PhaseEntered,
     Progress,
     Stopped,
     Verdict,
@@ -42,24 +44,27 @@ from processes.archive import (
 )
 from processes.delivery import Start
 from processes.failures import failure_of, timed_out
+from processes.gpu_shares import GpuMemoryShort
 from processes.index import IndexEntry
 from processes.inputs import Inputs
 from processes.lease import AWAY, Change, Lease, LeaseLost
+from processes.logs import AttemptLog
 from processes.notes import read_note
+from processes.phases import ENDED, Phases
 from processes.record import ProgressSeen, Record
-from processes.uploads import UploadFailed, Uploads, log_tail_key, restore
+from processes.uploads import UploadFailed, Uploads, restore
 from processes.worker import Worker
+from worker_log import log_context
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: The log's last lines reach the store this often while it grows.
-LOG_SECONDS = 10.0
-LOG_TAIL_LINES = 200
-#: Of the grace period of a drain: for the child to end, and for its last checkpoint to be stored.
-#: The rest is for the record, and for replies.
-CHILD_SHARE, CHECKPOINT_SHARE = 0.4, 0.25
+#: Of the grace period of a drain: for the child to end, for its last checkpoint to be stored, and
+#: for the end of its log. The rest is for the record, and for replies.
+CHILD_SHARE, CHECKPOINT_SHARE, LOG_SHARE = 0.4, 0.25, 0.1
+#: At any other end it may take so long, once before the record and, if that failed, once after it.
+LOG_PATIENCE_SECONDS = 10.0
 
 
 class StopReason(StrEnum):
@@ -89,19 +94,21 @@ class ProcessRun:
         self._start = start
         record = lease.record
         self.process_id = record.process_id
-        scratch = worker.settings.scratch_dir
-        self._folder = scratch / "work" / f"{self.process_id}.{record.writer.nonce}"
+        lease.redactor = worker.redactor.knowing(start.secrets)
+        self._folder = worker.workplace.folder / f"{self.process_id}.{record.writer.nonce}"
         self._uploads = Uploads(worker, lease, self._folder)
+        self.log = AttemptLog(worker, lease, self._folder)
         #: Whether it runs a child or waits to; not any more when only files are left to store.
         self.wants_slot = start.kind != ARCHIVE
         self.slots = worker.slots if self.wants_slot else worker.archive_places
         self._stopping = asyncio.Event()
         self._reason: StopReason | None = None
+        self._asked_at = 0.0
         self._child: Child | None = None
         self._first_progress: tuple[int, float] | None = None
         self._index = IndexEntry(worker.store)
-        self._log_shipped: list[str] = []
-        self._phase = ("inputs" if start.inputs else "queued", time.monotonic())
+        first = "inputs" if start.inputs else "queued"
+        self.phases = Phases(lease, worker.meter, first, has_child=self.wants_slot)
         #: Done when the record is settled or lost, and nothing of this attempt is left.
         self.task = asyncio.create_task(self._live(), name=f"run {self.process_id}")
 
@@ -109,10 +116,10 @@ class ProcessRun:
     def uploads(self) -> Uploads:
         return self._uploads
 
-    def stop(self, reason: StopReason) -> None:
+    def stop(self, reason: StopReason, *, asked_seconds_ago: float = 0.0) -> None:
         """Make it end, soon. The first reason counts; losing the lease overrides it."""
         if self._reason is None or reason is StopReason.LOST:
-            self._reason = reason
+            self._reason, self._asked_at = reason, time.monotonic() - asked_seconds_ago
         if reason is StopReason.CANCEL and not self.lease.wish.released:
             self.lease.submit(Record.with_cancel_requested)
         self._stopping.set()
@@ -120,6 +127,11 @@ class ProcessRun:
     # ---- the attempt, top to bottom
 
     async def _live(self) -> None:
+        attempt = self.lease.record.attempt
+        with log_context(self.lease.redactor, process_id=self.process_id, attempt=attempt):
+            await self._live_and_clear_up()
+
+    async def _live_and_clear_up(self) -> None:
         aides = [asyncio.create_task(self._heeded(aide)) for aide in self._aides()]
         try:
             await self._attempt()
@@ -132,6 +144,7 @@ class ProcessRun:
             for aide in aides:
                 aide.cancel()
             await asyncio.gather(*aides, return_exceptions=True)
+            self.phases.enter(ENDED)  # news for the lease, so not while it is being cancelled
             await self._uploads.close()
             if not self.lease.lost.is_set():
                 with suppress(*AWAY):
@@ -140,7 +153,7 @@ class ProcessRun:
 
     def _aides(self) -> list[Coroutine[Any, Any, None]]:
         return [
-            self.lease.keep(), self._watch_note(), self._watch_lease(), self._ship_log(),
+            self.lease.keep(), self._watch_note(), self._watch_lease(), self.log.keep(),
             self._keep_index(),
         ]  # fmt: skip
 
@@ -153,11 +166,18 @@ class ProcessRun:
 
     async def _attempt(self) -> None:
         verdict: Verdict = Stopped()
+        await asyncio.to_thread(self._worker.workplace.claim)
         with suppress(_StopAsked):
             try:
                 await self._unless_stopping(self._bring_inputs())
                 verdict = await self._work_in_a_slot()
-            except (InputError, ArchiveFailed, NothingToArchive, UploadFailed) as error:
+            except (
+                InputError,
+                ArchiveFailed,
+                NothingToArchive,
+                UploadFailed,
+                GpuMemoryShort,
+            ) as error:
                 verdict = Failed(failure_of(error))
         # The slot is free again: the next child may use the GPU while this one's files travel.
         self.wants_slot = False
@@ -167,7 +187,8 @@ class ProcessRun:
         """Before there is a slot: another child may use the GPU while they travel."""
         if self._start.inputs:
             await Inputs(self._worker, self._folder, self._input_came).bring(self._start.inputs)
-            self._enter("queued")
+            self.lease.report(lambda r: r.with_progress(None))  # what is reported next is the job's
+            self.phases.enter("queued")
 
     def _input_came(self, so_far: int, known: int) -> None:
         """`known` does not count what comes from the web: its size is known when it is here."""
@@ -175,21 +196,24 @@ class ProcessRun:
         self.lease.report(lambda r: r.with_progress(seen))
 
     async def _work_in_a_slot(self) -> Verdict:
-        async with self.slots.taken_by(self.process_id, unless=self._stopping) as got_slot:
-            if not got_slot or self._stopping.is_set():
+        async with self.slots.taken_by(self.process_id, unless=self._stopping) as slot:
+            if slot is None or self._stopping.is_set():
                 return Stopped()
             if self._start.kind == ARCHIVE:
                 return await self._unless_stopping(self._write_archive())
             resume_from = await self._unless_stopping(self._restore())
-            return await self._run_child(resume_from)
+            needed = JOBS[self._start.kind].gpu_bytes
+            async with self._worker.gpus.taken(slot, needed, unless=self._stopping) as devices:
+                return await self._run_child(resume_from, devices)
 
     async def _write_archive(self) -> Verdict:
         """The other thing that a process can be: no child, but files streamed into one zip."""
-        self._enter("running")
+        self.phases.enter("running")
         self.lease.submit(lambda r: r.running(self._clock()))
         params = ArchiveParams.model_validate(self._start.params)
+        record = self.lease.record
         return Completed(
-            await write_archive(self._worker, self._uploads, params, self._archive_grew)
+            await write_archive(self._worker, record, self._uploads, params, self._archive_grew)
         )
 
     def _archive_grew(self, so_far: int, size: int) -> None:
@@ -197,27 +221,42 @@ class ProcessRun:
 
     async def _restore(self) -> Path | None:
         """The checkpoint to go on from, if there is one."""
-        self._enter("startup")
+        self.phases.enter("startup")
         wanted = self.lease.record.checkpoints
         path, found = await restore(self._store, self.process_id, wanted, self._folder)
         if found != (wanted[-1] if wanted else None):
             self.lease.submit(lambda r: r.with_checkpoints((found,) if found else ()))
         return path
 
-    async def _run_child(self, resume_from: Path | None) -> Verdict:
+    async def _run_child(self, resume_from: Path | None, devices: Mapping[str, str]) -> Verdict:
         record = self.lease.record
         attempt = Attempt(
             process_id=self.process_id, kind=record.kind, params=self._start.params,
             number=record.attempt, folder=self._folder, resume_from=resume_from,
-            environment=passed_through(self._settings.child_env),
+            environment={**passed_through(self._settings.child_env), **devices},
             unpack=tuple(name for name, each in self._start.inputs.items() if each.unpack),
             max_unpacked_bytes=self._settings.max_input_bytes,
+            prepare_dir=self._settings.prepared_root(), declaration=self._start.declaration,
         )  # fmt: skip
-        self._child = child = await Child.spawn(attempt)
+        kept = self._worker.kept
+        template = await self._unless_stopping(kept.template_for(self._start, self._folder))
+        kept.begin(template)
+        verdict: Verdict = Stopped()
+        try:
+            child = await Child.spawn(attempt, self.lease.redactor.text, template=template)
+            verdict = await self._follow(child)
+        finally:
+            await kept.end(template, well=isinstance(verdict, Completed))
+        return verdict
+
+    async def _follow(self, child: Child) -> Verdict:
+        """See it to its end; heed whoever wants it to end before."""
+        self._child = child
+        self.log.follow(child.log)
         self.lease.submit(lambda r: r.running(self._clock()))
-        self._enter("running")
+        self.phases.enter("running")
         stopper = asyncio.create_task(self._stop_child(child))
-        timer = self._start_timer(record.timeout_seconds)
+        timer = self._start_timer(self.lease.record.timeout_seconds)
         try:
             return await child.run(self._heard)
         finally:
@@ -228,7 +267,7 @@ class ProcessRun:
 
     async def _settle(self, verdict: Verdict) -> None:
         """Turn the child's end and our reason to stop, if any, into the record's last change."""
-        self._enter("upload")
+        self.phases.enter("upload")
         match verdict:
             case Completed(result):
                 await self._complete(result)
@@ -255,6 +294,7 @@ class ProcessRun:
         match self._reason:
             case StopReason.CANCEL:
                 await self._end(lambda r: r.cancelled(self._clock(), reason=StopReason.CANCEL))
+                self._worker.meter.cancelled(time.monotonic() - self._asked_at)
             case StopReason.PLATFORM:
                 await self._store_last_checkpoint()
                 await self._end(lambda r: r.stopped_by_platform(self._clock()))
@@ -275,16 +315,23 @@ class ProcessRun:
         await self.lease.change(
             lambda r: r if r.released else r.failed(self._clock(), failure_of(error))
         )
+        await self._finish_log(patiently=True)
 
     async def _end(self, change: Change, *, complete: bool = False) -> None:
         """The last writes of this attempt: log, manifest, record."""
-        await self._put_log()
+        await self._finish_log(patiently=False)
         if complete or self._uploads.files():
             await self._uploads.write_manifest(complete=complete)
-        self._enter("ended")
+        self.phases.enter(ENDED)
         files = tuple(self._uploads.files())
         summary = self._uploads.summary()
         await self.lease.change(lambda r: change(r.with_artifacts(summary).with_files(files)))
+        await self._finish_log(patiently=True)
+
+    async def _finish_log(self, *, patiently: bool) -> None:
+        draining = self._reason is StopReason.DRAIN
+        share = self._settings.grace_seconds * LOG_SHARE
+        await self.log.finish(share if draining else LOG_PATIENCE_SECONDS, patiently=patiently)
 
     async def _store_what_is_left(self) -> None:
         """Of a job that failed: what to resume from, and what it made. Nothing hurries."""
@@ -307,7 +354,8 @@ class ProcessRun:
             with suppress(*AWAY):
                 note = await read_note(self._store, self.process_id)
                 if note is not None and note.version != self.lease.record.settled_note:
-                    self.stop(StopReason.PLATFORM if note.by_platform else StopReason.CANCEL)
+                    reason = StopReason.PLATFORM if note.by_platform else StopReason.CANCEL
+                    self.stop(reason, asked_seconds_ago=note.age_seconds)
                     return
             await asyncio.sleep(self._settings.cancel_poll_seconds)
 
@@ -334,25 +382,6 @@ class ProcessRun:
             grace = 0
         await child.stop(grace_seconds=grace)
 
-    async def _ship_log(self) -> None:
-        while True:
-            await asyncio.sleep(LOG_SECONDS)
-            await self._put_log()
-
-    async def _put_log(self) -> None:
-        """The log's end, where anyone with the link can read it; kept with the attempt."""
-        lines = self._child.log_tail(LOG_TAIL_LINES) if self._child else []
-        if lines == self._log_shipped or self.lease.lost.is_set():
-            return
-        key = log_tail_key(self.process_id, self.lease.record.attempt)
-        text = "".join(f"{line}\n" for line in lines).encode()
-        try:
-            await self._store.put(key, text, content_type="text/plain; charset=utf-8")
-        except AWAY as error:
-            log.warning("process %s: its log was not stored: %s", self.process_id, error)
-        else:
-            self._log_shipped = lines
-
     # ---- small things
 
     def _heard(self, event: Event) -> None:
@@ -360,8 +389,15 @@ class ProcessRun:
             case Progress():
                 now = time.monotonic()
                 first_step, since = self._first_progress = self._first_progress or (event.step, now)
-                seen = ProgressSeen.of(event, first_step=first_step, seconds=now - since)
+                before, at = self.lease.wish.progress, self._clock()
+                if before and before.step == event.step and before.at:
+                    at = before.at
+                seen = ProgressSeen.of(event, first_step=first_step, seconds=now - since, at=at)
                 self.lease.report(lambda r: r.with_progress(seen))
+            case PhaseEntered(phase=phase):
+                self._first_progress = None
+                self.lease.report(lambda r: r.with_progress(None))
+                self.phases.enter(phase)
             case ArtifactReady(path):
                 self._uploads.offer(path)
             case CheckpointSealed():
@@ -389,10 +425,3 @@ class ProcessRun:
         if seconds is None:
             return loop.call_later(0, lambda: None)
         return loop.call_later(seconds, self.stop, StopReason.TIMEOUT)
-
-    def _enter(self, phase: str) -> None:
-        """Close the book on the phase that ends here: `timings` of the record, in seconds."""
-        last, since = self._phase
-        now = time.monotonic()
-        self._phase = (phase, now)
-        self.lease.report(lambda r: r.with_timing(last, now - since))

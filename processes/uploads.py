@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from jobs.runner import CheckpointSealed
 from processes.lease import AWAY, Lease, LeaseLost, until_answered
 from processes.manifest import Manifest, artifact_key, manifest_key
-from processes.record import ArtifactsSummary, Checkpoint, StoredFile, attempt_prefix
+from processes.record import ArtifactsSummary, Checkpoint, StoredFile, Trouble, attempt_prefix
 from processes.worker import Worker
 from storage import ChecksumMismatch, FileFacts, InvalidKey, ObjectNotFound, Store, check_key
 from utils import WorkerError
@@ -46,10 +46,6 @@ class UploadFailed(WorkerError):
 def checkpoint_key(process_id: str, checkpoint: Checkpoint, path: str) -> str:
     prefix = attempt_prefix(process_id, checkpoint.attempt)
     return f"{prefix}checkpoints/{checkpoint.seq:06d}/{path}"
-
-
-def log_tail_key(process_id: str, attempt: int) -> str:
-    return f"{attempt_prefix(process_id, attempt)}logs/tail.txt"
 
 
 class Content(Protocol):
@@ -311,12 +307,20 @@ class Uploads:
             if self._lease.lost.is_set():
                 raise LeaseLost("nothing more is stored by an attempt that lost its process")
             try:
-                return await send()
+                sent = await send()
             except AWAY as error:
                 if time.monotonic() - max(began, self._moved_at) >= self._patience_seconds:
                     raise UploadFailed(f"the store refused it all along: {error}") from error
                 log.warning("the store is away, an upload waits: %s", error)
+                self._tell_trouble(Trouble(code=error.code, message=str(error)))
                 await asyncio.sleep(1)
+            else:
+                self._tell_trouble(None)
+                return sent
+
+    def _tell_trouble(self, trouble: Trouble | None) -> None:
+        if self._lease.wish.trouble != trouble:
+            self._lease.report(lambda record: record.with_trouble(trouble))
 
 
 async def restore(

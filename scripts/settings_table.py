@@ -1,4 +1,4 @@
-"""Print the README's table of settings, from `utils.Settings`."""
+"""Print the README's table of settings, from `settings.Settings`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pydantic import AliasChoices, ByteSize
+from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
-from utils import Settings
+from settings import Settings, names_of
 
 
 def table() -> str:
     """One row a setting, in the order in which `Settings` declares them."""
     rows = ["| variable | default | what it does |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        rows.append(f"| {_variables(name, field)} | {_default(field)} | {field.description} |")
+        rows.append(f"| {_variables(name)} | {_default(field)} | {field.description} |")
     return "\n".join(rows)
 
 
-def _variables(name: str, field: FieldInfo) -> str:
-    alias = field.validation_alias
-    names = alias.choices if isinstance(alias, AliasChoices) else [f"WORKER_{name.upper()}"]
-    return ", ".join(f"`{each}`" for each in names)
+def _variables(name: str) -> str:
+    return ", ".join(f"`{each}`" for each in names_of(name))
 
 
 def _default(field: FieldInfo) -> str:

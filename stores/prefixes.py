@@ -17,9 +17,8 @@ class Removed(NamedTuple):
     bytes: int
 
 
-async def list_all(store: Store, prefix: str) -> AsyncIterator[Listed]:
-    """All that begins with `prefix`, in key order, page by page."""
-    after: str | None = None
+async def list_all(store: Store, prefix: str, after: str | None = None) -> AsyncIterator[Listed]:
+    """All that begins with `prefix` and comes after the key `after`, in key order, page by page."""
     while True:
         page = await store.list(prefix, start_after=after)
         for row in page.objects:

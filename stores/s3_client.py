@@ -12,9 +12,12 @@ from botocore.config import Config
 
 from storage import StorageMisconfigured
 from stores.s3_errors import BOTO_ERRORS, Place, translate
+from stores.s3_metering import count_requests
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+    from meter import Meter
 
 #: More than all threads that share a client, so that none waits for a connection.
 CONNECTIONS = 64
@@ -45,8 +48,8 @@ class S3Config:
         return Place(self.bucket, _without_login(self.endpoint_url), self.region)
 
 
-def new_client(config: S3Config, read_timeout: float) -> S3Client:
-    """Settings that every store of the S3 kind can live with."""
+def new_client(config: S3Config, read_timeout: float, meter: Meter) -> S3Client:
+    """Settings that every store of the S3 kind can live with; `meter` counts its requests."""
     endpoint, style = _endpoint(config)
     make = partial(
         boto3.session.Session().client,
@@ -72,9 +75,11 @@ def new_client(config: S3Config, read_timeout: float) -> S3Client:
         ),
     )
     try:
-        return cast("S3Client", make())
+        client = cast("S3Client", make())
     except BOTO_ERRORS as error:
         raise translate(error, config.place) from error
+    count_requests(client, meter)
+    return client
 
 
 def _endpoint(config: S3Config) -> tuple[str | None, str]:

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Literal
 
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
 
+    from meter import Meter
     from stores.s3_client import S3Config
     from stores.s3_files import Body, Stop
 
@@ -75,8 +77,9 @@ class FoldersPage(NamedTuple):
 class S3Requests:
     """The bucket, by full keys (the operator's prefix included)."""
 
-    def __init__(self, config: S3Config) -> None:
+    def __init__(self, config: S3Config, meter: Meter) -> None:
         self.config = config
+        self._meter = meter
         self.place = config.place
         self._lock = threading.Lock()
         self._clients: dict[float, S3Client] = {}
@@ -101,7 +104,7 @@ class S3Requests:
                 if cached is None or _status(error) != 304:
                     raise
                 return _still(cached, error.response["ResponseMetadata"]["HTTPHeaders"])
-            data = answer["Body"].read()
+            data = self._read(answer["Body"])
             modified = answer["LastModified"].timestamp()
             age = _age(modified, answer["ResponseMetadata"]["HTTPHeaders"])
             return Stored(data, _version(answer["ETag"]), modified, age)
@@ -309,6 +312,7 @@ class S3Requests:
                     stop.check()
                     data[filled : filled + len(chunk)] = chunk
                     filled += len(chunk)
+                    self._meter.moved("down", len(chunk))
             total = answer.get("ContentRange", f"/{answer['ContentLength']}").rpartition("/")[2]
             if filled < len(data):
                 raise StorageUnavailable(f"{self.place} broke off in the middle of an object")
@@ -327,7 +331,7 @@ class S3Requests:
                 if _status(error) != 416:
                     raise
                 return b""
-            return answer["Body"].read()
+            return self._read(answer["Body"])
 
     def close(self) -> None:
         """Let go of connections."""
@@ -338,11 +342,16 @@ class S3Requests:
 
     # ---- inside
 
+    def _read(self, body: StreamingBody) -> bytes:
+        data: bytes = body.read()
+        self._meter.moved("down", len(data))
+        return data
+
     def _client(self, read_timeout: float) -> S3Client:
         """A client per purpose, made at the first use: that takes 0.2 s, so never on the loop."""
         with self._lock:
             if read_timeout not in self._clients:
-                self._clients[read_timeout] = new_client(self.config, read_timeout)
+                self._clients[read_timeout] = new_client(self.config, read_timeout, self._meter)
             return self._clients[read_timeout]
 
     @contextmanager

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
+from meter import Meter
 from storage import (
     MAX_PAGE,
     FolderPage,
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from settings import Settings
     from storage import Capabilities, FileFacts, Links, ObjectFacts, Stored
-    from utils import Settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -63,8 +64,9 @@ class S3Store:
     """See `storage.Store`. Objects read or written whole are a few megabytes; files are files."""
 
     def __init__(
-        self, *, bucket: str, prefix: str = "", retry_seconds: float = 8.0, **options: Any
-    ) -> None:
+        self, *, bucket: str, prefix: str = "", retry_seconds: float = 8.0,
+        meter: Meter | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         """`options` are the fields of `S3Config`. Makes no request and no client.
 
         Raises:
@@ -77,7 +79,7 @@ class S3Store:
             )
         self._prefix = _normal_prefix(prefix)
         self.url = f"s3://{bucket}/{self._prefix}"
-        self._requests = S3Requests(config)
+        self._requests = S3Requests(config, meter or Meter())
         self._retry_seconds = retry_seconds
         #: One request, DNS included, takes no longer than this.
         self._patience = config.connect_timeout + config.read_timeout + 1.0
@@ -88,11 +90,12 @@ class S3Store:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
+    def from_settings(cls, settings: Settings, meter: Meter | None = None) -> Self:
         """The bucket that the environment names."""
         if settings.bucket is None:
             raise StorageMisconfigured("no bucket is named: set S3_BUCKET")
         return cls(
+            meter=meter,
             bucket=settings.bucket,
             prefix=settings.prefix,
             endpoint_url=settings.endpoint_url,
@@ -109,8 +112,12 @@ class S3Store:
 
     # ---- what the store can do
 
-    async def capabilities(self) -> Capabilities:
+    async def capabilities(self, *, fresh: bool = False) -> Capabilities:
         """As `Store.capabilities`. Many callers wait for one probe; a failed one is forgotten."""
+        if fresh:  # meanwhile everybody goes on with what is known
+            anew = asyncio.create_task(self._probe())
+            await anew
+            self._probing = anew
         if self._probing is None:
             self._probing = asyncio.create_task(self._probe())
             self._probing.add_done_callback(self._forget_failure)

@@ -8,9 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jobs.forks import Template
 from jobs.runner import Attempt, Child, Completed, Failed, Failure, Verdict
 
 UNRULY = str(Path(__file__).with_name("unruly_jobs.py"))
+
+
+async def unruly_template() -> Template:
+    """A template that is ready, and whose forks know the unruly kinds."""
+    template = Template((str(Path(__file__).with_name("unruly_template.py")),))
+    template.start()
+    await template.ready.wait()
+    return template
 
 
 def attempt(folder: Path, kind: str, /, **params: Any) -> Attempt:

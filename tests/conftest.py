@@ -8,6 +8,7 @@ import pytest
 
 from tests import servers
 from tests.crowd import Crowd
+from tests.fleet import Fleet, Sent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -67,3 +68,16 @@ async def crowd(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     crowd = Crowd(servers.open_place(there), tmp_path)
     yield crowd
     await crowd.close()
+
+
+@pytest.fixture(params=["local", "ceph"])
+async def fleet(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Fleet]:
+    """Workers with meters that share a folder, then a bucket."""
+    there = {"root": str(tmp_path / "store")}
+    if request.param != "local":
+        there = request.getfixturevalue(request.param).place()
+    fleet = Fleet(there, tmp_path, Sent(monkeypatch))
+    yield fleet
+    await fleet.close()

@@ -57,7 +57,7 @@ class Endpoint:
         """One that starts with `async with`; `settings` by their names in `Settings`."""
         env = {NAMES[name]: value for name, value in self._place.items() if value}
         disk = self._folder / f"disk-{worker_id}"
-        chosen = PATIENT | {"scratch_dir": disk} | settings
+        chosen = PATIENT | {"scratch_dir": disk, "template": False} | settings
         env |= {f"WORKER_{name.upper()}": str(value) for name, value in chosen.items()}
         return Worker(self.plane, SCRIPT, self._folder, worker_id, env)
 

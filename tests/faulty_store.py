@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from processes.record import Record
-from storage import StorageUnavailable
+from storage import StorageUnavailable, StoreHealth
 from stores.streams import closing
 
 if TYPE_CHECKING:
@@ -110,6 +110,10 @@ class FaultyStore:
         self._rules.append(_Rule(name, key, nth, after=lambda: _wait(pause)))
         return pause
 
+    def heal(self) -> None:
+        """No more of what was asked for: from now on calls fare well."""
+        self._rules.clear()
+
     def freeze(self) -> None:
         """From now on no call goes out and no answer comes in, as if the worker were stopped."""
         self._awake.clear()
@@ -148,8 +152,8 @@ class FaultyStore:
         if self.away:  # it went while this was answered
             await _unavailable()
 
-    async def capabilities(self) -> Any:
-        return await self._behind.capabilities()
+    async def capabilities(self, *, fresh: bool = False) -> Any:
+        return await self._behind.capabilities(fresh=fresh)
 
     async def get(self, key: str, **options: Any) -> Any:
         async with self._on_its_way("get", key, None):
@@ -226,6 +230,8 @@ class FaultyStore:
             await _unavailable()
 
     async def check(self) -> Any:
+        if self.away:
+            return StoreHealth(False, "the test switched the store off", None, None)
         return await self._behind.check()
 
     async def close(self) -> None:

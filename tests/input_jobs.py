@@ -1,8 +1,9 @@
-"""Kinds for tests of files. Started in place of `-m jobs`, as `unruly_jobs.py` is."""
+"""Kinds for tests of files and logs. Started in place of `-m jobs`, as `unruly_jobs.py` is."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -53,7 +54,40 @@ def write_files(context: JobContext, params: Written) -> JsonValue:
     return sorted(params.files)
 
 
-KINDS = {"show_inputs": Job(Shown, show_inputs), "write_files": Job(Written, write_files)}
+class Source(BaseModel, extra="forbid"):
+    """Where to find what to print: a pipe with a name, as a rule."""
+
+    path: str
+
+
+def print_out(_context: JobContext, params: Source) -> JsonValue:
+    """Print what comes, as it comes, to its end."""
+    with open(params.path, "rb", buffering=0) as source:  # noqa: PTH123 - unbuffered
+        while chunk := source.read(65536):
+            os.write(1, chunk)
+    return None
+
+
+class Flood(BaseModel, extra="forbid"):
+    """How much to print."""
+
+    megabytes: int
+
+
+def print_much(_context: JobContext, params: Flood) -> JsonValue:
+    """Numbered lines of 64 bytes, as fast as it can."""
+    for first in range(1, params.megabytes * 16384, 16384):
+        lines = (b"%d " % number for number in range(first, first + 16384))
+        sys.stdout.buffer.write(b"\n".join(line.ljust(63, b".") for line in lines) + b"\n")
+    return None
+
+
+KINDS = {
+    "show_inputs": Job(Shown, show_inputs),
+    "write_files": Job(Written, write_files),
+    "print_out": Job(Source, print_out),
+    "print_much": Job(Flood, print_much),
+}
 
 if __name__ == "__main__":
     JOBS.update(KINDS)

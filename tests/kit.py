@@ -8,12 +8,14 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from rp_handler import Handler
-from utils import Settings
+from settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from meter import Meter
+    from redaction import Redactor
     from storage import Store
 
 Reply = dict[str, Any]
@@ -26,6 +28,7 @@ def settings(scratch: Path, **changes: Any) -> Settings:
     """
     quick: dict[str, Any] = {
         "scratch_dir": scratch,
+        "template": False,
         "worker_id": f"w-{secrets.token_hex(3)}",
         "heartbeat_seconds": 0.5,
         "lease_seconds": 3,
@@ -42,9 +45,17 @@ def settings(scratch: Path, **changes: Any) -> Settings:
 class Caller:
     """Sends requests to a handler as RunPod would, and reads what comes back."""
 
-    def __init__(self, store: Store, scratch: Path, **changes: Any) -> None:
+    def __init__(
+        self,
+        store: Store,
+        scratch: Path,
+        *,
+        redactor: Redactor | None = None,
+        meter: Meter | None = None,
+        **changes: Any,
+    ) -> None:
         self.settings = settings(scratch, **changes)
-        self.handler = Handler(store, self.settings, way_in="api")
+        self.handler = Handler(store, self.settings, way_in="api", redactor=redactor, meter=meter)
         self.manager = self.handler.manager
 
     async def __call__(self, action: str, /, job_id: str | None = None, **fields: Any) -> Reply:

@@ -128,7 +128,7 @@ async def deliver(life: Life) -> Reply:
 def _strike(victim: str, handler: Handler) -> None:
     if victim != "worker":
         for run in handler.manager._runs.values():
-            if run._child and run._child._popen.returncode is None:
+            if run._child and run._child._guardian.returncode is None:
                 os.killpg(run._child.pid, signal.SIGKILL)
     if victim != "child":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_s3 import S3Client
 
+    from meter import Meter
     from storage import Store
 
 Place = dict[str, str | None]
@@ -75,13 +76,13 @@ class S3Server(NamedTuple):
         }
 
 
-def open_place(place: Place) -> Store:
-    """The store there."""
+def open_place(place: Place, meter: Meter | None = None) -> Store:
+    """The store there; `meter` counts what it is asked."""
     if root := place.get("root"):
-        return LocalStore(Path(root))
+        return LocalStore(Path(root), meter)
     from stores.s3_store import S3Store
 
-    return S3Store(**place)  # type: ignore[arg-type]  # only what is optional is None
+    return S3Store(**place, meter=meter)  # type: ignore[arg-type]  # only what is optional is None
 
 
 async def keys_of(store: Store, prefix: str = "", *, limit: int = 1000) -> list[str]:

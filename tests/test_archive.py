@@ -16,7 +16,7 @@ from tests.test_download import fetched, made
 
 
 def stream_of(worker, entries):
-    return ArchiveStream(worker.manager._worker, entries, asyncio.get_running_loop())
+    return ArchiveStream(worker.manager.worker, entries, asyncio.get_running_loop())
 
 
 async def archived(worker, process_id, **fields):

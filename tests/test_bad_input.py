@@ -155,6 +155,7 @@ def test_every_action_of_the_table_parses_its_smallest_request():
         "processes": {},
         "kinds": {},
         "health": {},
+        "metrics": {},
         "bulk_download": {"process_ids": ["p"]},
         "download_file": {"process_id": "p", "path": "a"},
         "upload": {"folder": "f", "complete": True},

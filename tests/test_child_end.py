@@ -21,7 +21,15 @@ import pytest
 
 from jobs import runner
 from jobs.runner import Child, Completed, Event, Failed, Progress, Stopped, Verdict
-from tests.children import UNRULY, attempt, descendants, exists, is_running, until
+from tests.children import (
+    UNRULY,
+    attempt,
+    descendants,
+    exists,
+    is_running,
+    unruly_template,
+    until,
+)
 
 WORKER = Path(__file__).with_name("killable_worker.py")
 
@@ -39,14 +47,18 @@ class Running(NamedTuple):
 Start = Callable[..., Any]
 
 
-@pytest.fixture
-async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
-    """Start a child and wait for its first progress."""
+@pytest.fixture(params=["spawned", "forked"])
+async def start(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Start]:
+    """Start a child, by itself or as a fork of a template, and wait for its first progress."""
     monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
     children: list[Child] = []
+    template = await unruly_template() if request.param == "forked" else None
 
     async def start(kind: str, /, **params: Any) -> Running:
-        child = await Child.spawn(attempt(tmp_path / str(len(children)), kind, **params))
+        folder = tmp_path / str(len(children))
+        child = await Child.spawn(attempt(folder, kind, **params), template=template)
         children.append(child)
         first: asyncio.Future[Progress] = asyncio.get_running_loop().create_future()
 
@@ -62,6 +74,8 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     yield start
     for child in children:
         await child.kill()
+    if template:
+        template.close()
 
 
 # ---- asked

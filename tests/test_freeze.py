@@ -138,7 +138,7 @@ async def nothing_was_added_by_the_old_one(endpoint: Endpoint, job: Job) -> None
     }
     assert [entry.status for entry in record.history if entry.attempt == 1] == ["queued", "running"]
     assert await violations(endpoint.store, record) == []
-    known = (attempt_prefix(job.id, 1), attempt_prefix(job.id, 2), "index/", "locks/")
+    known = (attempt_prefix(job.id, 1), attempt_prefix(job.id, 2), "index/", "locks/", "workers/")
     others = {f"processes/{job.id}/record.json", f"processes/{job.id}/cancel"}
     keys = await keys_of(endpoint.store)
     assert [key for key in keys if not key.startswith(known) and key not in others] == []

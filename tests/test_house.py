@@ -11,26 +11,40 @@ ROOT = Path(__file__).parent.parent
 #: From the street to the cellar. A room may import what stands below it, and its own.
 ROOMS = [
     {"rp_handler"},
-    {"file_actions", "console", "health", "command_line"},
+    {"doctor", "worker_actions", "starts"},
+    {"file_actions", "log_actions", "console", "health", "command_line", "clean_command"},
     {"parsing"},
     {"actions", "process_manager"},
+    {"upkeep"},
     {"replies"},
     {"processes"},
     {"inputs"},
     {"jobs", "stores"},
     {"storage"},
-    {"utils"},
+    {"settings", "worker_log", "meter", "gpus"},
+    {"redaction", "utils"},
 ]
 #: The same inside the room where the life of a process is.
 PROCESSES = [
-    {"recovery", "cancelling"},
-    {"lookup"},
+    {"recovery", "cancelling", "log_reading"},
+    {"lookup", "load"},
+    {"why"},
     {"run", "links", "removal", "settling"},
     {"archive", "inputs"},
-    {"uploads", "index"},
+    {"uploads", "index", "logs", "phases"},
     {"lease", "notes"},
     {"worker"},
-    {"delivery", "failures", "manifest", "reading", "record_cache", "slots"},
+    {"kept_models"},
+    {
+        "delivery",
+        "failures",
+        "gpu_shares",
+        "manifest",
+        "reading",
+        "record_cache",
+        "slots",
+        "workplace",
+    },
     {"record"},
 ]
 #: Who may import what is heavy or dangerous.
@@ -42,7 +56,7 @@ KEEPERS = {
 }
 
 
-PACKAGES = ["inputs", "jobs", "processes", "stores"]
+PACKAGES = ["inputs", "jobs", "processes", "stores", "upkeep"]
 
 
 def modules():

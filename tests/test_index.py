@@ -207,3 +207,22 @@ async def test_a_process_started_between_two_pages_moves_no_row(crowd):
     await crowd.store.put(index_key(record_of("new", minute=9)), b"")
     rest, _ = await read_rows(crowd.store, limit=2, cursor=cursor, status=None, kind=None)
     assert [row.process_id for row in (*page, *rest)] == ["p3", "p2", "p1", "p0"]
+
+
+@on_every_store
+async def test_one_request_lists_up_to_a_thousand_processes(crowd):
+    turn = asyncio.Semaphore(32)
+
+    async def seed(number):
+        async with turn:
+            await crowd.store.put(index_key(record_of(f"p{number}", minute=number)), b"")
+
+    await asyncio.gather(*(seed(number) for number in range(1010)))
+    worker = crowd.worker()
+    first = await worker("processes", limit=1000)
+    assert [call.name for call in worker.store.calls] == ["list"]
+    assert len(first["processes"]) > 900  # a store may give less than it could
+    rest = await worker("processes", limit=1000, cursor=first["next_cursor"])
+    ids = [row["process_id"] for row in first["processes"] + rest["processes"]]
+    assert ids == [f"p{number}" for number in reversed(range(1010))]
+    assert (await worker("processes", limit=1001))["error"]["code"] == "invalid_request"

@@ -8,6 +8,7 @@ import pytest
 from processes.lease import Lease, LeaseLost, LeaseWatch
 from processes.record import ProgressSeen, Record, Status, Writer, new_record, record_key
 from processes.worker import new_worker
+from redaction import Redactor
 from tests.crowd import until
 from tests.faulty_store import FaultyStore
 from tests.kit import settings
@@ -26,7 +27,7 @@ async def lease_of(store, tmp_path):
     async def make(**changes):
         faulty = FaultyStore(store)
         mine = settings(tmp_path, **changes)
-        worker = new_worker(faulty, mine, utc_now)
+        worker = new_worker(faulty, mine, Redactor(), utc_now)
         record = new_record(
             process_id="p", kind="sleep", params={}, request_hash="h",
             writer=Writer(worker_id="me", nonce="1"), now=utc_now(),

@@ -141,3 +141,47 @@ async def test_ctrl_c_stops_the_child_keeps_its_checkpoint_and_says_how_to_go_on
     kept = json.loads(record.read_text())
     assert kept["status"] == "interrupted"
     assert kept["checkpoints"]
+
+
+# ---- by hand
+
+
+def test_clean_tells_what_would_go_and_then_removes_it(run, tmp_path):
+    """By hand as in the background, and from a dry run nothing is gone."""
+    (tmp_path / "data/locks").mkdir(parents=True)
+    left = tmp_path / "data/locks/check-1"
+    left.write_bytes(b"12345")
+    os.utime(left, (0, 0))
+    for arguments, says, there in (
+        (["--dry-run"], "would be removed", True),
+        ([], "removed", False),
+        ([], "nothing removed", False),
+    ):
+        ended = run("clean", *arguments)
+        assert ended.returncode == 0, ended.stderr
+        assert says in ended.stdout
+        assert left.exists() == there
+    assert not (tmp_path / "data/processes").exists()  # no job was run
+
+
+#: A cleaner that lives: it writes its lock over and over, each time as a whole.
+BEATING = """
+import itertools, os, sys, time
+for beat in itertools.count():
+    with open(sys.argv[1] + ".new", "w") as lock:
+        lock.write('{"holder": "w", "beat": %d}' % beat)
+    os.replace(sys.argv[1] + ".new", sys.argv[1])
+    time.sleep(0.1)
+"""
+
+
+def test_clean_says_who_is_at_it_already(run, tmp_path):
+    lock = tmp_path / "data/locks/retention"
+    lock.parent.mkdir(parents=True)
+    lock.write_text('{"holder": "w", "beat": 1}')
+    with subprocess.Popen([sys.executable, "-c", BEATING, lock]) as holder:
+        ended = run("clean")
+        holder.kill()
+    assert ended.returncode == 1
+    assert "lock_held" in ended.stdout
+    assert "Traceback" not in ended.stderr

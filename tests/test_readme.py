@@ -9,14 +9,14 @@ from scripts.settings_table import table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-ROOMS = ("", "inputs", "jobs", "processes", "stores")
+ROOMS = ("", "inputs", "jobs", "processes", "stores", "upkeep")
 SOURCES = [path for room in ROOMS for path in (ROOT / room).glob("*.py")]
 #: Every way in which the code gives an error its code.
 CODE = re.compile(
     r"""\bcode(?::\ ClassVar\[str\])?\s*=\s*"([a-z_]+)"   # an error class, a Failure
       | (?:JobFailed|JobFailure|_failed)\(\s*(?:evidence,\s*)?(?:code=)?"([a-z_]+)"
       | ^(?:STOPPED|TOO)[A-Z_]+\ =\ "([a-z_]+)"           # one that the protocol acts on
-      | ^\ +return\ "((?:job|cuda|host)_[a-z_]+)"         # the child's name for an exception
+      | ^\ +return\ "((?:job|cuda|host|gpu)_[a-z_]+)"         # the child's name for an exception
     """,
     re.VERBOSE | re.MULTILINE,
 )

@@ -1,6 +1,7 @@
 """The README's own code, run as it stands there against a worker that serves on this machine."""
 
 import hashlib
+import json
 import os
 import re
 import socket
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -66,3 +68,27 @@ def test_the_loop_that_fetches_a_large_file_in_stretches(endpoint, tmp_path, mon
     data = (tmp_path / PATH).read_bytes()
     assert len(data) == (4 << 20) * 2 + 5
     assert hashlib.sha256(data).hexdigest() == known["part"]["file_sha256"]
+
+
+def test_the_whole_way_with_curl(endpoint, tmp_path):
+    [script] = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    changes = {
+        "localhost:8000": endpoint.removeprefix("http://"),
+        ".venv/bin/python": sys.executable,
+        '"steps": 300': '"steps": 2, "batch_size": 4, "channels": 8, "sample_every": 2',
+        '"count": 64': '"count": 3, "steps": 2',
+    }
+    for written, here in changes.items():
+        assert script.count(written) == 1
+        script = script.replace(written, here)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    ended = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path,
+                           capture_output=True, text=True)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert '"error"' not in ended.stdout, ended.stdout
+    rows = json.loads((tmp_path / "seeds.json").read_text())["images"]
+    assert len(rows) == 3
+    with Image.open(tmp_path / "00000.png") as image:
+        assert hashlib.sha256(image.tobytes()).hexdigest() == rows[0]["sha256"]
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.width > 600

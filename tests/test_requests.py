@@ -57,18 +57,27 @@ async def test_a_page_of_links_is_one_get_and_then_nothing(crowd, sent):
         assert dict(sent) == expected
 
 
+async def one_that_has_touched(crowd, folder):
+    """That a folder is used is written down once an hour, in two small writes."""
+    worker = crowd.worker()
+    await worker("upload", folder=folder, files=[{"path": "0.bin", "size": 1}])
+    return worker
+
+
 async def test_links_to_upload_are_one_list_and_nothing_a_file(crowd, sent):
     files = [{"path": f"{number}.bin", "size": 1} for number in range(100)]
+    worker = await one_that_has_touched(crowd, "f")
     sent.clear()
-    await crowd.worker()("upload", folder="f", files=files)
+    await worker("upload", folder="f", files=files)
     assert dict(sent) == {"ListObjectsV2": 1}
 
 
 async def test_a_hundred_files_are_completed_for_a_handful_of_requests(crowd, sent):
     files = [{"path": f"{number}.bin", "size": 1} for number in range(100)]
     await asyncio.gather(*(crowd.store.put(f"inputs/f/{file['path']}", b"x") for file in files))
+    worker = await one_that_has_touched(crowd, "f")
     sent.clear()
-    reply = await crowd.worker()("upload", folder="f", files=files, complete=True)
+    reply = await worker("upload", folder="f", files=files, complete=True)
     assert reply["count"] == 100
     assert dict(sent) == {"ListObjectsV2": 2, "GetObject": 1, "PutObject": 1}
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from settings import Settings
 from storage import StorageMisconfigured, StorageUnavailable
 from stores.s3_store import S3Store
 from tests.faulty_s3 import Answer, FaultyS3
-from utils import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -91,7 +91,7 @@ async def test_a_store_without_links_says_to_send_chunks(crowd):
 async def test_a_bucket_without_links_says_to_send_chunks(crowd, monkeypatch):
     lacking = Capabilities(conditional_writes=True, presign=False, multi_delete=True)
 
-    async def capabilities():
+    async def capabilities(**_asked):
         return lacking
 
     monkeypatch.setattr(crowd.store, "capabilities", capabilities)

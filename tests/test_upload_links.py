@@ -75,7 +75,7 @@ async def test_a_link_to_overwrite_replaces(crowd):
 async def test_where_a_bucket_cannot_only_create_no_link_asks_it_to(crowd, monkeypatch):
     lacking = Capabilities(conditional_writes=False, presign=True, multi_delete=True)
 
-    async def capabilities():
+    async def capabilities(**_asked):
         return lacking
 
     monkeypatch.setattr(crowd.store, "capabilities", capabilities)

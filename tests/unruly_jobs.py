@@ -9,6 +9,7 @@ import atexit
 import ctypes
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,10 +23,13 @@ from pydantic import BaseModel, JsonValue
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jobs.__main__
-from jobs import JOBS, Job
+from jobs import JOBS, Job, Keep
 from jobs.context import JobContext, JobFailed, JobStopped
 
-EVENT_PIPE = int(sys.argv[2])
+
+def event_pipe() -> int:
+    """Where the protocol speaks; a job has no business there."""
+    return int(sys.argv[2])
 
 
 class Anything(BaseModel, extra="allow"):
@@ -38,6 +42,24 @@ def show_environment(_context: JobContext, _params: dict[str, Any]) -> JsonValue
 
 def show_modules(_context: JobContext, _params: dict[str, Any]) -> JsonValue:
     return sorted(sys.modules)
+
+
+def show_start(_context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    """How this process came to be, and what it found."""
+    torch_was_imported = "torch" in sys.modules
+    import numpy as np
+    import torch
+
+    guardian = os.getppid()
+    parent = Path(f"/proc/{guardian}/stat").read_text().rpartition(")")[2].split()[1]
+    return {
+        "torch_was_imported": torch_was_imported,
+        "cuda_was_initialized": torch.cuda.is_initialized(),
+        "guardian": guardian,
+        "parent_of_guardian": int(parent),
+        "session": os.getsid(0),
+        "numbers": [random.random(), float(np.random.random())],  # noqa: S311
+    }
 
 
 def show_params(_context: JobContext, params: dict[str, Any]) -> JsonValue:
@@ -118,7 +140,7 @@ def send(_context: JobContext, params: dict[str, Any]) -> JsonValue:
     """Write to the event pipe behind the context's back."""
     text = params["text"].encode()
     for _ in range(params.get("times", 1)):
-        os.write(EVENT_PIPE, text)
+        os.write(event_pipe(), text)
     time.sleep(86400)
     return None
 
@@ -126,7 +148,7 @@ def send(_context: JobContext, params: dict[str, Any]) -> JsonValue:
 def report_and_die(context: JobContext, params: dict[str, Any]) -> JsonValue:
     for step in range(params["events"]):
         context.progress(step)
-    os.write(EVENT_PIPE, b'{"event": "prog')  # in the middle of a word
+    os.write(event_pipe(), b'{"event": "prog')  # in the middle of a word
     os._exit(7)
 
 
@@ -208,17 +230,51 @@ def finish_anyway(context: JobContext, _params: dict[str, Any]) -> JsonValue:
     return "done"
 
 
+class Kept(BaseModel):
+    """Which input is kept, and what happens."""
+
+    fails: bool = False
+    sleeps: float = 0.0
+
+
+def load_kept(inputs: Path, _params: Kept) -> dict[str, Any]:
+    """Loading tells by whom it was done."""
+    text = (inputs / "model").read_text()
+    if text == "broken":
+        raise ValueError("no model")
+    return {"text": text, "loaded_by": os.getpid()}
+
+
+def use_kept(context: JobContext, params: Kept) -> JsonValue:
+    """What was found loaded, or loaded here; with a pool of threads, as torch has one."""
+    import torch
+
+    found = context.kept or load_kept(context.inputs, params)
+    torch.ones(1 << 20).add_(1)
+    context.progress(1)
+    time.sleep(params.sleeps)
+    if params.fails:
+        raise ValueError("spoilt")
+    return {**found, "kept": context.kept is not None, "threads": torch.get_num_threads()}
+
+
 KINDS = [
-    show_environment, show_modules, show_params, show_pipes_of_descendants, show_inputs,
+    show_environment, show_start, show_modules, show_params, show_pipes_of_descendants, show_inputs,
     print_everywhere, print_much, raise_error, return_it, return_odd, kill_itself,
     complete_then_exit, complete_but_linger, send, report_and_die, report_fast, save_and_offer,
     have_descendants, count_stops, talk_until_stopped, finish_anyway,
 ]  # fmt: skip
 
-for kind in KINDS:
-    JOBS[kind.__name__] = Job(
-        Anything, lambda context, params, kind=kind: kind(context, params.model_dump())
-    )
+
+def register() -> None:
+    """Let children run them; never in a process of the tests themselves."""
+    for kind in KINDS:
+        JOBS[kind.__name__] = Job(
+            Anything, lambda context, params, kind=kind: kind(context, params.model_dump())
+        )
+    JOBS["use_kept"] = Job(Kept, use_kept, keep=Keep(lambda _params: "model", load_kept))
+
 
 if __name__ == "__main__":
+    register()
     jobs.__main__.main()

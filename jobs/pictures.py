@@ -1,11 +1,11 @@
-"""The pictures a training leaves behind: grids of samples and the curve of the loss. Child only."""
+"""Pictures for people: grids of images, and the curve of a training's loss. Child only."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,33 +16,38 @@ CURVE_POINTS = 2000
 
 
 def save_grid(images: NDArray[np.uint8], path: Path) -> None:
-    """Write `images` (n, size, size, 1 or 3), n a square number, as one square PNG.
+    """Write `images` (n, size, size, 1 or 3) to one PNG, row by row, as many across as down.
 
     They are enlarged smoothly: blocks of 8 x 8 pixels are hard to read as what they show.
     """
-    side = round(len(images) ** 0.5)
-    tiles = np.stack([_enlarged(image, GRID_SIDE // side) for image in images])
+    across = math.ceil(len(images) ** 0.5)
+    down = math.ceil(len(images) / across)
+    tiles = np.stack([_enlarged(image, GRID_SIDE // across) for image in images])
     tiles = np.pad(tiles, ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=GAP_GRAY)
     size, colors = tiles.shape[2:]
-    rows = tiles.reshape(side, side, size, size, colors).swapaxes(1, 2)
+    empty = np.full((across * down - len(images), size, size, colors), GAP_GRAY, np.uint8)
+    rows = np.concatenate([tiles, empty]).reshape(down, across, size, size, colors).swapaxes(1, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _to_picture(rows.reshape(side * size, side * size, colors)).save(path)
+    to_picture(rows.reshape(down * size, across * size, colors)).save(path)
 
 
 def _enlarged(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """`image` (h, w, 1 or 3) by the largest whole factor that keeps it within `size` pixels."""
-    picture = _to_picture(image)
+    picture = to_picture(image)
     side = picture.width * max(1, size // picture.width)
     resized = picture.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(resized).reshape(side, side, -1)
 
 
-def _to_picture(pixels: NDArray[np.uint8]) -> Image.Image:
+def to_picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    """`pixels` (h, w, 1 or 3) for Pillow."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def save_loss_plot(losses: NDArray[np.float32], path: Path) -> None:
     """Plot `losses` (one per step) as measured, and their running mean, to a PNG."""
+    from matplotlib.figure import Figure  # seconds that other kinds with pictures need not wait
+
     steps = np.arange(1, len(losses) + 1)
     window = max(1, len(losses) // 25)
     smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")

@@ -1,0 +1,1 @@
+"""What this worker costs, measured as ratios in one run: machines are noisy."""

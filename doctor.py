@@ -1,0 +1,91 @@
+"""`python rp_handler.py doctor`: what this worker needs, tried out, and told to a person."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from health import Examiner
+from meter import Meter
+from settings import Settings
+from storage import open_store
+from upkeep.checks import Examined, Finding, Verdict, worst
+from upkeep.lifecycle import lifecycle_rules
+from utils import WorkerError
+
+#: How often a store that does not work is looked at before a worker gives itself up.
+FITNESS_LOOKS, FITNESS_PAUSE_SECONDS = 3, 5.0
+_SIGNS: dict[Verdict, str] = {"ok": "ok      ", "degraded": "degraded", "broken": "BROKEN  "}
+_ENDS: dict[Verdict, str] = {
+    "ok": "This worker can take jobs.",
+    "degraded": "This worker can take jobs; mind what is degraded.",
+    "broken": "This worker can do no job until that is mended.",
+}
+
+
+def doctor(settings: Settings, *, quick: bool = False, lifecycle: bool = False) -> int:
+    """Print every finding and what to change; the exit code, 1 if the worker can do no job.
+
+    `quick` asks neither the store nor torch. `lifecycle` prints the bucket's rules, and no more.
+    """
+    if lifecycle:
+        _say(json.dumps(lifecycle_rules(settings), indent=2))
+        return 0
+    findings = asyncio.run(_find(settings, quick=quick))
+    for finding in findings:
+        _say(told(finding))
+    _say(_ENDS[worst(findings)])
+    return int(worst(findings) == "broken")
+
+
+def told(finding: Finding) -> str:
+    """One finding in a line, and what to do in another."""
+    line = f"  {_SIGNS[finding.verdict]}  {finding.check:<8} {finding.message}"
+    return f"{line}\n{'':21}-> {finding.next_step}" if finding.next_step else line
+
+
+async def _find(settings: Settings, *, quick: bool) -> tuple[Finding, ...]:
+    try:
+        store = open_store(settings, Meter())
+    except WorkerError as error:
+        return (Finding("settings", "broken", str(error), "change the variables it names"),)
+    try:
+        examiner = Examiner(store, settings)
+        if quick:
+            return await examiner.examine_machine()
+        return (await examiner.examine(deep=True)).findings
+    finally:
+        await store.close()
+
+
+async def check_fitness(settings: Settings) -> None:
+    """For the SDK, before the first job: a broken worker ends here and never takes one.
+
+    With a store of its own: the SDK runs this in an event loop that ends before the worker's. A
+    store that is away for a moment is waited for, as a start would.
+
+    Raises:
+        RuntimeError: it is broken; the sentence says why.
+    """
+    store = open_store(settings, Meter())
+    try:
+        examiner = Examiner(store, settings)
+        broken = _broken(await examiner.examine())
+        for _ in range(FITNESS_LOOKS - 1):
+            if {finding.check for finding in broken} != {"store"}:
+                break
+            await asyncio.sleep(FITNESS_PAUSE_SECONDS)
+            broken = _broken(await examiner.examine())
+    finally:
+        await store.close()
+    if broken:
+        raise RuntimeError("; ".join(f"{f.message} -> {f.next_step}" for f in broken))
+
+
+def _broken(examined: Examined) -> list[Finding]:
+    return [finding for finding in examined.findings if finding.verdict == "broken"]
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")

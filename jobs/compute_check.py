@@ -1,0 +1,34 @@
+"""Does torch compute on this machine? A program of its own, so that a broken driver breaks only it.
+
+    python -m jobs.compute_check
+
+Multiplies matrices whose product is known on every CUDA device, on the CPU where there is none, and
+prints `{"message": ...}`. Exits with another code than 0 when it cannot, and says why.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def compute() -> str:
+    """What was computed where.
+
+    Raises:
+        ArithmeticError: a device multiplies wrongly. Besides, whatever torch raises.
+    """
+    import torch
+
+    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+    for device in devices:
+        size = 512
+        ones = torch.ones(size, size, device=device)
+        product = ones @ ones
+        if not bool((product == size).all()):
+            raise ArithmeticError(f"{device} multiplies wrongly")
+    return f"torch {torch.__version__} computes on {', '.join(devices)}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps({"message": compute()}) + "\n")

@@ -1,0 +1,88 @@
+"""Where the attempts of one worker work: a folder that is held for as long as the worker lives.
+
+Workers on one machine may share a scratch disk. What a killed one has left there is told from what
+a living one works on by a lock on the folder, which the kernel drops when its holder dies. Never by
+age: a job may run for a week. Where the file system has no locks nothing tells it: what is there
+is left to whoever made it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from utils import new_nonce
+
+#: What the folder of a worker is called.
+FOLDER_NAME = re.compile(r"worker-[0-9a-f]{16}")
+#: In a folder that could not be held. No attempt's folder begins with a dot.
+NOT_HELD: Final = ".not-held"
+#: What file systems answer that have no locks.
+_NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class Workplace:
+    """A fresh folder below `parent`. Nothing is made before `claim`."""
+
+    def __init__(self, parent: Path) -> None:
+        self.folder = parent / f"worker-{new_nonce()}"
+        self._turn = threading.Lock()
+        self._claimed = False
+
+    def claim(self) -> None:
+        """Make the folder and hold it until this process ends. Blocking. Raises OSError.
+
+        Without locks it is marked as not to be judged by them.
+        """
+        with self._turn:
+            while not self._claimed:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):
+                    self._claimed = self._hold()
+
+    def _hold(self) -> bool:
+        """False: it was taken for an abandoned one and removed between its making and its lock."""
+        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            os.close(handle)
+            if error.errno not in _NO_LOCKS:
+                raise
+            (self.folder / NOT_HELD).touch()
+            return True
+        if not self.folder.exists():
+            os.close(handle)
+            return False
+        weakref.finalize(self, os.close, handle)
+        return True
+
+
+@contextmanager
+def held_if_abandoned(folder: Path) -> Iterator[bool]:
+    """Whether nobody holds it; if so, nobody comes to before this ends. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _locked(handle) and not (folder / NOT_HELD).exists()
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True

@@ -1,0 +1,265 @@
+"""`health` tells what is: of the store, the disk, the GPUs, and what to change."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pynvml
+import pytest
+
+import doctor
+from gpus import Gpu, Gpus, see_gpus
+from health import Examiner
+from storage import Capabilities, StoreHealth
+from tests.crowd import on_every_store
+from tests.kit import settings
+from upkeep import checks
+from upkeep.checks import Finding, judge_gpus, judge_store, try_disk, worst
+
+CAN_ALL = Capabilities(conditional_writes=True, presign=True, multi_delete=True)
+FINE = StoreHealth(ok=True, message="s3://b/ was written", round_trip_ms=3.0,
+                   clock_offset_seconds=0.1)  # fmt: skip
+
+
+def by_check(findings):
+    return {finding.check: finding for finding in findings}
+
+
+# ---- judging, without a machine
+
+
+def test_a_store_that_works_is_ok():
+    assert worst(judge_store(FINE, CAN_ALL)) == "ok"
+
+
+def test_a_store_that_does_not_work_is_broken_and_says_what_it_said():
+    away = StoreHealth(ok=False, message="503 SlowDown", round_trip_ms=None,
+                       clock_offset_seconds=None)  # fmt: skip
+    [found] = judge_store(away, None)
+    assert (found.verdict, found.message) == ("broken", "503 SlowDown")
+    assert found.next_step
+
+
+def test_what_a_store_lacks_is_degraded_a_finding_each():
+    lacking = Capabilities(conditional_writes=False, presign=False, multi_delete=True,
+                           degraded=("no conditions", "no links"))  # fmt: skip
+    found = [f.message for f in judge_store(FINE, lacking) if f.verdict == "degraded"]
+    assert found == ["no conditions", "no links"]
+
+
+@pytest.mark.parametrize(
+    ("offset", "verdict"), [(2.0, "ok"), (-90.0, "degraded"), (1000.0, "broken")]
+)
+def test_a_clock_that_is_wrong_is_said_before_signatures_fail(offset, verdict):
+    found = by_check(judge_store(FINE._replace(clock_offset_seconds=offset), CAN_ALL))["clock"]
+    assert found.verdict == verdict
+
+
+def gpu(number=0, free=20 << 30):
+    return Gpu(number=number, uuid=f"GPU-{number}", name="H100", total_bytes=80 << 30,
+               free_bytes=free, busy_percent=0)  # fmt: skip
+
+
+def test_no_gpu_is_no_fault_where_none_was_given():
+    assert worst(judge_gpus(Gpus(), expected=0)) == "ok"
+
+
+def test_a_gpu_that_is_gone_is_broken():
+    [found] = judge_gpus(Gpus((gpu(),), "600.1", "13.0"), expected=2)
+    assert found.verdict == "broken"
+    assert "1 of 2" in found.message
+
+
+def test_a_driver_that_does_not_answer_is_broken():
+    assert worst(judge_gpus(Gpus(error="the GPU's driver does not answer"), expected=0)) == "broken"
+
+
+def test_memory_is_told_as_the_device_has_it():
+    [found] = judge_gpus(Gpus((gpu(free=5 << 30),), "600.1", "13.0"), expected=1)
+    assert "5120 of 81920 MiB free" in found.message
+    assert "CUDA 13.0" in found.message
+
+
+# ---- the driver's answers
+
+
+class Driver:
+    """What NVML answers, for one card."""
+
+    class Memory:
+        total, free, used = 80 << 30, 7 << 30, 73 << 30
+
+    def install(self, monkeypatch, **changes):
+        answers = {
+            "nvmlInit": lambda: None, "nvmlShutdown": lambda: None,
+            "nvmlSystemGetCudaDriverVersion_v2": lambda: 13020,
+            "nvmlSystemGetDriverVersion": lambda: "610.47",
+            "nvmlDeviceGetCount": lambda: 1, "nvmlDeviceGetHandleByIndex": lambda index: index,
+            "nvmlDeviceGetMemoryInfo": lambda _: self.Memory,
+            "nvmlDeviceGetUUID": lambda _: "GPU-1", "nvmlDeviceGetName": lambda _: b"H100",
+            "nvmlDeviceGetUtilizationRates": refuse(pynvml.NVML_ERROR_NOT_SUPPORTED),
+        }  # fmt: skip
+        for name, answer in (answers | changes).items():
+            monkeypatch.setattr(pynvml, name, answer)
+
+
+def refuse(code):
+    def call(*_):
+        raise pynvml.NVMLError(code)
+
+    return call
+
+
+def test_what_the_driver_says_is_what_is_told(monkeypatch):
+    Driver().install(monkeypatch)
+    seen = see_gpus()
+    assert (seen.driver, seen.cuda, seen.error) == ("610.47", "13.2", None)
+    [card] = seen.devices
+    assert (card.name, card.free_bytes, card.busy_percent) == ("H100", 7 << 30, None)
+
+
+def test_a_card_that_fell_off_the_bus_is_an_error_and_no_exception(monkeypatch):
+    Driver().install(monkeypatch, nvmlDeviceGetMemoryInfo=refuse(pynvml.NVML_ERROR_GPU_IS_LOST))
+    assert "GPU" in see_gpus().error
+
+
+def test_without_a_driver_there_is_no_gpu_and_no_error(monkeypatch):
+    Driver().install(monkeypatch, nvmlInit=refuse(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
+    assert see_gpus() == Gpus()
+
+
+@on_every_store
+async def test_a_gpu_that_vanishes_makes_a_worker_broken(crowd, monkeypatch):
+    driver = Driver()
+    driver.install(monkeypatch)
+    worker = crowd.worker()
+    assert (await worker("health"))["status"] == "ready"
+    driver.install(monkeypatch, nvmlDeviceGetCount=lambda: 0)
+    reply = await worker("health")
+    assert reply["status"] == "broken"
+    assert "0 of 1 GPUs" in reply["reasons"][0]["message"]
+
+
+async def test_a_worker_of_the_role_control_misses_no_gpu(crowd, monkeypatch):
+    Driver().install(monkeypatch, nvmlDeviceGetCount=refuse(pynvml.NVML_ERROR_UNKNOWN))
+    assert (await crowd.worker(role="control")("health"))["status"] == "ready"
+    assert (await crowd.worker()("health"))["status"] == "broken"
+
+
+# ---- the disk
+
+
+def test_a_disk_is_written_and_read(tmp_path):
+    assert try_disk(tmp_path / "new", 0).verdict == "ok"
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_disk_that_is_nearly_full_is_degraded(tmp_path):
+    assert try_disk(tmp_path, 1 << 60).verdict == "degraded"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "is full"), (errno.EROFS, "is read-only"), (errno.EIO, "refuses writes")],
+)
+def test_a_disk_that_takes_nothing_says_why_and_what_to_do(tmp_path, monkeypatch, number, words):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    found = try_disk(tmp_path, 0)
+    assert (found.verdict, words in found.message) == ("broken", True)
+    assert "WORKER_SCRATCH_DIR" in found.next_step
+
+
+# ---- of a worker
+
+
+@on_every_store
+async def test_a_worker_that_has_everything_is_ready_busy_or_draining(crowd):
+    worker = crowd.worker()
+    reply = await worker("health")
+    assert (reply["status"], reply["reasons"]) == ("ready", [])
+    assert reply["versions"]["runpod"]
+    assert reply["disk"]["free_bytes"] > 0
+    task = await worker.running("p")
+    reply = await worker("health")
+    assert (reply["status"], reply["running"], reply["queued"]) == ("busy", 1, 0)
+    draining = worker.manager.drain()
+    await draining
+    assert (await worker("health"))["status"] == "draining"
+    await task
+
+
+@on_every_store
+async def test_a_store_that_answers_nothing_is_said_and_jobs_go_on(crowd):
+    worker = crowd.worker()
+    task = await worker.running("p", seconds=2, steps=20)
+    worker.store.away = True
+    reply = await worker("health")
+    assert reply["status"] == "broken"
+    assert reply["running"] == 1
+    worker.store.away = False
+    assert (await task)["status"] == "completed"
+
+
+@on_every_store
+async def test_a_deep_check_tries_the_store_anew_and_computes(crowd):
+    reply = await crowd.worker()("health", deep=True)
+    assert reply["status"] == "ready"
+    assert reply["store"]["capabilities"]["conditional_writes"] is True
+
+
+async def test_what_cannot_compute_is_broken(crowd, monkeypatch, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "compute_check.py").write_text("raise RuntimeError('no kernel image')")
+    monkeypatch.setattr(checks, "_ROOT", tmp_path)
+    reply = await crowd.worker()("health", deep=True)
+    assert reply["status"] == "broken"
+    assert "no kernel image" in reply["reasons"][0]["message"]
+
+
+# ---- before the first job, and for a person
+
+
+async def test_a_broken_worker_never_takes_a_job(tmp_path):
+    broken = settings(tmp_path, data_dir=Path("/proc/never"))
+    with pytest.raises(RuntimeError, match="/proc/never"):
+        await doctor.check_fitness(broken)
+
+
+async def test_a_fit_worker_takes_jobs(tmp_path):
+    await doctor.check_fitness(settings(tmp_path, data_dir=tmp_path / "store"))
+
+
+def test_a_finding_is_told_with_what_to_do():
+    told = doctor.told(Finding("disk", "broken", "/x is full", "free it"))
+    assert "BROKEN" in told
+    assert "/x is full" in told
+    assert "-> free it" in told
+
+
+def test_doctor_prints_every_check_and_ends_with_a_verdict(tmp_path):
+    environment = os.environ | {"WORKER_DATA_DIR": str(tmp_path / "store"),
+                                "WORKER_SCRATCH_DIR": str(tmp_path / "scratch")}  # fmt: skip
+    command = [sys.executable, Path(doctor.__file__).parent / "rp_handler.py", "doctor"]
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    for word in ("store", "clock", "disk", "gpu", "compute", "can take jobs"):
+        assert word in ended.stdout
+    environment["WORKER_SCRATCH_DIR"] = "/proc/never"
+    command.append("--quick")
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "BROKEN" in ended.stdout
+    assert "store" not in ended.stdout
+
+
+async def test_the_examination_never_raises(tmp_path, crowd):
+    worker = crowd.worker()
+    worker.store.away = True
+    found = await Examiner(worker.store, settings(Path("/proc/never"))).examine()
+    assert by_check(found.findings)["disk"].verdict == "broken"
+    assert found.verdict == "broken"

@@ -1,0 +1,121 @@
+"""A loaded model is kept between consecutive processes: the same one, and not for long."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from jobs import JOBS, Job, Keep, runner
+from processes.kept_models import digest
+from tests.children import UNRULY, is_running
+from tests.crowd import until
+from tests.unruly_jobs import Kept, load_kept, use_kept
+
+
+@pytest.fixture
+async def worker(crowd, monkeypatch):
+    """One whose template is ready, and that has input folders with models."""
+    monkeypatch.setitem(
+        JOBS, "use_kept", Job(Kept, use_kept, keep=Keep(lambda _: "model", load_kept))
+    )
+    monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
+    worker = crowd.worker(template=True, slots=2)
+    template = worker.manager.worker.template
+    template._entry = (str(Path(__file__).with_name("unruly_template.py")),)
+    template.start()
+    await template.ready.wait()
+    for name in ("a", "b", "broken"):
+        await crowd.store.put(f"shared/{name}", name.encode())
+    yield worker
+    worker.manager.worker.kept.drop()
+    template.close()
+
+
+async def use(worker, process_id, model="a", **params):
+    return await worker("start", process_id, kind="use_kept", process_id=process_id,
+                        params=params, inputs={"model": f"key:shared/{model}"})  # fmt: skip
+
+
+def kept_by(worker):
+    kept = worker.manager.worker.kept._kept
+    return kept.pid if kept else None
+
+
+async def test_consecutive_processes_find_what_was_loaded_once(worker):
+    first, second = await use(worker, "p1"), await use(worker, "p2")
+    assert first["status"] == second["status"] == "completed", first
+    assert first["result"]["kept"] is second["result"]["kept"] is True
+    assert first["result"]["loaded_by"] == second["result"]["loaded_by"] == kept_by(worker)
+
+
+async def test_another_model_is_never_taken_for_it(worker):
+    first, second = await use(worker, "p1", "a"), await use(worker, "p2", "b")
+    assert (first["result"]["text"], second["result"]["text"]) == ("a", "b")
+    assert first["result"]["loaded_by"] != second["result"]["loaded_by"]
+    assert not is_running(first["result"]["loaded_by"])
+
+
+async def test_another_kind_drops_it(worker):
+    result = (await use(worker, "p1"))["result"]
+    assert (await worker.start("p2"))["status"] == "completed"
+    await until(lambda: not is_running(result["loaded_by"]))
+    assert kept_by(worker) is None
+
+
+async def test_after_a_failure_it_is_loaded_anew(worker):
+    first = (await use(worker, "p1"))["result"]
+    assert (await use(worker, "p2", fails=True))["status"] == "failed"
+    third = (await use(worker, "p3"))["result"]
+    assert third["kept"]
+    assert third["loaded_by"] != first["loaded_by"]
+
+
+async def test_after_a_cancel_it_is_loaded_anew(worker):
+    first = (await use(worker, "p1"))["result"]
+    task = asyncio.create_task(use(worker, "p2", sleeps=60))
+    await worker.seen("p2", "running", step=1)
+    await worker("cancel", process_id="p2")
+    assert (await task)["status"] == "cancelled"
+    assert (await use(worker, "p3"))["result"]["loaded_by"] != first["loaded_by"]
+
+
+async def test_it_is_dropped_when_nobody_has_used_it_for_a_while(crowd, worker):
+    kept = worker.manager.worker.kept
+    kept._settings = kept._settings.model_copy(update={"keep_seconds": 0.05})
+    pid = (await use(worker, "p1"))["result"]["loaded_by"]
+    await until(lambda: not is_running(pid))
+    assert (await use(worker, "p2"))["result"]["kept"]
+
+
+async def test_what_takes_too_much_memory_is_not_kept(worker):
+    kept = worker.manager.worker.kept
+    kept._settings = kept._settings.model_copy(update={"keep_bytes": 1})
+    pid = (await use(worker, "p1"))["result"]["loaded_by"]
+    await until(lambda: not is_running(pid))
+
+
+async def test_two_at_a_time_share_it(worker):
+    ends = await asyncio.gather(use(worker, "p1", sleeps=0.5), use(worker, "p2", sleeps=0.5))
+    assert len({end["result"]["loaded_by"] for end in ends}) == 1
+
+
+async def test_what_cannot_be_loaded_fails_in_the_attempt_with_its_own_words(worker):
+    end = await use(worker, "p", "broken")
+    assert end["failure"]["message"] == "ValueError: no model"
+
+
+async def test_one_that_was_killed_costs_nobody_an_attempt(worker):
+    pid = (await use(worker, "p1"))["result"]["loaded_by"]
+    os.kill(pid, signal.SIGKILL)
+    assert (await use(worker, "p2"))["status"] == "completed"
+
+
+def test_the_content_counts_and_not_when_or_where_it_was_written(tmp_path):
+    for name, text in {"1": "same", "2": "same", "3": "else"}.items():
+        (tmp_path / name / "model" / "deep").mkdir(parents=True)
+        (tmp_path / name / "model" / "deep" / "file").write_text(text)
+    first, second, third = (digest(tmp_path / name / "model") for name in "123")
+    assert first == second != third
+    assert first[1] == len("same")

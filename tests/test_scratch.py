@@ -1,0 +1,154 @@
+"""What dead workers left on a machine's disk goes; what a living one works on stays."""
+
+import asyncio
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from processes.workplace import Workplace, held_if_abandoned
+from tests.aged import ended
+from tests.kit import settings
+from upkeep.clean_run import CleanReport
+from upkeep.scratch import tidy_scratch
+
+ROOT = Path(__file__).parent.parent
+#: A worker that has taken its place, and then works until it is killed.
+WORKER = """
+import sys, time
+from pathlib import Path
+from processes.workplace import Workplace, held_if_abandoned
+place = Workplace(Path(sys.argv[1]) / "work")
+place.claim()
+(place.folder / "p.1").mkdir()
+(place.folder / "p.1" / "outputs").write_bytes(b"x" * 1000)
+print(place.folder, flush=True)
+time.sleep(600)
+"""
+
+
+def tidy(scratch, *, dry_run=False, **changes):
+    """How many of each class went."""
+    report = CleanReport(dry_run=dry_run)
+    tidy_scratch(settings(scratch, **changes), report)
+    return report.counts()
+
+
+def test_the_work_of_a_killed_worker_goes_and_that_of_a_living_one_stays(tmp_path):
+    """However old they are."""
+    command = [sys.executable, "-c", WORKER, tmp_path]
+    with (
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as living,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as dead,
+    ):
+        folders = [Path(each.stdout.readline().strip()) for each in (living, dead)]
+        for folder in folders:
+            os.utime(folder, (0, 0))
+        assert tidy(tmp_path) == {}
+        dead.kill()
+        dead.wait()
+        assert tidy(tmp_path, dry_run=True) == {"work of dead workers": 1}
+        assert folders[1].exists()
+        assert tidy(tmp_path) == {"work of dead workers": 1}
+        assert [folder.exists() for folder in folders] == [True, False]
+        living.send_signal(signal.SIGKILL)
+
+
+def test_a_place_that_is_removed_while_it_is_taken_is_made_again(tmp_path):
+    """Between its making and its lock it looks as if a dead worker had left it."""
+    place = Workplace(tmp_path / "work")
+    exists, removed = Path.exists, []
+
+    def remove_first(path):
+        if path == place.folder and not removed:
+            removed.append(path)
+            path.rmdir()
+        return exists(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "exists", remove_first)
+        place.claim()
+    assert removed
+    assert place.folder.exists()
+    assert tidy(tmp_path) == {}
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_locks_a_worker_works_and_nobody_takes_it_for_dead(tmp_path, error, monkeypatch):
+    """Nobody: neither who has no locks either, nor who has some, on another machine perhaps."""
+
+    def no_locks(*_):
+        raise OSError(error, os.strerror(error))
+
+    place = Workplace(tmp_path / "work")
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", no_locks)
+        place.claim()
+        with held_if_abandoned(place.folder) as abandoned:
+            assert not abandoned
+        assert tidy(tmp_path) == {}
+    assert tidy(tmp_path) == {}
+    assert place.folder.exists()
+
+
+async def test_an_attempt_works_where_nobody_tidies_up(crowd, tmp_path):
+    worker = crowd.worker()
+    running = await worker.running("p")
+    (folder,) = (worker.settings.scratch_dir / "work").iterdir()
+    tidied = await asyncio.to_thread(tidy, worker.settings.scratch_dir)
+    assert tidied == {}
+    assert [each.name.partition(".")[0] for each in folder.iterdir()] == ["p"]
+    await worker("cancel", process_id="p")
+    await running
+
+
+def old(path, days):
+    then = time.time() - days * 86400
+    os.utime(path, (then, then))
+
+
+async def test_old_copies_go_but_not_what_is_owed_to_the_store(crowd):
+    worker = crowd.worker()
+    await worker.start("p")
+    await worker.start("q")
+    (records,) = (worker.settings.scratch_dir / "records").iterdir()
+    owed = worker.manager.worker.cache
+    copy = await owed.find("q")
+    await owed.keep(copy.model_copy(update={"unsent": ended("q", 1)}))
+    (records / ".r.json.1.2").write_text("half")
+    (records / "broken.json").write_text("half")
+    for path in records.iterdir():
+        old(path, 20)
+    scratch = worker.settings.scratch_dir
+    tidied = await asyncio.to_thread(tidy, scratch)
+    assert tidied == {"old copies of records": 1}  # what was half written
+    tidied = await asyncio.to_thread(tidy, scratch, process_days=10)
+    assert tidied == {"old copies of records": 1}
+    assert sorted(path.name for path in records.iterdir()) == ["broken.json", "q.json"]
+
+
+def test_what_no_worker_put_there_is_nobodys_to_remove(tmp_path):
+    """A scratch folder may be a folder that somebody had before."""
+    theirs = [
+        "work/my_project/thesis.txt", "work/worker-1/thesis.txt", "records/2023/a.json",
+        "records/2023/.draft", "records/0123456789abcdef/.draft",
+        "records/0123456789abcdef/a.json", "records/0123456789abcdef/a.txt",
+    ]  # fmt: skip
+    for name in theirs:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        old(path, 1000)
+        old(path.parent, 1000)
+    assert tidy(tmp_path, process_days=1) == {}
+    assert all((tmp_path / name).exists() for name in theirs)
+
+
+def test_a_disk_without_anything_is_no_error(tmp_path):
+    assert tidy(tmp_path / "nowhere") == {}

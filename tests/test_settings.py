@@ -1,0 +1,80 @@
+"""What the environment may say, and what is said of it when it is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import settings
+from settings import Settings, load_settings, unknown_variables, variables
+
+ROOT = Path(__file__).parent.parent
+
+
+#: What no look at the value alone can find wrong.
+ANY_TEXT = {
+    "bucket", "region", "access_key_id", "secret_access_key", "session_token", "tls_bundle",
+    "data_dir", "scratch_dir", "worker_id", "prepare_dir", "programs",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", variables())
+def test_a_setting_that_is_wrong_stops_the_worker_with_a_sentence_that_names_it(name, monkeypatch):
+    """Every one of them, with a value that no type takes but a text."""
+    monkeypatch.setenv(name, "\x1f not this /../")
+    field = next(f for f in Settings.model_fields if name in settings.names_of(f))
+    if field in ANY_TEXT:
+        load_settings()
+        return
+    with pytest.raises(SystemExit) as stopped:
+        load_settings()
+    assert str(stopped.value.code).startswith(f"{name}: ")
+    assert "\n" not in stopped.value.code
+
+
+def test_the_lease_must_outlast_the_heartbeat(monkeypatch):
+    monkeypatch.setenv("WORKER_LEASE_SECONDS", "5")
+    with pytest.raises(SystemExit, match="WORKER_LEASE_SECONDS must be at least twice"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("WORKER_SLOT", "WORKER_SLOTS"), ("worker_rolle", "WORKER_ROLE"),
+     ("WORKER_PROCESSDAYS", "WORKER_PROCESS_DAYS")],
+)  # fmt: skip
+def test_a_misspelt_variable_is_warned_about_with_the_nearest_name(name, nearest):
+    [sentence] = unknown_variables({name: "1", "HOME": "/root"})
+    assert name in sentence
+    assert nearest in sentence
+
+
+def test_a_variable_that_is_near_to_none_is_warned_about_too():
+    [sentence] = unknown_variables(["WORKER_ZZZZZZ"])
+    assert "did you mean" not in sentence
+
+
+def test_known_variables_are_not_warned_about():
+    assert unknown_variables(variables()) == []
+
+
+def test_the_worker_warns_when_it_starts(tmp_path):
+    job = json.dumps({"input": {"action": "kinds"}})
+    environment = os.environ | {"WORKER_SLOTZ": "2", "WORKER_DATA_DIR": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, ROOT / "rp_handler.py", "--test_input", job], env=environment,
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    [line] = [json.loads(line) for line in ended.stderr.splitlines() if "WORKER_SLOTZ" in line]
+    assert line["level"] == "WARNING"
+    assert "WORKER_SLOTS" in line["message"]
+
+
+def test_what_kinds_prepare_lies_on_the_volume_if_there_is_one(tmp_path, monkeypatch):
+    mine = Settings(scratch_dir=tmp_path / "scratch")
+    assert mine.prepared_root() == tmp_path / "scratch" / "prepared"
+    monkeypatch.setattr(settings, "VOLUME", Path("/proc"))  # one that is mounted
+    assert mine.prepared_root() == Path("/proc/prepared")

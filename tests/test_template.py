@@ -1,0 +1,158 @@
+"""Attempts that are forked from a template: as clean as others, and never needed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from jobs import runner
+from jobs.forks import MAX_STARTS, Template
+from jobs.runner import Child, Completed
+from tests.children import UNRULY, attempt, is_running, unruly_template, until
+from tests.crowd import on_every_store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture
+async def template(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Template]:
+    """One that is ready."""
+    monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
+    template = await unruly_template()
+    yield template
+    template.close()
+
+
+async def result_of(template: Template, folder: Path, kind: str, /, **changes: Any) -> Any:
+    child = await Child.spawn(attempt(folder, kind)._replace(**changes), template=template)
+    verdict = await child.run(lambda _event: None)
+    assert isinstance(verdict, Completed), verdict
+    return verdict.result
+
+
+async def test_a_fork_finds_torch_imported_and_cuda_untouched(
+    template: Template, tmp_path: Path
+) -> None:
+    state = await result_of(template, tmp_path, "show_start")
+    assert state["torch_was_imported"] is True
+    assert state["cuda_was_initialized"] is False
+
+
+async def test_a_fork_is_a_child_of_the_worker_in_a_session_of_its_own(
+    template: Template, tmp_path: Path
+) -> None:
+    child = await Child.spawn(attempt(tmp_path, "show_start"), template=template)
+    verdict = await child.run(lambda _event: None)
+    assert isinstance(verdict, Completed)
+    assert isinstance(verdict.result, dict)
+    assert verdict.result["guardian"] == child.pid
+    assert verdict.result["session"] == child.pid
+    assert verdict.result["parent_of_guardian"] == os.getpid()
+
+
+async def test_a_fork_sees_its_own_environment_and_nothing_of_the_templates(
+    template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNPOD_AI_API_KEY", "secret")
+    seen = await result_of(template, tmp_path, "show_environment", environment={"MINE": "1"})
+    assert seen["MINE"] == "1"
+    assert "RUNPOD_AI_API_KEY" not in seen
+
+
+async def test_two_forks_draw_different_numbers(template: Template, tmp_path: Path) -> None:
+    first = await result_of(template, tmp_path / "1", "show_start")
+    second = await result_of(template, tmp_path / "2", "show_start")
+    assert first["numbers"] != second["numbers"]
+
+
+async def test_many_forks_at_a_time_get_their_own_pipes(template: Template, tmp_path: Path) -> None:
+    starts = [result_of(template, tmp_path / str(n), "return_it", params={"result": n})
+              for n in range(12)]  # fmt: skip
+    assert await asyncio.gather(*starts) == list(range(12))
+
+
+async def test_without_a_template_that_is_ready_a_child_is_spawned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
+    assert (await result_of(Template(), tmp_path, "show_start"))["torch_was_imported"] is False
+
+
+async def test_a_template_that_was_killed_is_done_without_and_begun_anew(
+    template: Template, tmp_path: Path
+) -> None:
+    assert template._process is not None
+    killed = template._process.pid
+    os.kill(killed, signal.SIGKILL)
+    await until(lambda: not is_running(killed), "the template is gone")
+    for number in range(3):  # one of them notices, and none fails
+        await result_of(template, tmp_path / str(number), "show_environment")
+    await template.ready.wait()
+    assert (await result_of(template, tmp_path / "n", "show_start"))["torch_was_imported"] is True
+
+
+async def test_a_template_that_dies_over_a_request_costs_nobody_an_attempt(
+    template: Template, tmp_path: Path
+) -> None:
+    assert template._process is not None
+    stopped = template._process.pid
+    os.kill(stopped, signal.SIGSTOP)
+    spawning = asyncio.create_task(result_of(template, tmp_path, "show_start"))
+    await until(template._turn.locked, "it was asked")
+    os.kill(stopped, signal.SIGKILL)
+    assert (await spawning)["torch_was_imported"] is False
+
+
+async def test_a_template_that_cannot_start_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
+    broken = Template(("-c", "import sys; sys.exit(1)"))
+    broken.start()
+    for number in range(MAX_STARTS + 2):
+        await until(lambda: broken._process is None, "it has ended")
+        await result_of(broken, tmp_path / str(number), "show_environment")
+    assert broken._starts == MAX_STARTS
+
+
+async def test_a_spawn_that_is_cancelled_leaves_no_fork(template: Template, tmp_path: Path) -> None:
+    assert template._process is not None
+    before = children_of(os.getpid())
+    os.kill(template._process.pid, signal.SIGSTOP)  # it will fork, but later
+    task = asyncio.create_task(Child.spawn(attempt(tmp_path, "sleep"), template=template))
+    await asyncio.sleep(0)
+    await until(template._turn.locked, "it was asked")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    os.kill(template._process.pid, signal.SIGCONT)
+    await result_of(template, tmp_path / "next", "show_environment")
+    await until(lambda: children_of(os.getpid()) <= before, "the fork is gone")
+
+
+def children_of(pid: int) -> set[int]:
+    from tests.children import _parents
+
+    return {child for child, parent in _parents() if parent == pid and is_running(child)}
+
+
+@on_every_store
+async def test_a_worker_runs_processes_on_forks(crowd: Any) -> None:
+    """The whole way: start, cancel, take over; a worker that has a template does all the same."""
+    worker = crowd.worker(template=True)
+    template = worker.manager.worker.template
+    template.start()
+    await template.ready.wait()
+    assert (await worker.start("a", steps=3))["status"] == "completed"
+    task = await worker.running("b")
+    [child] = worker.children()
+    assert type(child._guardian).__name__ == "Forked"
+    assert (await worker("cancel", process_id="b"))["status"] == "cancelled"
+    assert (await task)["status"] == "cancelled"
+    template.close()

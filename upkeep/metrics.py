@@ -1,0 +1,247 @@
+"""The figures of one worker or of all: for a person as JSON, for Prometheus as text."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from pydantic import JsonValue
+
+from meter import Family, Sample
+from replies import Reply, page_of
+from storage import StorageMisconfigured, StorageUnavailable
+from upkeep.presence import Fleet, Other, Presence, WorkerSeen
+
+
+async def metrics(presence: Presence, *, everyone: bool, as_text: bool) -> Reply:
+    """`as_text`: as Prometheus reads it, the series of each worker with its `worker_id`.
+
+    Raises:
+        StorageUnavailable, StorageMisconfigured: `everyone` as text, and the store cannot tell.
+    """
+    mine = presence.myself()
+    if as_text:
+        others = _understood(await presence.fleet()).others if everyone else []
+        seen = [mine, *(other.seen for other in others)]
+        return {"content_type": CONTENT_TYPE_LATEST, "text": text_of(seen), "workers": len(seen)}
+    reply: Reply = {"worker_id": mine.worker_id, "this_worker": figures(mine.families)}
+    return reply | await _of_all(presence, mine) if everyone else reply
+
+
+async def _of_all(presence: Presence, mine: WorkerSeen) -> Reply:
+    try:
+        fleet = _understood(await presence.fleet())
+    except (StorageUnavailable, StorageMisconfigured) as error:
+        # What this worker knows of itself is no less true.
+        return {"workers": None, "all_workers": None, "fleet": None, "why": str(error)}
+    everyone = [Other(mine, 0.0), *fleet.others]
+    return {
+        "workers": len(everyone),
+        "all_workers": figures(merged(other.seen.families for other in everyone)),
+        "fleet": page_of(_row(other) for other in everyone),
+        "unreadable": fleet.unreadable,
+    }
+
+
+def _understood(fleet: Fleet) -> Fleet:
+    """Those whose figures can be told along with ours; others would spoil everybody's."""
+    others = [other for other in fleet.others if _is_sound(other.seen.families)]
+    return Fleet(others, fleet.unreadable + len(fleet.others) - len(others))
+
+
+def _is_sound(families: Iterable[Family]) -> bool:
+    """Whether they are figures as workers count them, of whatever version."""
+    try:
+        for family in families:
+            Metric(family.name, family.help, family.type)
+            if not _NAME.fullmatch(family.name) or not all(
+                _belongs(sample, family) for sample in family.samples
+            ):
+                return False
+        figures(families)
+    except (LookupError, ValueError):  # a label is missing, or a name or a number is none
+        return False
+    return True
+
+
+def _belongs(sample: Sample, family: Family) -> bool:
+    return (
+        sample.name.removeprefix(family.name) in _ENDINGS.get(family.type, {""})
+        and all(_NAME.fullmatch(label) for label in sample.labels)
+        and math.isfinite(sample.value)
+        and sample.value >= 0
+        and not math.isnan(float(sample.labels.get("le", 0)))
+    )
+
+
+#: Of metrics and labels. Prometheus takes more by now, but not from everybody.
+_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+#: How the samples of a metric may be called, after its name.
+_ENDINGS = {
+    "counter": {"_total", "_created"},
+    "histogram": {"_bucket", "_count", "_sum", "_created"},
+}
+_NOT_SHOWN = {"families", "written_at", "turn_seconds"}
+
+
+def _row(other: Other) -> Reply:
+    row: Reply = other.seen.model_dump(mode="json", exclude=_NOT_SHOWN)
+    return {**row, "age_seconds": round(other.age_seconds, 1)}
+
+
+def merged(each: Iterable[Iterable[Family]]) -> list[Family]:
+    """One set of figures of many: every metric of ours is one that adds up, label by label."""
+    heads: dict[str, Family] = {}
+    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for families in each:
+        for family in families:
+            heads.setdefault(family.name, family)
+            own = sums.setdefault(family.name, {})
+            for sample in family.samples:
+                key = (sample.name, tuple(sample.labels.items()))
+                own[key] = own.get(key, 0.0) + sample.value
+    return [
+        head._replace(
+            samples=tuple(
+                Sample(sample, dict(labels), value)
+                for (sample, labels), value in sums[name].items()
+            )
+        )
+        for name, head in heads.items()
+    ]
+
+
+# ---- for Prometheus
+
+
+class _Metrics(Collector):
+    """Metrics that are there already."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._metrics)
+
+
+def text_of(workers: Iterable[WorkerSeen]) -> str:
+    """Prometheus' text format. Sums are Prometheus' to make: a worker that leaves would make a sum
+    of ours fall, and a counter that falls is taken for one that began anew."""
+    metrics: dict[str, Metric] = {}
+    for worker in workers:
+        for family in worker.families:
+            new = Metric(family.name, family.help, family.type)
+            metric = metrics.setdefault(family.name, new)
+            for sample in family.samples:
+                metric.add_sample(sample.name, sample.labels | {"worker_id": worker.name},
+                                  sample.value)  # fmt: skip
+    return generate_latest(_Metrics(metrics.values())).decode()
+
+
+# ---- for a person
+
+
+class _Histogram(NamedTuple):
+    """The cumulative buckets of one histogram, by their upper bounds in order."""
+
+    buckets: list[tuple[float, float]]
+    observed: float
+    total: float
+
+
+def figures(families: Iterable[Family]) -> Reply:
+    """By what they are about; seconds are seconds, and what never happened is not there."""
+    samples = [sample for family in families for sample in family.samples]
+    named = {sample.name: _number(sample.value) for sample in samples if not sample.labels}
+    return {
+        "processes": _nested(samples, "worker_processes_total", "status", "kind"),
+        "attempts": _nested(samples, "worker_attempts_total", "kind"),
+        "takeovers": _nested(samples, "worker_takeovers_total", "reason"),
+        "failures": _nested(samples, "worker_failures_total", "code"),
+        "phases": _histograms(samples, "worker_phase_seconds", "phase", "kind"),
+        "cancels": _histograms(samples, "worker_cancel_seconds"),
+        "store_requests": _nested(samples, "worker_store_requests_total", "operation", "outcome"),
+        "store_bytes": _nested(samples, "worker_store_bytes_total", "direction"),
+        "running": named.get("worker_running"),
+        "queued": named.get("worker_queued"),
+        "slots": named.get("worker_slots"),
+        "busy_seconds": named.get("worker_busy_seconds_total"),
+        "gpu_seconds": _nested(samples, "worker_gpu_seconds_total", "kind"),
+        "cost": named.get("worker_cost_total"),
+    }
+
+
+def _nested(samples: list[Sample], name: str, *labels: str) -> Reply:
+    """`{"completed": {"sleep": 3}}` for the labels `status` and `kind`."""
+    tree: Reply = {}
+    for sample in samples:
+        if sample.name == name:
+            _put(tree, [sample.labels[label] for label in labels], _number(sample.value))
+    return tree
+
+
+def _histograms(samples: list[Sample], name: str, *labels: str) -> Reply:
+    found: dict[tuple[str, ...], _Histogram] = {}
+    for sample in samples:
+        if not sample.name.startswith(f"{name}_"):
+            continue
+        path = tuple(sample.labels[label] for label in labels)
+        histogram = found.get(path, _Histogram([], 0, 0))
+        match sample.name.removeprefix(f"{name}_"):
+            case "bucket":
+                histogram.buckets.append((float(sample.labels["le"]), sample.value))
+            case "count":
+                histogram = histogram._replace(observed=sample.value)
+            case "sum":
+                histogram = histogram._replace(total=sample.value)
+        found[path] = histogram
+    if not labels:
+        return _told(found.get((), _Histogram([], 0, 0)))
+    tree: Reply = {}
+    for path, histogram in found.items():
+        _put(tree, path, _told(histogram))
+    return tree
+
+
+def _told(histogram: _Histogram) -> Reply:
+    """Quantiles are estimates: all that is known of a value is its bucket."""
+    if not histogram.observed:
+        return {"count": 0}
+    return {
+        "count": _number(histogram.observed),
+        "sum_seconds": _number(histogram.total),
+        "mean_seconds": _number(histogram.total / histogram.observed),
+        "p50_seconds": _number(_quantile(histogram, 0.5)),
+        "p95_seconds": _number(_quantile(histogram, 0.95)),
+    }
+
+
+def _quantile(histogram: _Histogram, share: float) -> float:
+    """As Prometheus' `histogram_quantile`: evenly spread within its bucket."""
+    wanted = share * histogram.observed
+    lower, below = 0.0, 0.0
+    for upper, so_far in sorted(histogram.buckets):
+        if so_far >= wanted:
+            if math.isinf(upper):
+                return lower
+            return lower + (upper - lower) * (wanted - below) / (so_far - below)
+        lower, below = upper, so_far
+    return lower
+
+
+def _put(tree: Reply, path: Iterable[str], value: JsonValue) -> None:
+    *above, last = path
+    for name in above:
+        branch = tree.setdefault(name, {})
+        assert isinstance(branch, dict)
+        tree = branch
+    tree[last] = value
+
+
+def _number(value: float) -> int | float:
+    return int(value) if value.is_integer() else round(value, 4)

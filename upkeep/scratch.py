@@ -1,0 +1,64 @@
+"""What dead workers have left on this machine's scratch disk. Blocking; best in a thread.
+
+The disk may be anybody's, a home folder even: what goes is told by the names that workers give.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from processes.record_cache import PARTIAL_NAME, Copy
+from processes.worker import RECORDS, STORE_NAME, WORK
+from processes.workplace import FOLDER_NAME, held_if_abandoned
+from settings import Settings
+from upkeep.clean_run import DAY, CleanReport
+
+#: Copies of records are kept so long, unless processes expire earlier.
+COPY_DAYS = 30.0
+#: Whoever writes a file beside the one that it is to replace does not pause for so long.
+PARTIAL_SECONDS = DAY
+_COPY_NAME = re.compile(rf".*\.json|{PARTIAL_NAME.pattern}")
+
+
+def tidy_scratch(settings: Settings, report: CleanReport) -> None:
+    """Remove it, and say so in `report`. A disk that refuses is no error."""
+    for folder in _entries(settings.scratch_dir / WORK, FOLDER_NAME):
+        with suppress(OSError), held_if_abandoned(folder) as abandoned:
+            if abandoned:
+                size = sum(path.lstat().st_size for path in folder.rglob("*"))
+                if not report.dry_run:
+                    shutil.rmtree(folder)
+                report.add("work of dead workers", folder.name, size=size)
+    days = min(settings.process_days or COPY_DAYS, COPY_DAYS)
+    for folder in _entries(settings.scratch_dir / RECORDS, STORE_NAME):
+        for path in _entries(folder, _COPY_NAME):
+            with suppress(OSError):
+                if _is_old_copy(path, days * DAY):
+                    size = path.stat().st_size
+                    if not report.dry_run:
+                        path.unlink()
+                    report.add("old copies of records", path.name, size=size)
+
+
+def _entries(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if name.fullmatch(path.name))
+    except OSError:
+        return []
+
+
+def _is_old_copy(path: Path, keep_seconds: float) -> bool:
+    """What a worker still owes the store never is."""
+    age = time.time() - path.stat().st_mtime
+    if PARTIAL_NAME.fullmatch(path.name):
+        return age > PARTIAL_SECONDS
+    if age <= keep_seconds:
+        return False
+    try:
+        return Copy.model_validate_json(path.read_text()).unsent is None
+    except ValueError:  # of a newer worker, or of somebody else; it is not for us to say
+        return False

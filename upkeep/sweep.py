@@ -1,0 +1,99 @@
+"""A few processes of all, in turn, a run at a time: what no row leads to, and rows that are wrong.
+
+Constant cost, however many there are. It finds what a worker that died between two writes has left:
+a record without its row, or with an old one; files and notes without a record, which came after it
+was removed; and what ended long ago although no row says so.
+"""
+
+from __future__ import annotations
+
+from processes.index import index_key, repair, rows_of, rows_there
+from processes.reading import (
+    RecordUnreadable,
+    UnknownProcess,
+    decode_record,
+    read_record,
+    read_stored,
+)
+from processes.record import Record
+from processes.removal import files_of
+from stores.prefixes import list_all
+from upkeep.clean_run import AT_ONCE, DAY, CleanRun, side_by_side
+from upkeep.expired_processes import ERASED_SECONDS, Candidate, bury, is_expired, remove_expired
+from upkeep.store_lock import Stopwatch
+
+#: Processes that one run looks at: a GET and at most a LIST each.
+SWEPT = 100
+#: What has no record is removed when it is so old: it may be that of a process that just begins.
+ORPHAN_SECONDS = DAY
+#: Times that the rows of one process are written: it may be resumed, and end, while they are.
+MENDS = 4
+
+
+async def sweep_processes(run: CleanRun, after: str | None) -> str | None:
+    """Look at the next few. Returns where to go on; None: from the beginning."""
+    page = await run.store.list_folders("processes/", start_after=after, limit=SWEPT)
+    for start in range(0, len(page.names), AT_ONCE):
+        await run.still_mine()
+        names = page.names[start : start + AT_ONCE]
+        await side_by_side(_look_at(run, process_id) for process_id in names)
+    return page.next
+
+
+async def _look_at(run: CleanRun, process_id: str) -> None:
+    try:
+        stored = await read_stored(run.store, process_id)
+        record = decode_record(process_id, stored.data)
+    except UnknownProcess:
+        await _remove_orphans(run, process_id)
+        return
+    except RecordUnreadable:
+        return
+    if record.deleted:
+        if stored.age_seconds > ERASED_SECONDS:
+            await run.delete([file.key for file in await files_of(run.worker, record)])
+            await bury(run, [process_id])
+    elif is_expired(record, stored.age_seconds, run.now, run.settings):
+        await remove_expired(run, [Candidate(process_id, [])])
+    elif record.released or stored.age_seconds > run.settings.lease_seconds:
+        await _mend_rows(run, record)
+
+
+async def _mend_rows(run: CleanRun, record: Record) -> None:
+    """Of a process that nobody holds, as far as one can tell: a row that says what it was last."""
+    there = await rows_there(run.store, record)
+    right = there == [index_key(record)] if record.released else bool(there)
+    if right:
+        return
+    if not run.dry:
+        await _mend(run, record)
+    run.report.add("rows mended", record.process_id)
+
+
+async def _mend(run: CleanRun, record: Record) -> None:
+    """Until a record that is read after its row was written says the same: a new owner shows what
+    it does once, and we may have written over it."""
+    for _ in range(MENDS):
+        await run.still_mine()
+        await repair(run.store, record)
+        try:
+            now = await read_record(run.store, record.process_id)
+        except UnknownProcess:
+            await run.delete(rows_of(record))
+            return
+        except RecordUnreadable:  # a newer worker has it by now
+            return
+        if index_key(now) == index_key(record):
+            return
+        # Its id may have been used again since: then rows of the former one are nobody's.
+        await run.delete(sorted({*rows_of(record)} - {*rows_of(now)}))
+        record = now
+
+
+async def _remove_orphans(run: CleanRun, process_id: str) -> None:
+    seen = Stopwatch()
+    rows = [row async for row in list_all(run.store, f"processes/{process_id}/")]
+    old = [row for row in rows if run.now - row.modified > ORPHAN_SECONDS]
+    if old and await run.delete_if_just_seen([row.key for row in old], seen):
+        size = sum(row.size for row in old)
+        run.report.add("orphans", process_id, objects=len(old), size=size)
