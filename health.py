@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import platform
-from importlib.metadata import PackageNotFoundError, version
 
 from pydantic import JsonValue
 
@@ -22,9 +20,7 @@ from upkeep.checks import (
     try_compute,
     try_disk,
 )
-
-#: Whose versions tell whether two workers run the same.
-PACKAGES = ("runpod", "boto3", "pydantic", "torch")
+from upkeep.versions import versions
 
 
 class Examiner:
@@ -93,19 +89,8 @@ async def health(
         },
         "disk": {**examined.disk._asdict()},
         "gpu": examined.gpus.as_json(),
-        "versions": versions(),
+        "versions": {**versions()},
     }
-
-
-def versions() -> dict[str, JsonValue]:
-    """Of Python and of what matters most; None: not installed."""
-    found: dict[str, JsonValue] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def _status(examined: Examined, manager: ProcessManager, *, busy: bool) -> str:

@@ -24,16 +24,16 @@ class ReplyTooLarge(WorkerError):
     code = "reply_too_large"
 
 
-def bounded(reply: Reply) -> Reply:
-    """`reply` itself, if RunPod can carry it.
+def encoded(reply: Reply) -> str:
+    """`reply` as JSON, if RunPod can carry it.
 
     Raises:
         ReplyTooLarge: it cannot.
     """
-    size = len(json.dumps(reply))
-    if size > MAX_REPLY_BYTES:
-        raise ReplyTooLarge(f"the reply would be {size} bytes; ask for less at a time")
-    return reply
+    text = json.dumps(reply)
+    if len(text) > MAX_REPLY_BYTES:
+        raise ReplyTooLarge(f"the reply would be {len(text)} bytes; ask for less at a time")
+    return text
 
 
 class Page:

@@ -43,7 +43,7 @@ from processes.links import LinkMaker
 from processes.reading import UnknownProcess
 from processes.record import Snapshot, Status, view
 from redaction import LINKS, Redactor, environment_secrets
-from replies import Reply, bounded
+from replies import Reply, encoded
 from settings import Settings, load_settings, unknown_variables
 from starts import archive_start, start_of
 from storage import PresignUnsupported, Store, open_store
@@ -130,7 +130,8 @@ class Handler:
 
     async def _reply(self, job: dict[str, Any]) -> Reply:
         try:
-            return self._without_secrets(bounded(await self._answer(job)))
+            reply = await self._answer(job)
+            return self._without_secrets(reply, encoded(reply))
         except WorkerError as error:
             return {"error": json.dumps(self._redactor.value(error.payload()))}
         except Exception:
@@ -139,9 +140,9 @@ class Handler:
                 "error": json.dumps(WorkerError("a fault of the worker; see its log").payload())
             }
 
-    def _without_secrets(self, reply: Reply) -> Reply:
+    def _without_secrets(self, reply: Reply, text: str) -> Reply:
         """The last net under all others: nothing of this worker's own leaves it in a reply."""
-        if not self._redactor.knows_part_of(json.dumps(reply)):
+        if not self._redactor.knows_part_of(text):
             return reply
         return {n: each if n in LINKS else self._redactor.reply(each) for n, each in reply.items()}
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import servers
+from tests.control_plane import ControlPlane
 from tests.crowd import Crowd
+from tests.endpoint import Endpoint
 from tests.fleet import Fleet, Sent
 
 if TYPE_CHECKING:
@@ -81,3 +83,13 @@ async def fleet(
     fleet = Fleet(there, tmp_path, Sent(monkeypatch))
     yield fleet
     await fleet.close()
+
+
+@pytest.fixture
+async def endpoint(place: Place, tmp_path: Path) -> AsyncIterator[Endpoint]:
+    """Workers under the SDK's loop at the double of RunPod's control plane, and their store."""
+    async with ControlPlane() as plane:
+        endpoint = Endpoint(plane, place, tmp_path)
+        yield endpoint
+        await endpoint.close()
+        assert plane.violations == []

@@ -11,30 +11,18 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.control_plane import ControlPlane
 from tests.endpoint import SHORT_LEASE, Endpoint, start_of
 from tests.invariants import violations
 from tests.worker_process import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.servers import Place
+    pass
 
 on_local = pytest.mark.parametrize("place", ["local"], indirect=True)
 on_ceph = pytest.mark.parametrize("place", ["ceph"], indirect=True)
 on_both = pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)
 #: Longer than any test.
 LONG = {"seconds": 600, "steps": 6000}
-
-
-@pytest.fixture
-async def endpoint(place: Place, tmp_path: Path) -> AsyncIterator[Endpoint]:
-    async with ControlPlane() as plane:
-        endpoint = Endpoint(plane, place, tmp_path)
-        yield endpoint
-        await endpoint.close()
-        assert plane.violations == []
 
 
 # ---- one worker

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from processes.record import attempt_prefix
-from tests.control_plane import ControlPlane
 from tests.endpoint import SHORT_LEASE, Endpoint
 from tests.invariants import violations
 from tests.servers import keys_of
@@ -21,25 +20,14 @@ from tests.worker_process import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from processes.record import Record
     from tests.control_plane import Job
-    from tests.servers import Place
     from tests.worker_process import Worker
 
 on_local = pytest.mark.parametrize("place", ["local"], indirect=True)
 on_ceph = pytest.mark.parametrize("place", ["ceph"], indirect=True)
 LEASE = SHORT_LEASE["lease_seconds"]
-
-
-@pytest.fixture
-async def endpoint(place: Place, tmp_path: Path) -> AsyncIterator[Endpoint]:
-    async with ControlPlane() as plane:
-        endpoint = Endpoint(plane, place, tmp_path)
-        yield endpoint
-        await endpoint.close()
-        assert plane.violations == []
 
 
 @on_ceph

@@ -67,10 +67,11 @@ def test_what_the_operator_does_not_allow_is_nobodys(operators, left):
 
 
 async def test_who_is_to_stop_waits_for_no_memory():
-    stopping = asyncio.Event()
+    """The run that asked sees itself that it is to stop."""
+    stopping, card = asyncio.Event(), Card(GIB)
     stopping.set()
-    async with GpuShares(1, Driver(Card(GIB))).taken(0, 2 * GIB, unless=stopping):
-        pass  # the run that asked sees that it is to stop
+    async with GpuShares(1, Driver(card)).taken(0, 2 * GIB, unless=stopping):
+        assert card.asked == 1
 
 
 async def test_while_the_driver_does_not_answer_the_last_shares_hold():

@@ -231,7 +231,9 @@ async def test_a_broken_worker_never_takes_a_job(tmp_path):
 
 
 async def test_a_fit_worker_takes_jobs(tmp_path):
-    await doctor.check_fitness(settings(tmp_path, data_dir=tmp_path / "store"))
+    store = tmp_path / "store"
+    assert await doctor.check_fitness(settings(tmp_path, data_dir=store)) is None
+    assert (store / "locks").is_dir()  # the store was tried
 
 
 def test_a_finding_is_told_with_what_to_do():

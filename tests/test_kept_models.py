@@ -91,9 +91,17 @@ async def test_it_is_dropped_when_nobody_has_used_it_for_a_while(crowd, worker):
 
 async def test_what_takes_too_much_memory_is_not_kept(worker):
     kept = worker.manager.worker.kept
-    kept._settings = kept._settings.model_copy(update={"keep_bytes": 1})
-    pid = (await use(worker, "p1"))["result"]["loaded_by"]
-    await until(lambda: not is_running(pid))
+    kept._settings = kept._settings.model_copy(update={"keep_bytes": 1000})  # the file is smaller
+    first = (await use(worker, "p1"))["result"]
+    assert first["kept"]  # how much it takes is known when it is loaded
+    await until(lambda: not is_running(first["loaded_by"]))
+    assert kept_by(worker) is None
+
+
+async def test_a_file_that_is_too_large_is_not_even_loaded(worker):
+    kept = worker.manager.worker.kept
+    kept._settings = kept._settings.model_copy(update={"keep_bytes": 0})
+    assert (await use(worker, "p1"))["result"]["kept"] is False
 
 
 async def test_two_at_a_time_share_it(worker):

@@ -9,7 +9,7 @@ import pytest
 from inputs.touches import Touches, age_key, used_key
 from processes.index import index_key, read_rows
 from processes.lease import Lease
-from processes.record import Status, Writer, cancel_key, record_key
+from processes.record import Record, Status, Writer, cancel_key, record_key
 from processes.removal import erased_age_key
 from storage import ObjectChanged, StorageUnavailable
 from tests.aged import LATER_DAYS, cleaned, cleaner, days_ago, ended, seed, seed_folder
@@ -581,6 +581,7 @@ async def test_a_worker_cleans_by_itself(store, tmp_path):
     keeping = asyncio.create_task(Cleaner(worker).keep())
     while erased_age_key("old", TODAY) not in await keys_of(store):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
+    assert Record.model_validate_json((await store.get(record_key("old"))).data).deleted
     keeping.cancel()
     await asyncio.wait([keeping])
 
@@ -603,14 +604,20 @@ async def test_a_disk_that_cannot_be_tidied_keeps_no_worker_from_cleaning(
     await asyncio.wait([keeping])
 
 
-@on_both_stores
-async def test_a_cleaner_that_leaves_lets_go_of_its_lock(store, tmp_path):
+async def in_the_middle_of_it(store, tmp_path):
+    """A cleaner that has the lock and is about to remove files, its task, and its worker."""
     await seed(store, ended("old", 60))
     worker = cleaner(store, tmp_path, clean_seconds=0.05)
     pause = worker.store.pause_before("delete", "processes/")
     it = Cleaner(worker)
     keeping = asyncio.create_task(it.keep())
     await pause.reached.wait()
+    return it, keeping, worker
+
+
+@on_both_stores
+async def test_a_cleaner_that_leaves_lets_go_of_its_lock(store, tmp_path):
+    it, keeping, _ = await in_the_middle_of_it(store, tmp_path)
     assert b'"holder":null' not in (await store.get("locks/retention")).data
     await it.leave()
     assert keeping.cancelled()
@@ -619,12 +626,7 @@ async def test_a_cleaner_that_leaves_lets_go_of_its_lock(store, tmp_path):
 
 @here
 async def test_a_cleaner_that_leaves_does_not_wait_for_a_store_that_hangs(store, tmp_path):
-    await seed(store, ended("old", 60))
-    worker = cleaner(store, tmp_path, clean_seconds=0.05)
-    pause = worker.store.pause_before("delete", "processes/")
-    it = Cleaner(worker)
-    keeping = asyncio.create_task(it.keep())
-    await pause.reached.wait()
+    it, keeping, worker = await in_the_middle_of_it(store, tmp_path)
     worker.store.freeze()
     await asyncio.wait_for(it.leave(), 10)
     assert not keeping.done()

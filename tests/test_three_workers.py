@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.control_plane import ControlPlane
 from tests.endpoint import Endpoint
 from tests.worker_process import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
+    from collections.abc import Callable
 
     from tests.kit import Reply
-    from tests.servers import Place
     from tests.worker_process import Worker
 
 NAMES = ("w1", "w2", "w3")
@@ -33,15 +30,6 @@ QUICK = {
 }
 #: Longer than the test.
 LONG = {"seconds": 600, "steps": 6000, "checkpoint_every": 5, "print_lines": 5}
-
-
-@pytest.fixture
-async def endpoint(place: Place, tmp_path: Path) -> AsyncIterator[Endpoint]:
-    async with ControlPlane() as plane:
-        endpoint = Endpoint(plane, place, tmp_path)
-        yield endpoint
-        await endpoint.close()
-        assert plane.violations == []
 
 
 async def answer_when(

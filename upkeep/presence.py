@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import platform
 from contextlib import suppress
 from datetime import datetime
-from importlib import metadata
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -30,6 +28,8 @@ from storage import (
     Store,
     Stored,
 )
+from stores.prefixes import list_all
+from upkeep.versions import versions
 from utils import new_nonce, set_within, utc_now
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class WorkerSeen(BaseModel, frozen=True, extra="ignore"):
     written_at: datetime
     #: How often it writes; workers that did not say so wrote once a minute.
     turn_seconds: float = Field(default=60.0, gt=0, le=LONGEST_TURN_SECONDS)
-    versions: dict[str, str]
+    versions: dict[str, str | None]
     families: tuple[Family, ...]
 
     def lives(self, age_seconds: float) -> bool:
@@ -149,7 +149,11 @@ class Presence:
         Raises:
             StorageUnavailable, StorageMisconfigured: nobody can tell.
         """
-        rows = sorted(await self._rows(), key=lambda row: row.modified, reverse=True)
+        rows = sorted(
+            [row async for row in list_all(self._store, PREFIX)],
+            key=lambda row: row.modified,
+            reverse=True,
+        )
         now = await self._now_of_store(rows)
         limit = now - TURNS * LONGEST_TURN_SECONDS
         recent = [row for row in rows if row.modified >= limit]
@@ -206,23 +210,13 @@ class Presence:
         return seen is not None and seen.boot != self._boot and seen.lives(found.age_seconds)
 
     async def _forget_the_dead(self) -> None:
-        rows = await self._rows()
+        rows = [row async for row in list_all(self._store, PREFIX)]
         newest = max(rows, key=lambda row: row.modified, default=None)
         if newest is not None:  # just now written, by this worker if by no other
             old = [row.key for row in rows if newest.modified - row.modified > FORGET_SECONDS]
             await self._store.delete(old)
 
     # ---- reading
-
-    async def _rows(self) -> list[Listed]:
-        rows: list[Listed] = []
-        after: str | None = None
-        while True:
-            page = await self._store.list(PREFIX, start_after=after)
-            rows += page.objects
-            after = page.next
-            if after is None:
-                return rows
 
     async def _now_of_store(self, newest_first: list[Listed]) -> float:
         """By the store's clock, as an object read just now tells it; workers' clocks disagree."""
@@ -248,10 +242,6 @@ class Presence:
 
 
 _UNREADABLE = "unreadable"
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "runpod": metadata.version("runpod")}
 
 
 def _key(name: str) -> str:
