@@ -230,10 +230,13 @@ async def test_a_broken_worker_never_takes_a_job(tmp_path):
         await doctor.check_fitness(broken)
 
 
-async def test_a_fit_worker_takes_jobs(tmp_path):
-    store = tmp_path / "store"
-    assert await doctor.check_fitness(settings(tmp_path, data_dir=store)) is None
-    assert (store / "locks").is_dir()  # the store was tried
+async def test_a_fit_worker_takes_jobs(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "FITNESS_PAUSE_SECONDS", 0)
+    fit = settings(tmp_path, data_dir=tmp_path / "store")
+    assert await doctor.check_fitness(fit) is None
+    (tmp_path / "store" / "locks").write_text("in the way of what a look at the store writes")
+    with pytest.raises(RuntimeError, match="both an object and a folder"):
+        await doctor.check_fitness(fit)
 
 
 def test_a_finding_is_told_with_what_to_do():
