@@ -35,6 +35,16 @@ check: $(VENV)/.dev ## what CI runs: ruff, strict mypy, hadolint, the tests
 	$(BIN)/hadolint Dockerfile
 	@$(MAKE) --no-print-directory test
 
+.PHONY: bench
+bench: $(VENV)/.bench ## measure it beside what else one could use: a table, bench/results.json, a chart
+	@scripts/ceph-rgw.sh install
+	@scripts/redis.sh install
+	$(BIN)/python -m bench $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: ## the same with less of everything
+	@$(MAKE) --no-print-directory bench ARGS="--quick $(ARGS)"
+
 .PHONY: format
 format: $(VENV)/.dev ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
@@ -52,4 +62,8 @@ $(VENV)/.runtime: requirements.txt requirements-worker.txt
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.dev requirements-bench.txt
+	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-bench.txt
 	touch $@

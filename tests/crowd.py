@@ -33,8 +33,7 @@ class CrowdWorker(Caller):
 
     def __init__(self, store: Store, scratch: Path, **changes: Any) -> None:
         self.store = FaultyStore(store)
-        super().__init__(self.store, scratch, **changes)
-        self.handler._set_up = True  # no recovery in the background: it would count as requests
+        super().__init__(self.store, scratch, background=False, **changes)
         self.held: list[asyncio.Task[Reply]] = []
 
     def starts(self, process_id: str, /, job_id: str | None = None, **params: Any) -> Any:

@@ -52,10 +52,13 @@ class Caller:
         *,
         redactor: Redactor | None = None,
         meter: Meter | None = None,
+        background: bool = True,
         **changes: Any,
     ) -> None:
+        """Without `background` it does what it is asked and nothing else: for counting requests."""
         self.settings = settings(scratch, **changes)
         self.handler = Handler(store, self.settings, way_in="api", redactor=redactor, meter=meter)
+        self.handler._set_up = not background
         self.manager = self.handler.manager
 
     async def __call__(self, action: str, /, job_id: str | None = None, **fields: Any) -> Reply:
