@@ -172,7 +172,7 @@ def _message(fault: Any) -> str:
 
 def _unknown(what: str, name: str, known: Iterable[str], *, plain: str | None = None) -> str:
     names = sorted(known)
-    near = difflib.get_close_matches(plain or name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(_short(plain or name), names, n=1)
     hint = f"; did you mean `{near[0]}`?" if near else "."
     return f"there is no {what} `{_short(name)}`{hint} There is {_listed(names)}."
 

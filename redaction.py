@@ -58,7 +58,7 @@ _PLACES = re.compile(
 )
 #: A text without any of these holds no place; most lines of a log do not, and cost little.
 _HINTS = (
-    "://", "?", "&", "bearer", "basic", "passw", "passphrase", "secret", "key", "token", "akia",
+    "://", "=", "bearer", "basic", "passw", "passphrase", "secret", "key", "token", "akia",
     "asia", "hf_", "rpa_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "sk-", "xox", "eyj",
 )  # fmt: skip
 
