@@ -28,7 +28,7 @@ from bench.chart import draw
 from bench.report import Section, figure_of, save, table
 
 SECTIONS = (
-    "dispatch", "requests", "slow_store", "throughput", "transfers", "cold_start", "cancels",
+    "dispatch", "store_requests", "slow_store", "throughput", "transfers", "cold_start", "cancels",
     "stalls", "scale", "memory", "training", "simulation",
 )  # fmt: skip
 FOLDER = Path(__file__).resolve().parent

@@ -1,0 +1,95 @@
+"""Workers on a real bucket, whose requests are counted and, on wish, slowed down."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from processes.index import index_key
+from storage import Store
+from stores import s3_requests
+from tests.aged import ended
+from tests.kit import Caller
+from tests.servers import Place, open_place
+
+_AT_A_TIME = 16
+
+
+class Line:
+    """What goes from one worker to the bucket, seen where botocore sends it."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        #: Added to each request, in seconds, as a farther bucket would.
+        self.delay = 0.0
+
+    def listen(self, client: Any) -> None:
+        """Count and delay what `client` sends from now on."""
+        client.meta.events.register("before-send.s3", self._sending)
+
+    def _sending(self, event_name: str, **_: Any) -> None:
+        self.requests[event_name.rpartition(".")[2]] += 1
+        if self.delay:
+            time.sleep(self.delay)  # in the thread that asks, never on the event loop
+
+
+class BucketWorker(Caller):
+    """A worker with a line of its own. It does what it is asked, and nothing in the background."""
+
+    def __init__(self, store: Store, line: Line, scratch: Path, **changes: Any) -> None:
+        super().__init__(store, scratch, background=False, **changes)
+        self.store = store
+        self.line = line
+
+    async def requests_of(self, action: str, **fields: Any) -> dict[str, int]:
+        """What one action sends, by operation."""
+        self.line.requests.clear()
+        reply = await self(action, **fields)
+        if "error" in reply:
+            raise RuntimeError(f"{action}: {reply['error']}")
+        return dict(self.line.requests)
+
+
+@asynccontextmanager
+async def worker_on(place: Place, folder: Path, **changes: Any) -> AsyncIterator[BucketWorker]:
+    """One more worker on the bucket at `place`, once it knows what that can do."""
+    line = Line()
+    with _listening(line):
+        store = open_place(place)
+        try:
+            await store.capabilities()
+            name = f"w-{secrets.token_hex(3)}"
+            yield BucketWorker(store, line, folder / name, **({"worker_id": name} | changes))
+        finally:
+            await store.close()
+
+
+@contextmanager
+def _listening(line: Line) -> Iterator[None]:
+    real = s3_requests.new_client
+
+    def new_client(*arguments: Any) -> Any:
+        client = real(*arguments)
+        line.listen(client)
+        return client
+
+    with mock.patch.object(s3_requests, "new_client", new_client):
+        yield
+
+
+async def seed_rows(store: Store, count: int) -> None:
+    """Index rows of so many ended processes, a second apart; their records are not there."""
+    turn = asyncio.Semaphore(_AT_A_TIME)
+
+    async def put(number: int) -> None:
+        async with turn:
+            await store.put(index_key(ended(f"seeded-{number}", days=number / 86_400)), b"")
+
+    await asyncio.gather(*map(put, range(count)))
