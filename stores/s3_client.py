@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import boto3
 from botocore.config import Config
+from botocore.utils import parse_timestamp
 
 from storage import StorageMisconfigured
 from stores.s3_errors import BOTO_ERRORS, Place, translate
@@ -51,8 +53,12 @@ class S3Config:
 def new_client(config: S3Config, read_timeout: float, meter: Meter) -> S3Client:
     """Settings that every store of the S3 kind can live with; `meter` counts its requests."""
     endpoint, style = _endpoint(config)
+    session = boto3.session.Session()
+    # dateutil, botocore's way, takes more than half of the time that a list of 1000 keys takes here
+    parsers = session._session.get_component("response_parser_factory")
+    parsers.set_parser_defaults(timestamp_parser=_timestamp)
     make = partial(
-        boto3.session.Session().client,
+        session.client,
         "s3",
         endpoint_url=endpoint,
         region_name=config.region or ("us-east-1" if endpoint else None),
@@ -97,6 +103,14 @@ def _endpoint(config: S3Config) -> tuple[str | None, str]:
         host = parts.netloc.replace(f"{config.bucket}.", "", 1)
         return urlunsplit((parts.scheme, host, "", "", "")), "virtual"
     return config.endpoint_url.rstrip("/"), config.addressing_style
+
+
+def _timestamp(text: str) -> datetime:
+    """What lists say (ISO 8601) is read at once, and what headers say as botocore reads it."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return parse_timestamp(text)
 
 
 def _without_login(url: str | None) -> str | None:

@@ -1,0 +1,43 @@
+"""The loop of train_diffusion and nothing around it: no worker, no progress, no files.
+
+python bench/bare_training.py PARAMS FIRST_STEP     (JSON; prints steps/s from FIRST_STEP on)
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from PIL import Image
+
+from jobs.diffusion_training import Training
+from jobs.image_dataset import EXAMPLES
+from jobs.train_diffusion import Params
+
+
+def main() -> None:
+    """Train, and print how fast it went."""
+    params, first = Params.model_validate_json(sys.argv[1]), int(sys.argv[2])
+    size = (params.image_size, params.image_size)
+    images = sorted((EXAMPLES.parent / params.dataset).rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(path).convert("L").resize(size)) for path in images])
+    device = torch.device(params.device)
+    torch.use_deterministic_algorithms(device.type == "cpu")  # as the kind does: it costs time
+    training = Training(params, pixels[..., None], device)
+    began = 0.0
+    while training.step < params.steps:
+        if training.step == first:
+            began = time.perf_counter()
+        training.take_step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    print((params.steps - first) / (time.perf_counter() - began))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""7. Cancel: from the wish to the end of the process's group, written down."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.figures import Figure, milliseconds, tail
+from bench.in_turn import bar
+from bench.store_requests import DEFAULTS
+from settings import Settings
+from stores.local_store import LocalStore
+from tests.kit import Caller
+
+AT_A_TIME = 5
+#: Whom a caller asks, and how the child takes it.
+WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "by its owner": (True, {}),
+    "by another worker": (False, {}),
+    "by its owner, the child ignores SIGTERM": (True, {"ignore_sigterm": True}),
+}
+
+
+def run(quick: bool) -> list[Figure]:
+    """p50 and p99 in milliseconds; workers with the default times, on a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(_measure(Path(folder), rounds=1 if quick else 8))
+
+
+async def _measure(folder: Path, rounds: int) -> list[Figure]:
+    store = LocalStore(folder / "store")
+    grace = Settings().cancel_grace_seconds
+    times = DEFAULTS | {"slots": AT_A_TIME, "cancel_grace_seconds": grace}
+    owner, other = [
+        Caller(store, folder / name, background=False, **times) for name in ("owner", "other")
+    ]
+    figures = []
+    with bar(len(WAYS) * rounds * AT_A_TIME, "cancels") as shown:
+        for name, (by_owner, params) in WAYS.items():
+            asked = owner if by_owner else other
+            seconds: list[float] = []
+            for number in range(rounds):
+                names = [f"{name}-{number}-{each}".translate(_NAMES) for each in range(AT_A_TIME)]
+                seconds += await asyncio.gather(*(_cancel(owner, asked, n, params) for n in names))
+                shown.update(AT_A_TIME)
+            note = f"{len(seconds)} cancels; SIGKILL follows after {grace:g} s" if params else ""
+            figures += [
+                milliseconds(f"{name}, p50", seconds, note=note),
+                tail(f"{name}, p99", seconds, 99, note=f"of {len(seconds)} cancels"),
+            ]
+    return figures
+
+
+_NAMES = str.maketrans(" ,", "--")
+
+
+async def _cancel(owner: Caller, asked: Caller, name: str, params: dict[str, Any]) -> float:
+    """Seconds until the reply that says `cancelled`, which comes when the group is gone."""
+    held = asyncio.create_task(owner.start(name, seconds=3600, steps=36_000, **params))
+    await owner.seen(name, "running", step=1)
+    # an owner looks for notes every other second: wishes come at any moment between two looks
+    await asyncio.sleep(random.uniform(0, DEFAULTS["cancel_poll_seconds"]))  # noqa: S311
+    began = time.perf_counter()
+    reply = await asked("cancel", process_id=name, wait_seconds=60)
+    seconds = time.perf_counter() - began
+    if reply["status"] != "cancelled":
+        raise RuntimeError(f"{name} is {reply['status']} after a cancel")
+    await held
+    return seconds

@@ -1,0 +1,120 @@
+"""8. How long the event loop stands still during each action, and while a big file goes up."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.bucket import BucketWorker, seed_rows, worker_on
+from bench.figures import Figure, Goal, tail
+from bench.in_turn import bar
+from tests.servers import Place, run_ceph
+
+#: Seconds between two looks at the clock.
+TICK = 0.001
+GOAL = Goal("<=", 20)
+
+
+class Stalls:
+    """How much later than asked for each tick of the loop came, in seconds."""
+
+    def __init__(self) -> None:
+        self.late: list[float] = []
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Listen to the loop while the block runs."""
+        ticking = asyncio.create_task(self._tick())
+        await asyncio.sleep(2 * TICK)
+        try:
+            yield
+        finally:
+            await asyncio.sleep(2 * TICK)
+            ticking.cancel()
+
+    async def _tick(self) -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(TICK)
+            self.late.append(time.perf_counter() - before - TICK)
+
+    def figure(self, name: str, note: str = "") -> Figure:
+        """The longest."""
+        return tail(name, self.late, 100, goal=GOAL, note=note or f"{len(self.late)} ticks")
+
+
+def run(quick: bool) -> list[Figure]:
+    """The longest stall of each, in milliseconds, on Ceph RGW; and what an idle loop shows."""
+    with tempfile.TemporaryDirectory() as folder, run_ceph() as server:
+        return asyncio.run(_measure(server.place(), Path(folder), quick=quick))
+
+
+async def _measure(place: Place, folder: Path, *, quick: bool) -> list[Figure]:
+    size, rounds = (1 << 27, 3) if quick else (1 << 30, 20)
+    async with AsyncExitStack() as workers:
+        owner, other = [
+            await workers.enter_async_context(worker_on(place, folder, slots=4)) for _ in range(2)
+        ]
+        names = [f"bulk-{number}" for number in range(10)]
+        await asyncio.gather(*(owner.start(name, artifacts=20, print_lines=200) for name in names))
+        await seed_rows(other.store, 1000)
+        held = asyncio.create_task(owner.start("p", seconds=3600, steps=36_000))
+        await owner.seen("p", "running", step=1)
+        actions = _actions(owner, other, names)
+        figures = [await _idle(1.0)]
+        with bar(len(actions) + 1, "actions") as shown:
+            for name, act in actions.items():
+                stalls = Stalls()
+                for number in range(rounds):
+                    async with stalls.watched():
+                        await act(number)
+                figures.append(stalls.figure(name))
+                shown.update()
+            stalls = Stalls()
+            async with stalls.watched():
+                await owner.start("big", artifacts=1, artifact_bytes=size)
+            figures.append(stalls.figure(f"a process with {size >> 20} MB of artifacts"))
+            shown.update()
+        await owner("cancel", process_id="p")
+        await held
+        return figures
+
+
+async def _idle(seconds: float) -> Figure:
+    """What the machine itself does to a loop that has nothing to do."""
+    stalls = Stalls()
+    async with stalls.watched():
+        await asyncio.sleep(seconds)
+    return stalls.figure("nothing at all")._replace(goal=None)
+
+
+def _actions(
+    owner: BucketWorker, other: BucketWorker, names: list[str]
+) -> dict[str, Callable[[int], Awaitable[Any]]]:
+    """What is asked, once a round."""
+    files = [{"path": f"{number}.bin", "size": 1} for number in range(100)]
+    return {
+        "start to its end": lambda n: owner.start(f"s-{n}", artifacts=3, checkpoint_every=1),
+        "process_status": lambda _: other("process_status", process_id="p"),
+        "processes": lambda _: other("processes", limit=1000),
+        "download": lambda _: other("download", process_id=names[0]),
+        "bulk_download": lambda _: other("bulk_download", process_ids=names),
+        "bulk_download as an archive": lambda n: other(
+            "bulk_download", archive=True, process_id=f"zip-{n}", process_ids=names
+        ),
+        "download_file": lambda _: other("download_file", process_id=names[0], path="0.bin"),
+        "list_files": lambda _: other("list_files", process_id=names[0]),
+        "upload": lambda n: other("upload", folder=f"f-{n}", files=files),
+        "logs": lambda _: other("logs", process_id=names[0]),
+        "kinds": lambda _: other("kinds"),
+        "health": lambda _: other("health"),
+        "health, deep": lambda _: other("health", deep=True),
+        "metrics": lambda _: other("metrics"),
+        "cancel": lambda _: other("cancel", process_id=names[0]),
+        "delete": lambda n: other("delete", process_id=f"s-{n}"),
+    }
