@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
-import boto3
+from boto3.session import Session
 from botocore.config import Config
 from botocore.utils import parse_timestamp
 
@@ -50,13 +50,18 @@ class S3Config:
         return Place(self.bucket, _without_login(self.endpoint_url), self.region)
 
 
-def new_client(config: S3Config, read_timeout: float, meter: Meter) -> S3Client:
-    """Settings that every store of the S3 kind can live with; `meter` counts its requests."""
-    endpoint, style = _endpoint(config)
-    session = boto3.session.Session()
+def new_session() -> Session:
+    """What clients are made from: the first takes 0.1 s, others from the same session take 5 ms."""
+    session = Session()
     # dateutil, botocore's way, takes more than half of the time that a list of 1000 keys takes here
     parsers = session._session.get_component("response_parser_factory")
     parsers.set_parser_defaults(timestamp_parser=_timestamp)
+    return session
+
+
+def new_client(session: Session, config: S3Config, read_timeout: float, meter: Meter) -> S3Client:
+    """Settings that every store of the S3 kind can live with; `meter` counts its requests."""
+    endpoint, style = _endpoint(config)
     make = partial(
         session.client,
         "s3",

@@ -94,13 +94,13 @@ class Sent:
         self.by_meter: dict[int, Counter[str]] = {}
         real = s3_requests.new_client
 
-        def new_client(config: Any, read_timeout: float, meter: Meter) -> Any:
-            requests = self.by_meter.setdefault(id(meter), Counter())
+        def new_client(*arguments: Any) -> Any:
+            requests = self.by_meter.setdefault(id(arguments[-1]), Counter())
 
             def count(event_name: str, **_: Any) -> None:
                 requests[event_name.rpartition(".")[2]] += 1
 
-            client = real(config, read_timeout, meter)
+            client = real(*arguments)
             client.meta.events.register("before-send.s3", count)
             return client
 
