@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from storage import Store
     from tests.servers import Place, S3Server
+
+# The bench brings awscrt, which would sign in boto3's place; the worker does not install it.
+os.environ["BOTO_DISABLE_CRT"] = "true"
 
 # ---- stores. A server starts when the first test asks for it, and serves all that follow.
 # `@pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)` chooses other stores.
