@@ -3,46 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import redirect_stderr
-from io import StringIO
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench import start_to_running
-from bench.figures import Figure, median, milliseconds, quartiles, ratio
+from bench.figures import Figure, median, milliseconds, ratio
 from bench.in_turn import bar, seconds_in_turn
-from processes.record import Record
-from tests.control_plane import ControlPlane, Job
-from tests.endpoint import SCRIPT, Endpoint
+from tests.control_plane import ControlPlane
+from tests.endpoint import SCRIPT
 from tests.worker_process import Worker
 
 #: The SDK's loop with a handler that answers at once.
 EMPTY = "bench/empty_worker.py"
+START = {"action": "start", "kind": "sleep", "params": {"seconds": 0, "steps": 1}}
 
 
-class Start(NamedTuple):
-    """Seconds from the start of a worker's process."""
+class Seen(NamedTuple):
+    """Seconds from the moment that a worker's process was started."""
 
     taken: float
     answered: float
+    #: When the first process had a child; 0 for a worker that runs none.
+    running: float = 0.0
 
 
 def run(quick: bool) -> list[Figure]:
-    """Times of whole processes; torch is on disk, and in the system's cache after the first."""
+    """Times in milliseconds, of whole processes, in turn; the system's file cache is warm."""
+    rounds = 2 if quick else 10
     with tempfile.TemporaryDirectory() as folder:
-        rounds = 2 if quick else 10
+        seen = asyncio.run(start_to_running.measure(3 if quick else 20, Path(folder) / "starts"))
         return [
             *asyncio.run(_imports(rounds)),
             *asyncio.run(_workers(Path(folder), rounds)),
-            *_starts(Path(folder), 3 if quick else 20),
+            *_starts(seen),
         ]
-
-
-# ---- imports
 
 
 async def _imports(rounds: int) -> list[Figure]:
@@ -61,3 +61,54 @@ async def _imports(rounds: int) -> list[Figure]:
         milliseconds("import of the SDK", taken["SDK"]),
         median("import of the worker, above that", above, "ms"),
     ]
+
+
+async def _workers(folder: Path, rounds: int) -> list[Figure]:
+    """Each in a new process, with jobs that wait; py-cpuinfo's second is left out of both."""
+    seen: dict[str, list[Seen]] = {EMPTY: [], SCRIPT: []}
+    with bar(rounds * len(seen), "cold starts") as shown:
+        for number in range(rounds):
+            for script, so_far in seen.items():
+                disk = tempfile.mkdtemp(dir=folder, prefix=f"{number}-")
+                so_far.append(await _cold_start(Path(disk), script))
+                shown.update()
+    ours, empty = seen[SCRIPT], seen[EMPTY]
+    return [
+        milliseconds("cold worker to its first job, empty handler", [s.taken for s in empty]),
+        milliseconds("cold worker to its first job", [s.taken for s in ours]),
+        milliseconds("cold worker to its first answer, empty handler", [s.answered for s in empty]),
+        milliseconds("cold worker to its first answer", [s.answered for s in ours]),
+        milliseconds("cold worker to its first running child", [s.running for s in ours]),
+        milliseconds("of these, from the job's arrival", [s.running - s.taken for s in ours]),
+    ]
+
+
+async def _cold_start(folder: Path, script: str) -> Seen:
+    own = {"WORKER_DATA_DIR": str(folder / "store"), "WORKER_SCRATCH_DIR": str(folder / "scratch"),
+           "BENCH_CONCURRENCY": "8"}  # fmt: skip
+    with redirect_stderr(io.StringIO()):  # a plane and a worker tell a test's reader their story
+        async with ControlPlane() as plane:
+            first = plane.submit({"action": "kinds"})
+            second = plane.submit(START)
+            began, began_at = time.monotonic(), datetime.now(UTC)
+            async with Worker(plane, script, folder, env=own):
+                await plane.finished(first.id, 60)
+                await plane.finished(second.id, 60)
+    seen = Seen(first.taken_at - began, first.finished_at - began)
+    if script == EMPTY:
+        return seen
+    return seen._replace(running=(_started_at(second.output) - began_at).total_seconds())
+
+
+def _started_at(view: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(view["started_at"])
+
+
+def _starts(seen: dict[str, list[start_to_running.Seen]]) -> list[Figure]:
+    """Of a kind that imports torch, on a warm worker: forked from the template, or spawned."""
+    figures = []
+    for part, name in (("running", "start to running"), ("first_progress", "start to torch")):
+        times = {way: [getattr(each, part) for each in all_] for way, all_ in seen.items()}
+        figures += [milliseconds(f"{name}, {way}", taken) for way, taken in times.items()]
+        figures.append(ratio(f"{name}, spawned to forked", times["spawned"], times["forked"]))
+    return figures

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+# The bench brings awscrt, which would sign in boto3's place; the worker does not install it. boto3
+# looks when it is imported.
+os.environ["BOTO_DISABLE_CRT"] = "true"
+
 import pytest
 
 from tests import servers
@@ -19,9 +23,6 @@ if TYPE_CHECKING:
 
     from storage import Store
     from tests.servers import Place, S3Server
-
-# The bench brings awscrt, which would sign in boto3's place; the worker does not install it.
-os.environ["BOTO_DISABLE_CRT"] = "true"
 
 # ---- stores. A server starts when the first test asks for it, and serves all that follow.
 # `@pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)` chooses other stores.
