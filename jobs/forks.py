@@ -14,12 +14,12 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pydantic import JsonValue
 
 from jobs.child_environment import child_environment
-from jobs.guardian import adopt_orphans
+from jobs.guardian import adopt_orphans, children
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,11 @@ MAX_STARTS: Final = 3
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
 
+def fork_name(template: int) -> str:
+    """What a template and all that it forks are called, by its number: at most 15 characters."""
+    return f"jobs-{template}"
+
+
 class ForkFailed(Exception):
     """The template was asked and did not say which child it made, if any."""
 
@@ -39,8 +44,12 @@ class ForkFailed(Exception):
 class Forked:
     """A child of this process that another one forked; what of `Popen` a child's runner needs."""
 
+    #: The numbers of those that are to be waited for, by whoever has the object.
+    known: ClassVar[set[int]] = set()
+
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.known.add(pid)
         #: -N when ended by signal N; None until it was waited for.
         self.returncode: int | None = None
 
@@ -49,6 +58,7 @@ class Forked:
         if self.returncode is None:
             _, status = os.waitpid(self.pid, 0)
             self.returncode = os.waitstatus_to_exitcode(status)
+            self.known.discard(self.pid)
         return self.returncode
 
     def kill(self) -> None:
@@ -217,16 +227,35 @@ class Template:
             self._requests = None
         if self._process is not None:
             self._process.kill()
-            _reap(self._process)
+            threading.Thread(
+                target=_reap_template, args=(self._process,), name="reap", daemon=True
+            ).start()
             self._process = None
 
 
 def _end_unwanted(answer: asyncio.Task[Forked]) -> None:
     """A fork that nobody wants any more: its pipes are closed, which ends it and all below it."""
     if not answer.cancelled() and not answer.exception():
-        _reap(answer.result())
+        threading.Thread(target=answer.result().wait, name="reap", daemon=True).start()
 
 
-def _reap(process: subprocess.Popen[bytes] | Forked) -> None:
-    """Wait for its end where that holds nobody up: a large one takes a while to go."""
-    threading.Thread(target=process.wait, name="reap", daemon=True).start()
+def _reap_template(template: subprocess.Popen[bytes] | Forked) -> None:
+    """Wait for its end, and for its forks of which nobody has heard. Blocks, at times for long.
+
+    Those end by themselves, as nobody holds the other ends of their pipes.
+    """
+    template.wait()
+    # From here on it has no more forks: who is not known now will never be.
+    while strays := [pid for pid in children() if _is_stray(pid, template.pid)]:
+        for pid in strays:
+            with suppress(ChildProcessError):  # it was reaped with its group
+                os.waitpid(pid, 0)
+
+
+def _is_stray(child: int, template: int) -> bool:
+    if child in Forked.known:
+        return False
+    try:
+        return Path(f"/proc/{child}/comm").read_text().strip() == fork_name(template)
+    except OSError:  # it is gone
+        return False

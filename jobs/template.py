@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from jobs import JOBS, context
 from jobs import __main__ as child
+from jobs.forks import fork_name
 from jobs.guardian import die_with_parent
 
 #: What takes a child most of its start: torch, and what the kinds that ship here compute with.
@@ -50,6 +51,7 @@ def _serve(requests_fd: int, worker: int) -> None:
     """Fork on request. Returns in the template when the worker is gone; a fork becomes another."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # or what waits there would be in the log of every fork
+    Path("/proc/self/comm").write_text(fork_name(os.getpid()))  # how the worker knows its forks
     gc.freeze()  # what is there stays there: no collection in a fork copies its pages
     with socket.socket(fileno=requests_fd) as requests:
         requests.send(b'{"ready": true}')

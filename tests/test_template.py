@@ -11,6 +11,7 @@ import pytest
 
 from jobs import runner
 from jobs.forks import MAX_STARTS, Template
+from jobs.guardian import children
 from jobs.runner import Child, Completed
 from tests.children import UNRULY, attempt, is_running, unruly_template, until
 from tests.crowd import on_every_store
@@ -107,6 +108,35 @@ async def test_a_template_that_dies_over_a_request_costs_nobody_an_attempt(
     await until(template._turn.locked, "it was asked")
     os.kill(stopped, signal.SIGKILL)
     assert (await spawning)["torch_was_imported"] is False
+
+
+DIES_OVER_A_FORK = """
+import os, signal
+from jobs import template
+
+fork = template._fork_twice
+def fork_and_die():
+    pid = fork()
+    if pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pid
+template._fork_twice = fork_and_die
+template.PRELOADED = ()
+template.main()
+"""
+
+
+async def test_a_fork_of_which_nobody_hears_leaves_no_zombie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
+    before = set(children())
+    template = Template(("-c", DIES_OVER_A_FORK))
+    template.start()
+    await template.ready.wait()
+    await result_of(template, tmp_path, "show_environment")  # spawned, as there was no answer
+    template.close()
+    await until(lambda: set(children()) <= before, "the fork and the templates are reaped")
 
 
 async def test_a_template_that_cannot_start_is_given_up(
