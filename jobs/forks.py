@@ -78,6 +78,7 @@ class Template:
         self._requests: socket.socket | None = None
         self._starts = 0
         self._turn = asyncio.Lock()
+        self._answer: asyncio.Task[Forked] | None = None
         #: Whether forks can be had; and whether it is known if they ever will.
         self.ready, self.begun = asyncio.Event(), asyncio.Event()
 
@@ -149,8 +150,12 @@ class Template:
         return self._process.pid if self._process else None
 
     def close(self) -> None:
-        """End it. What it forked goes on."""
-        self._forget()
+        """End it, after it has answered whoever has asked it. What it forked goes on."""
+        self.ready.clear()  # for those who wait for their turn to ask
+        if self._answer is not None and not self._answer.done():
+            self._answer.add_done_callback(lambda _: self._forget())
+        else:
+            self._forget()
 
     async def _request(self, request: dict[str, Any], pipes: list[int]) -> Forked | None:
         data = json.dumps(request).encode()
@@ -165,7 +170,7 @@ class Template:
                 self._turn.release()
         if requests is None:
             return None
-        answer = asyncio.create_task(self._hear_answer(requests))
+        answer = self._answer = asyncio.create_task(self._hear_answer(requests))
         answer.add_done_callback(lambda _: self._turn.release())
         try:
             return await asyncio.shield(answer)

@@ -81,6 +81,22 @@ async def test_after_a_cancel_it_is_loaded_anew(worker):
     assert (await use(worker, "p3"))["result"]["loaded_by"] != first["loaded_by"]
 
 
+async def test_whoever_is_just_being_forked_from_it_is_while_another_slot_drops_it(worker):
+    first = asyncio.create_task(use(worker, "p1", sleeps=60))
+    await worker.seen("p1", "running", step=1)
+    kept = worker.manager.worker.kept._kept
+    pid = kept.pid
+    os.kill(pid, signal.SIGSTOP)  # it will answer, but later
+    second = asyncio.create_task(use(worker, "p2"))
+    await until(kept._turn.locked)
+    await worker("cancel", process_id="p1")
+    await first
+    assert kept_by(worker) is None
+    os.kill(pid, signal.SIGCONT)
+    assert (await second)["result"]["loaded_by"] == pid
+    await until(lambda: not is_running(pid))
+
+
 async def test_it_is_dropped_when_nobody_has_used_it_for_a_while(crowd, worker):
     kept = worker.manager.worker.kept
     kept._settings = kept._settings.model_copy(update={"keep_seconds": 0.05})
