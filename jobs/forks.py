@@ -41,6 +41,10 @@ class ForkFailed(Exception):
     """The template was asked and did not say which child it made, if any."""
 
 
+class LoaderRefused(Exception):
+    """What a kind loads cannot be kept, and never will be; says why."""
+
+
 class Forked:
     """A child of this process that another one forked; what of `Popen` a child's runner needs."""
 
@@ -79,6 +83,7 @@ class Template:
         self._starts = 0
         self._turn = asyncio.Lock()
         self._answer: asyncio.Task[Forked] | None = None
+        self._refused: str | None = None
         #: Whether forks can be had; and whether it is known if they ever will.
         self.ready, self.begun = asyncio.Event(), asyncio.Event()
 
@@ -122,7 +127,11 @@ class Template:
     async def loaded(
         self, kind: str, params: dict[str, JsonValue], inputs: Path, *, seconds: float
     ) -> Template | None:
-        """Another template, whose forks find what `kind` keeps; None: it could not be had."""
+        """Another template, whose forks find what `kind` keeps; None: it could not be had.
+
+        Raises:
+            LoaderRefused: the kind loads in a way that no fork can do with.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         order = {"kind": kind, "params": params, "inputs": str(inputs)}
         other = Template(())
@@ -142,6 +151,8 @@ class Template:
             other.close()
             if not isinstance(error, TimeoutError):
                 raise
+        if other._refused is not None:
+            raise LoaderRefused(other._refused)
         return other if other.ready.is_set() else None
 
     @property
@@ -216,12 +227,17 @@ class Template:
         assert self._requests is not None
         self.begun.set()
         asyncio.get_running_loop().remove_reader(self._requests)
+        said = b""
         with suppress(OSError):
-            if self._requests.recv(4096):
-                self.ready.set()
-                return
-        log.warning("a template process ended before it was ready; attempts start slower")
-        self._forget()
+            said = self._requests.recv(4096)
+        if not said:
+            log.warning("a template process ended before it was ready; attempts start slower")
+            self._forget()
+        elif refused := json.loads(said).get("refused"):
+            self._refused = refused
+            self._forget()
+        else:
+            self.ready.set()
 
     def _forget(self) -> None:
         self.ready.clear()

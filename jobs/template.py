@@ -36,6 +36,8 @@ PRELOADED: Final = ("torch", "numpy", "PIL.Image", "safetensors.torch", "jobs.di
 REQUEST_LIMIT: Final = 1 << 17
 #: An orphan comes to the worker at once; longer only if the worker is no longer there.
 ADOPTED_SECONDS: Final = 5.0
+#: A thread that has been joined is gone from the kernel's list a moment later.
+JOINED_SECONDS: Final = 0.5
 
 
 def main() -> None:
@@ -70,18 +72,18 @@ def _serve(requests_fd: int, worker: int) -> None:
     os.setsid()
     if "load" in request:
         die_with_parent(worker)
-        _load(request.pop("load"))
+        _load(request.pop("load"), pipes[0])
         _serve(pipes[0], worker)
     else:
         _become_attempt(request, pipes)
         child.main()
 
 
-def _load(wanted: dict[str, Any]) -> None:
+def _load(wanted: dict[str, Any], requests: int) -> None:
     """Keep what attempts of this kind would load.
 
     What it raises ends this process, unheard: the attempt will load for itself, and say it in its
-    own log, from which secrets are taken out.
+    own log, from which secrets are taken out. A loader that leaves threads running is refused.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -95,8 +97,26 @@ def _load(wanted: dict[str, Any]) -> None:
     # waits for ever. On one thread torch makes none.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    before = _threads()
     context.loaded = job.keep.load(Path(wanted["inputs"]), params)
     torch.set_num_threads(threads)
+    if left := _left_running(before):
+        os.write(requests, json.dumps({"refused": f"its loader left {left} threads running, "
+                                       "which no fork would have"}).encode())  # fmt: skip
+        os._exit(1)
+
+
+def _left_running(before: int) -> int:
+    """How many threads there are more than before."""
+    deadline = time.monotonic() + JOINED_SECONDS
+    while (left := _threads() - before) > 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return max(left, 0)
+
+
+def _threads() -> int:
+    """Of this process, also those that Python does not know."""
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names, no paths
 
 
 def _fork_twice() -> int:

@@ -26,7 +26,7 @@ async def worker(crowd, monkeypatch):
     template._entry = (str(Path(__file__).with_name("unruly_template.py")),)
     template.start()
     await template.ready.wait()
-    for name in ("a", "b", "broken"):
+    for name in ("a", "b", "broken", "threads"):
         await crowd.store.put(f"shared/{name}", name.encode())
     yield worker
     worker.manager.worker.kept.drop()
@@ -128,6 +128,14 @@ async def test_two_at_a_time_share_it(worker):
 async def test_what_cannot_be_loaded_fails_in_the_attempt_with_its_own_words(worker):
     end = await use(worker, "p", "broken")
     assert end["failure"]["message"] == "ValueError: no model"
+
+
+async def test_what_is_loaded_in_threads_is_not_kept_and_the_log_says_why_once(worker, caplog):
+    """No fork has the threads; a lock that one of them holds would stay locked in all forks."""
+    ends = [await use(worker, process_id, "threads") for process_id in ("p1", "p2")]
+    assert [end["result"]["kept"] for end in ends] == [False, False]
+    [line] = [record.message for record in caplog.records if "is kept" in record.message]
+    assert "use_kept: its loader left 1 threads running" in line
 
 
 async def test_one_that_was_killed_costs_nobody_an_attempt(worker):
