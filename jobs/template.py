@@ -38,18 +38,23 @@ REQUEST_LIMIT: Final = 1 << 17
 ADOPTED_SECONDS: Final = 5.0
 #: A thread that has been joined is gone from the kernel's list a moment later.
 JOINED_SECONDS: Final = 0.5
+#: If memory runs out, a template goes before any attempt (see `jobs.guardian`): it is never needed.
+OOM_SCORE: Final = 900
+_OOM_SCORE_FILE: Final = Path("/proc/self/oom_score_adj")
 
 
 def main() -> None:
     """Import, then serve requests until the worker is gone."""
     worker = os.getppid()
     die_with_parent(worker)
+    workers_score = _OOM_SCORE_FILE.read_text()
+    _set_oom_score(str(max(OOM_SCORE, int(workers_score))))
     for module in PRELOADED:
         importlib.import_module(module)
-    _serve(int(sys.argv[1]), worker)
+    _serve(int(sys.argv[1]), worker, workers_score)
 
 
-def _serve(requests_fd: int, worker: int) -> None:
+def _serve(requests_fd: int, worker: int, workers_score: str) -> None:
     """Fork on request. Returns in the template when the worker is gone; a fork becomes another."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # or what waits there would be in the log of every fork
@@ -73,8 +78,9 @@ def _serve(requests_fd: int, worker: int) -> None:
     if "load" in request:
         die_with_parent(worker)
         _load(request.pop("load"), pipes[0])
-        _serve(pipes[0], worker)
+        _serve(pipes[0], worker, workers_score)
     else:
+        _set_oom_score(workers_score)
         _become_attempt(request, pipes)
         child.main()
 
@@ -127,20 +133,33 @@ def _fork_twice() -> int:
     except OSError:
         between = -1
     if between == 0:
-        os.close(told)
-        with suppress(OSError):
-            pid = os.fork()
-            if pid == 0:
-                os.close(tell)
-                return 0
-            os.write(tell, b"%d" % pid)
-        os._exit(0)
+        _fork_and_tell(told, tell)
+        return 0
     os.close(tell)
     with open(told, "rb") as answer:  # noqa: PTH123 - a pipe, not a path
         pid = int(answer.read() or -1)
     if between > 0:
         os.waitpid(between, 0)
     return pid
+
+
+def _fork_and_tell(told: int, tell: int) -> None:
+    """Returns in the new process only: the one in between ends here, whatever happens."""
+    pid = -1
+    try:
+        os.close(told)
+        pid = os.fork()
+        if pid:
+            os.write(tell, b"%d" % pid)
+    finally:
+        if pid:
+            os._exit(0)
+    os.close(tell)
+
+
+def _set_oom_score(score: str) -> None:
+    with suppress(OSError):  # not everywhere it may be changed
+        _OOM_SCORE_FILE.write_text(score)
 
 
 def _be_adopted_by(worker: int) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +21,6 @@ from tests.crowd import on_every_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -64,6 +66,37 @@ async def test_a_fork_sees_its_own_environment_and_nothing_of_the_templates(
     seen = await result_of(template, tmp_path, "show_environment", environment={"MINE": "1"})
     assert seen["MINE"] == "1"
     assert "RUNPOD_AI_API_KEY" not in seen
+
+
+async def test_if_memory_runs_out_the_template_goes_first_and_a_fork_is_like_the_worker(
+    template: Template, tmp_path: Path
+) -> None:
+    assert Path(f"/proc/{template.pid}/oom_score_adj").read_text() == "900\n"
+    state = await result_of(template, tmp_path, "show_start")
+    assert state["guardians_oom_score"] == Path("/proc/self/oom_score_adj").read_text()
+
+
+BREAKS_IN_BETWEEN = """
+import os
+from jobs import template
+
+def broken(*_):
+    raise ValueError("out of place")
+os.write = broken
+try:
+    pid = template._fork_twice()
+except ValueError:
+    print("it went on as if it were the template")
+else:
+    print(pid) if pid else os._exit(0)
+"""
+
+
+def test_what_is_raised_between_two_forks_ends_only_the_process_in_between() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", BREAKS_IN_BETWEEN], capture_output=True, text=True
+    )
+    assert (ended.stdout, ended.returncode) == ("-1\n", 0)
 
 
 async def test_two_forks_draw_different_numbers(template: Template, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def show_start(_context: JobContext, _params: dict[str, Any]) -> JsonValue:
         "cuda_was_initialized": torch.cuda.is_initialized(),
         "guardian": guardian,
         "parent_of_guardian": int(parent),
+        "guardians_oom_score": Path(f"/proc/{guardian}/oom_score_adj").read_text(),
         "session": os.getsid(0),
         "numbers": [random.random(), float(np.random.random())],  # noqa: S311
     }
