@@ -56,8 +56,7 @@ def main() -> None:
 
 def _serve(requests_fd: int, worker: int, workers_score: str) -> None:
     """Fork on request. Returns in the template when the worker is gone; a fork becomes another."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # or what waits there would be in the log of every fork
+    child.flush_output()  # or what waits there would be in the log of every fork
     Path("/proc/self/comm").write_text(fork_name(os.getpid()))  # how the worker knows its forks
     gc.freeze()  # what is there stays there: no collection in a fork copies its pages
     with socket.socket(fileno=requests_fd) as requests:

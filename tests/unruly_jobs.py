@@ -96,6 +96,11 @@ def print_everywhere(context: JobContext, _params: dict[str, Any]) -> JsonValue:
     return "mine"
 
 
+def print_from_c(_context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    ctypes.CDLL(None).printf(b"from a C library, without an end of line")
+    return None
+
+
 def print_much(_context: JobContext, params: dict[str, Any]) -> JsonValue:
     for _ in range(params["megabytes"]):
         sys.stdout.buffer.write(b"a line of 64 bytes".ljust(63, b".").join([b"", b"\n"]) * 16384)
@@ -263,7 +268,7 @@ def use_kept(context: JobContext, params: Kept) -> JsonValue:
 
 KINDS = [
     show_environment, show_start, show_modules, show_params, show_pipes_of_descendants, show_inputs,
-    print_everywhere, print_much, raise_error, return_it, return_odd, kill_itself,
+    print_everywhere, print_from_c, print_much, raise_error, return_it, return_odd, kill_itself,
     complete_then_exit, complete_but_linger, send, report_and_die, report_fast, save_and_offer,
     have_descendants, count_stops, talk_until_stopped, finish_anyway,
 ]  # fmt: skip
