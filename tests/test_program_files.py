@@ -9,6 +9,7 @@ from jobs.confine import confined
 from jobs.context import JobContext, JobFailed
 from jobs.program_files import CheckpointFiles, OutputFiles
 from jobs.programs import Checkpoints, Output
+from tests.landlock import needs_landlock
 
 
 @pytest.fixture
@@ -109,16 +110,18 @@ def test_nothing_is_handed_over_through_the_checkpoints_themselves(
     assert "was not handed over: a link leads" in capfd.readouterr().out
 
 
+@needs_landlock
 def test_whoever_looks_too_early_is_still_confined(context, victim):
-    """What no look before a copy can see: the link is laid between the two. Needs Landlock."""
+    """What no look before a copy can see: the link is laid between the two."""
     with pytest.raises(PermissionError):
         confined([context.outputs.parent], (victim / "evil.py").touch)
     assert untouched(victim)
     (victim / "after").touch()  # this thread is not confined
 
 
+@needs_landlock
 def test_a_checkpoint_is_not_moved_through_a_link(context, folders, victim, capfd):
-    """Where handed over ones are kept there is no look: the confining holds it. Needs Landlock."""
+    """Where handed over ones are kept there is no look: the confining holds it."""
     files = checkpoint_files(context, folders)
     root = context.outputs.parent
     (root / "sealed").rmdir()
