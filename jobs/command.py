@@ -79,8 +79,8 @@ def run(context: JobContext, params: Params) -> JsonValue:
 
     Raises:
         JobFailed: params_invalid, program_not_started, program_not_confined, program_failed,
-            output_missing, output_collision, progress_flood, program_left_processes,
-            cuda_out_of_memory, host_out_of_memory.
+            output_missing, output_collision, too_many_files, progress_flood,
+            program_left_processes, cuda_out_of_memory, host_out_of_memory.
         JobStopped: it was asked to end; what it saved is handed over.
     """
     program = Program.model_validate(context.declaration)
@@ -108,7 +108,10 @@ class _Running:
             folder.mkdir(exist_ok=True)
         self._outputs = OutputFiles(context, self._folders, program.outputs)
         declared = program.checkpoints
-        self._checkpoints = CheckpointFiles(context, self._folders, declared) if declared else None
+        self._checkpoints = (
+            confined([self._root], lambda: CheckpointFiles(context, self._folders, declared))
+            if declared else None
+        )  # fmt: skip
         self._lines = PrintedLines(program.progress.lines if program.progress else None)
         self._file = self._progress_file()
         self._total = self._known_total(values)
