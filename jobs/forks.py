@@ -23,6 +23,8 @@ from jobs.guardian import adopt_orphans, children
 
 log = logging.getLogger(__name__)
 
+#: What the interpreter runs, see `jobs.template`, with the number of a socket as its argument.
+ENTRY: tuple[str, ...] = ("-m", "jobs.template")
 #: Bytes. More than a socket may take at once, and than any attempt has to say.
 REQUEST_LIMIT: Final = 1 << 16
 #: A fork that takes longer than this is not worth waiting for.
@@ -75,9 +77,9 @@ class Forked:
 class Template:
     """A process with torch imported, from when it is ready until it ends."""
 
-    def __init__(self, entry: tuple[str, ...] = ("-m", "jobs.template")) -> None:
-        """`entry`: what the interpreter runs, see `jobs.template`. Begins nothing."""
-        self._entry = entry
+    def __init__(self, entry: tuple[str, ...] | None = None) -> None:
+        """`entry`: instead of `ENTRY`. Begins nothing."""
+        self._entry = ENTRY if entry is None else entry
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._requests: socket.socket | None = None
         self._starts = 0
