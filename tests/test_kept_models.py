@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import JOBS, Job, Keep, runner
+from jobs import JOBS, Job, Keep, forks, runner
 from processes.kept_models import digest
 from tests.children import UNRULY, is_running
 from tests.crowd import until
@@ -21,9 +21,9 @@ async def worker(crowd, monkeypatch):
         JOBS, "use_kept", Job(Kept, use_kept, keep=Keep(lambda _: "model", load_kept))
     )
     monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
+    monkeypatch.setattr(forks, "ENTRY", (str(Path(__file__).with_name("unruly_template.py")),))
     worker = crowd.worker(template=True, slots=2)
     template = worker.manager.worker.template
-    template._entry = (str(Path(__file__).with_name("unruly_template.py")),)
     template.start()
     await template.ready.wait()
     for name in ("a", "b", "broken", "threads"):

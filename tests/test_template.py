@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobs import runner
+from jobs import forks, runner
 from jobs.forks import MAX_STARTS, Template
 from jobs.guardian import children
 from jobs.runner import Child, Completed
@@ -218,4 +218,26 @@ async def test_a_worker_runs_processes_on_forks(crowd: Any) -> None:
     assert type(child._guardian).__name__ == "Forked"
     assert (await worker("cancel", process_id="b"))["status"] == "cancelled"
     assert (await task)["status"] == "cancelled"
+    template.close()
+
+
+IS_NEVER_READY = "import signal; signal.pause()"
+
+
+async def test_a_worker_answers_and_starts_processes_while_its_template_still_imports(
+    crowd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "ENTRY", ("-c", IS_NEVER_READY))
+    worker = crowd.worker(template=True)
+    template = worker.manager.worker.template
+    template.start()
+    assert "error" not in await worker("health")
+    assert (await worker("process_status", process_id="a"))["status"] == "not_found"
+    task = await worker.running("a")
+    [child] = worker.children()
+    assert isinstance(child._guardian, subprocess.Popen)
+    await worker("cancel", process_id="a")
+    assert (await task)["status"] == "cancelled"
+    assert is_running(template.pid)
+    assert not template.begun.is_set()
     template.close()
