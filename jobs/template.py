@@ -57,7 +57,8 @@ def main() -> None:
 def _serve(requests_fd: int, worker: int, workers_score: str) -> None:
     """Fork on request. Returns in the template when the worker is gone; a fork becomes another."""
     child.flush_output()  # or what waits there would be in the log of every fork
-    Path("/proc/self/comm").write_text(fork_name(os.getpid()))  # how the worker knows its forks
+    with suppress(OSError):  # how the worker knows its forks
+        Path("/proc/self/comm").write_text(fork_name(os.getpid()))
     gc.freeze()  # what is there stays there: no collection in a fork copies its pages
     with socket.socket(fileno=requests_fd) as requests:
         requests.send(b'{"ready": true}')
