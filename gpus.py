@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pynvml
 from pydantic import JsonValue
@@ -28,6 +29,13 @@ class Gpu(NamedTuple):
     free_bytes: int
     #: Percent of the last moments in which it computed; None where the driver does not tell.
     busy_percent: int | None
+    #: What each program on it holds, by the driver's number for the program, which in a container
+    #: is not its own. Empty where the driver does not tell.
+    held_bytes: Mapping[int, int] = MappingProxyType({})
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """For replies, without the numbers of other people's programs."""
+        return {name: value for name, value in self._asdict().items() if name != "held_bytes"}
 
 
 class Gpus(NamedTuple):
@@ -42,7 +50,7 @@ class Gpus(NamedTuple):
 
     def as_json(self) -> JsonValue:
         """For replies."""
-        return {**self._asdict(), "devices": [{**gpu._asdict()} for gpu in self.devices]}
+        return {**self._asdict(), "devices": [gpu.as_json() for gpu in self.devices]}
 
 
 class Driver:
@@ -119,7 +127,15 @@ def _device(index: int) -> Gpu:
         total_bytes=int(memory.total),
         free_bytes=int(memory.free),
         busy_percent=busy,
+        held_bytes=_held(handle),
     )
+
+
+def _held(handle: Any) -> dict[int, int]:
+    with suppress(pynvml.NVMLError):
+        programs = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        return {program.pid: int(program.usedGpuMemory or 0) for program in programs}
+    return {}
 
 
 def _text(text: str | bytes) -> str:

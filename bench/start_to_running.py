@@ -17,12 +17,15 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import trange
 
-from jobs.forks import Template
+from bench.import_torch_job import register
+from jobs import JOBS, forks, runner
 from meter import Meter
 from rp_handler import Handler
 from settings import Settings
@@ -33,10 +36,10 @@ IMPORTS_TORCH = Path(__file__).with_name("import_torch_job.py")
 
 
 class Seen(NamedTuple):
-    """Seconds from a start's arrival."""
+    """Seconds from a start's arrival; None for what was over before anybody looked."""
 
-    running: float
-    first_progress: float
+    running: float | None
+    first_progress: float | None
 
 
 async def one_start(handler: Handler, name: str) -> Seen:
@@ -44,13 +47,13 @@ async def one_start(handler: Handler, name: str) -> Seen:
     began = time.perf_counter()
     start = {"action": "start", "kind": "import_torch", "process_id": name}
     task = asyncio.create_task(handler({"id": name, "input": start}))
-    running = first = 0.0
+    running = first = None
     while not task.done():
         run = handler.manager.lookup.held(name)
         record = run.lease.record if run else None
-        if record and record.status == "running" and not running:
+        if record and record.status == "running" and running is None:
             running = time.perf_counter() - began
-        if record and record.progress and not first:
+        if record and record.progress and first is None:
             first = time.perf_counter() - began
         await asyncio.sleep(0.0005)
     assert (await task)["status"] == "completed", await task
@@ -58,41 +61,69 @@ async def one_start(handler: Handler, name: str) -> Seen:
 
 
 async def measure(rounds: int, folder: Path) -> dict[str, list[Seen]]:
-    """Both ways in turn; the first round of each warms up and does not count."""
-    from bench.import_torch_job import register
-    from jobs import runner
+    """Both ways in turn; the first round of each warms up and does not count.
 
-    register()
-    runner.ENTRY = (str(IMPORTS_TORCH),)
-    settings = Settings(data_dir=folder / "store", scratch_dir=folder / "scratch", template=False)
-    handler = Handler(open_store(settings, Meter()), settings, way_in="api")
-    handler._set_up = True  # nothing in the background: it would be measured, too
-    template = Template((str(IMPORTS_TORCH), "--template"))
-    template.start()
-    await template.ready.wait()
+    Two workers take part, as they are in earnest: one with a template, one without.
+    """
     seen: dict[str, list[Seen]] = {"forked": [], "spawned": []}
-    for number in trange(rounds + 1, desc="starts", file=sys.stderr):
-        for way, its in (("forked", template), ("spawned", None)):
-            handler.manager.worker.kept._plain = its
-            result = await one_start(handler, f"{way}-{number}")
-            if number:
-                seen[way].append(result)
-    template.close()
+    with kind_that_imports_torch():
+        handlers = {way: await worker(folder / way, template=way == "forked") for way in seen}
+        for number in trange(rounds + 1, desc="starts", file=sys.stderr):
+            for way, handler in handlers.items():
+                result = await one_start(handler, f"{way}-{number}")
+                if number:
+                    seen[way].append(result)
+    for handler in handlers.values():
+        if template := handler.manager.worker.template:
+            template.close()
     return seen
 
 
+@contextmanager
+def kind_that_imports_torch() -> Iterator[None]:
+    """Workers know it within, and so do their children, however they come to be."""
+    before = runner.ENTRY, forks.ENTRY
+    register()
+    runner.ENTRY = (str(IMPORTS_TORCH),)
+    forks.ENTRY = (str(IMPORTS_TORCH), "--template")
+    try:
+        yield
+    finally:
+        runner.ENTRY, forks.ENTRY = before
+        del JOBS["import_torch"]
+
+
+async def worker(folder: Path, *, template: bool) -> Handler:
+    """One that is ready, with a store and a disk of its own."""
+    settings = Settings(
+        data_dir=folder / "store", scratch_dir=folder / "scratch", template=template
+    )
+    handler = Handler(open_store(settings, Meter()), settings, way_in="api")
+    handler.set_up()
+    if its := handler.manager.worker.template:
+        await its.ready.wait()
+    return handler
+
+
 def told(seen: dict[str, list[Seen]]) -> dict[str, object]:
-    """Medians in milliseconds with quartiles, and how many times faster a fork is."""
+    """Quartiles in milliseconds, how many starts they are of, how many times faster a fork is."""
     figures: dict[str, object] = {}
     for what in Seen._fields:
         medians = {}
         for way, all_of_them in seen.items():
-            times = [1000 * getattr(each, what) for each in all_of_them]
-            low, middle, high = statistics.quantiles(times, n=4)
-            medians[way] = middle
-            figures[f"{what}_{way}_ms"] = [round(low, 1), round(middle, 1), round(high, 1)]
-        figures[f"{what}_ratio"] = round(medians["spawned"] / medians["forked"], 1)
+            times = [1000 * each for one in all_of_them if (each := getattr(one, what)) is not None]
+            figures[f"{what}_{way}_starts"] = len(times)
+            if times:
+                medians[way] = statistics.median(times)
+                figures[f"{what}_{way}_ms"] = [round(each, 1) for each in quartiles(times)]
+        if len(medians) == len(seen):
+            figures[f"{what}_ratio"] = round(medians["spawned"] / medians["forked"], 1)
     return figures
+
+
+def quartiles(times: list[float]) -> list[float]:
+    """Of one alone it is all three."""
+    return statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
 
 
 def main() -> None:

@@ -23,7 +23,10 @@ class Keep(NamedTuple):
     #: The path, among the inputs, of all that it is loaded from. What is kept is known by this path
     #: and its content, so loading may depend on nothing else.
     input: Callable[[Any], str]
-    #: Loads it from the folder of inputs into host memory; never onto a GPU, never in threads.
+    #: Loads it from the folder of inputs into host memory; never onto a GPU, never in threads. It
+    #: outlives the attempt whose inputs these are: nothing of it may stay mapped from a file there,
+    #: as what safetensors hands out is. Copy it (`clone`), or who comes later finds other bytes in
+    #: it, or is killed (SIGBUS).
     load: Callable[[Path, Any], Any]
 
 

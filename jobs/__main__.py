@@ -12,6 +12,7 @@ Each way carries one JSON object a line. Orders: first the attempt itself, later
 from __future__ import annotations
 
 import atexit
+import ctypes
 import faulthandler
 import io
 import json
@@ -100,10 +101,16 @@ def _leave(code: int) -> NoReturn:
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
+    flush_output()
+    os._exit(code)
+
+
+def flush_output() -> None:
+    """Print what waits to be printed, by Python and by C libraries."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more, or the job closed it
             stream.flush()
-    os._exit(code)
+    ctypes.CDLL(None).fflush(None)
 
 
 def _final_event(orders: Iterator[bytes], voice: Voice) -> Event:

@@ -52,6 +52,18 @@ DEVICES = Path("/dev")
 #: which takes 108 bytes at most: torch's data loaders could not speak to each other.
 TEMPORARY_PATH_LIMIT = 70
 
+NOT_CONFINED = (
+    "This machine's kernel cannot keep a program from writing outside of its folder (that takes "
+    "Linux 6.2 or newer, with Landlock). Send the start again for another machine, or have the "
+    "operator declare `confine = false` for this program, if it may write wherever the worker can."
+)
+#: How programs say that writing was refused to them.
+WRITE_REFUSED = ("Permission denied", "PermissionError", "EACCES")
+HELD_TO_ITS_FOLDER = (
+    " Something was forbidden to it; it may write below its own folder only, and where `writable` "
+    "of its declaration says."
+)
+
 
 class Params(BaseModel, frozen=True, extra="forbid"):
     """Which program, and its own params; `kinds` shows each program's."""
@@ -66,9 +78,9 @@ def run(context: JobContext, params: Params) -> JsonValue:
     """Run the program to its end.
 
     Raises:
-        JobFailed: params_invalid, program_not_started, program_failed, output_missing,
-            output_collision, progress_flood, program_left_processes, cuda_out_of_memory,
-            host_out_of_memory.
+        JobFailed: params_invalid, program_not_started, program_not_confined, program_failed,
+            output_missing, output_collision, too_many_files, progress_flood,
+            program_left_processes, cuda_out_of_memory, host_out_of_memory.
         JobStopped: it was asked to end; what it saved is handed over.
     """
     program = Program.model_validate(context.declaration)
@@ -96,7 +108,10 @@ class _Running:
             folder.mkdir(exist_ok=True)
         self._outputs = OutputFiles(context, self._folders, program.outputs)
         declared = program.checkpoints
-        self._checkpoints = CheckpointFiles(context, self._folders, declared) if declared else None
+        self._checkpoints = (
+            confined([self._root], lambda: CheckpointFiles(context, self._folders, declared))
+            if declared else None
+        )  # fmt: skip
         self._lines = PrintedLines(program.progress.lines if program.progress else None)
         self._file = self._progress_file()
         self._total = self._known_total(values)
@@ -196,9 +211,12 @@ class _Running:
                 signal.signal(number, handler)
 
     def _start_confined(self) -> subprocess.Popen[bytes]:
-        writable = [self._root, self._temporary, DEVICES, *map(Path, self._program.writable)]
-        if not confine_writes(writable):
-            _say("this kernel cannot keep a program from writing outside of its folder")
+        if self._program.confine:
+            own = [self._root, self._temporary, DEVICES]
+            if not confine_writes([*own, *map(Path, self._program.writable)]):
+                raise JobFailed("program_not_confined", NOT_CONFINED, retryable=True)
+        else:
+            _say("as its declaration says, nothing keeps it from writing outside of its folder")
         return subprocess.Popen(  # noqa: S603 - declared by the operator, no shell
             self._command(), cwd=self._folders["work"], env=self._environment(),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
@@ -265,7 +283,10 @@ class _Running:
             sentence = "Something killed the program: most likely host memory ran out."
             return JobFailed("host_out_of_memory", sentence)
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
-        return JobFailed("program_failed", f"The program ended with {how}.")
+        sentence = f"The program ended with {how}."
+        if self._program.confine and any(each in self._lines.tail for each in WRITE_REFUSED):
+            sentence += HELD_TO_ITS_FOLDER
+        return JobFailed("program_failed", sentence)
 
 
 def _see_nothing_left() -> None:

@@ -29,15 +29,21 @@ _CHANGE_FOLDER = sum(1 << bit for bit in range(4, 13))
 _VERSION_NEEDED = 3
 
 
+def can_confine() -> bool:
+    """Whether the kernel can: Linux 6.2 or newer that was built, and started, with Landlock."""
+    version: int = ctypes.CDLL(None).syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
+    return version >= _VERSION_NEEDED
+
+
 def confine_writes(folders: Iterable[Path]) -> bool:
     """Let this thread, and what it starts from now on, write below `folders` only.
 
     A folder that is not there is passed over. Returns whether the kernel could do it.
     Raises OSError when it can, and refuses.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG) < _VERSION_NEEDED:
+    if not can_confine():
         return False
+    libc = ctypes.CDLL(None, use_errno=True)
     handled = struct.pack("=Q", _WRITE_FILE | _TRUNCATE | _REFER | _CHANGE_FOLDER)
     ruleset = _called(libc, _CREATE_RULESET, handled, len(handled), 0)
     try:

@@ -14,15 +14,17 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pydantic import JsonValue
 
 from jobs.child_environment import child_environment
-from jobs.guardian import adopt_orphans
+from jobs.guardian import adopt_orphans, children
 
 log = logging.getLogger(__name__)
 
+#: What the interpreter runs, see `jobs.template`, with the number of a socket as its argument.
+ENTRY: tuple[str, ...] = ("-m", "jobs.template")
 #: Bytes. More than a socket may take at once, and than any attempt has to say.
 REQUEST_LIMIT: Final = 1 << 16
 #: A fork that takes longer than this is not worth waiting for.
@@ -32,15 +34,28 @@ MAX_STARTS: Final = 3
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
 
+def fork_name(template: int) -> str:
+    """What a template and all that it forks are called, by its number: at most 15 characters."""
+    return f"jobs-{template}"
+
+
 class ForkFailed(Exception):
     """The template was asked and did not say which child it made, if any."""
+
+
+class LoaderRefused(Exception):
+    """What a kind loads cannot be kept, and never will be; says why."""
 
 
 class Forked:
     """A child of this process that another one forked; what of `Popen` a child's runner needs."""
 
+    #: The numbers of those that are to be waited for, by whoever has the object.
+    known: ClassVar[set[int]] = set()
+
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.known.add(pid)
         #: -N when ended by signal N; None until it was waited for.
         self.returncode: int | None = None
 
@@ -49,6 +64,7 @@ class Forked:
         if self.returncode is None:
             _, status = os.waitpid(self.pid, 0)
             self.returncode = os.waitstatus_to_exitcode(status)
+            self.known.discard(self.pid)
         return self.returncode
 
     def kill(self) -> None:
@@ -61,13 +77,15 @@ class Forked:
 class Template:
     """A process with torch imported, from when it is ready until it ends."""
 
-    def __init__(self, entry: tuple[str, ...] = ("-m", "jobs.template")) -> None:
-        """`entry`: what the interpreter runs, see `jobs.template`. Begins nothing."""
-        self._entry = entry
+    def __init__(self, entry: tuple[str, ...] | None = None) -> None:
+        """`entry`: instead of `ENTRY`. Begins nothing."""
+        self._entry = ENTRY if entry is None else entry
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._requests: socket.socket | None = None
         self._starts = 0
         self._turn = asyncio.Lock()
+        self._answer: asyncio.Task[Forked] | None = None
+        self._refused: str | None = None
         #: Whether forks can be had; and whether it is known if they ever will.
         self.ready, self.begun = asyncio.Event(), asyncio.Event()
 
@@ -111,7 +129,11 @@ class Template:
     async def loaded(
         self, kind: str, params: dict[str, JsonValue], inputs: Path, *, seconds: float
     ) -> Template | None:
-        """Another template, whose forks find what `kind` keeps; None: it could not be had."""
+        """Another template, whose forks find what `kind` keeps; None: it could not be had.
+
+        Raises:
+            LoaderRefused: the kind loads in a way that no fork can do with.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         order = {"kind": kind, "params": params, "inputs": str(inputs)}
         other = Template(())
@@ -131,6 +153,8 @@ class Template:
             other.close()
             if not isinstance(error, TimeoutError):
                 raise
+        if other._refused is not None:
+            raise LoaderRefused(other._refused)
         return other if other.ready.is_set() else None
 
     @property
@@ -139,8 +163,12 @@ class Template:
         return self._process.pid if self._process else None
 
     def close(self) -> None:
-        """End it. What it forked goes on."""
-        self._forget()
+        """End it, after it has answered whoever has asked it. What it forked goes on."""
+        self.ready.clear()  # for those who wait for their turn to ask
+        if self._answer is not None and not self._answer.done():
+            self._answer.add_done_callback(lambda _: self._forget())
+        else:
+            self._forget()
 
     async def _request(self, request: dict[str, Any], pipes: list[int]) -> Forked | None:
         data = json.dumps(request).encode()
@@ -155,7 +183,7 @@ class Template:
                 self._turn.release()
         if requests is None:
             return None
-        answer = asyncio.create_task(self._hear_answer(requests))
+        answer = self._answer = asyncio.create_task(self._hear_answer(requests))
         answer.add_done_callback(lambda _: self._turn.release())
         try:
             return await asyncio.shield(answer)
@@ -201,12 +229,17 @@ class Template:
         assert self._requests is not None
         self.begun.set()
         asyncio.get_running_loop().remove_reader(self._requests)
+        said = b""
         with suppress(OSError):
-            if self._requests.recv(4096):
-                self.ready.set()
-                return
-        log.warning("a template process ended before it was ready; attempts start slower")
-        self._forget()
+            said = self._requests.recv(4096)
+        if not said:
+            log.warning("a template process ended before it was ready; attempts start slower")
+            self._forget()
+        elif refused := json.loads(said).get("refused"):
+            self._refused = refused
+            self._forget()
+        else:
+            self.ready.set()
 
     def _forget(self) -> None:
         self.ready.clear()
@@ -217,16 +250,35 @@ class Template:
             self._requests = None
         if self._process is not None:
             self._process.kill()
-            _reap(self._process)
+            threading.Thread(
+                target=_reap_template, args=(self._process,), name="reap", daemon=True
+            ).start()
             self._process = None
 
 
 def _end_unwanted(answer: asyncio.Task[Forked]) -> None:
     """A fork that nobody wants any more: its pipes are closed, which ends it and all below it."""
     if not answer.cancelled() and not answer.exception():
-        _reap(answer.result())
+        threading.Thread(target=answer.result().wait, name="reap", daemon=True).start()
 
 
-def _reap(process: subprocess.Popen[bytes] | Forked) -> None:
-    """Wait for its end where that holds nobody up: a large one takes a while to go."""
-    threading.Thread(target=process.wait, name="reap", daemon=True).start()
+def _reap_template(template: subprocess.Popen[bytes] | Forked) -> None:
+    """Wait for its end, and for its forks of which nobody has heard. Blocks, at times for long.
+
+    Those end by themselves, as nobody holds the other ends of their pipes.
+    """
+    template.wait()
+    # From here on it has no more forks: who is not known now will never be.
+    while strays := [pid for pid in children() if _is_stray(pid, template.pid)]:
+        for pid in strays:
+            with suppress(ChildProcessError):  # it was reaped with its group
+                os.waitpid(pid, 0)
+
+
+def _is_stray(child: int, template: int) -> bool:
+    if child in Forked.known:
+        return False
+    try:
+        return Path(f"/proc/{child}/comm").read_text().strip() == fork_name(template)
+    except OSError:  # it is gone
+        return False

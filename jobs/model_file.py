@@ -60,7 +60,8 @@ def load_network(path: Path, device: torch.device) -> tuple[UNet, Description]:
             description = _description(file.metadata() or {})
             network = _outline(description)
             _check_tensors(file, network)
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+            # Copies: what it hands out is the file itself, which may change while they are kept.
+            weights = {name: file.get_tensor(name).clone() for name in network.state_dict()}
     except (SafetensorError, OSError, ValueError) as error:
         raise JobFailed(
             "model_broken", f"{path.name!r} is no sound safetensors: {error}"

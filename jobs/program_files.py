@@ -20,7 +20,7 @@ from typing import NamedTuple
 from jobs.context import JobContext, JobFailed
 from jobs.programs import Base, Checkpoints, Output, Place, place_of
 
-#: So many files of a program are looked at, in each of its folders.
+#: With more files than this in one of its folders a program fails: each look takes seconds then.
 FILES_LIMIT = 50_000
 #: An output that has not changed for so long is offered, in seconds.
 SETTLE_SECONDS = 2.0
@@ -90,7 +90,7 @@ class OutputFiles:
 
         Raises:
             JobFailed: a declared output is not there or cannot be brought (`output_missing`), or
-                two would be one (`output_collision`).
+                two would be one (`output_collision`), or there are too many (`too_many_files`).
         """
         for place, required in zip(self._places, self._required, strict=True):
             if required and not files_at(self._folders, place):
@@ -182,13 +182,16 @@ class CheckpointFiles:
             shutil.copy2(self._folders[base] / path, target, follow_symlinks=False)
 
     def _put_back(self) -> None:
-        """Everything that was handed over, where it lay."""
+        """Everything that was handed over, where it lay.
+
+        Nothing else that may have come to lie there: the inputs can be a link to somebody's own.
+        """
         saved = self._context.resume_from
         if saved is None:
             return
-        for base, folder in self._folders.items():
+        for base in {place.base for place in (self._place, *self._along)}:
             if (saved / base).is_dir():
-                shutil.copytree(saved / base, folder, dirs_exist_ok=True)
+                shutil.copytree(saved / base, self._folders[base], dirs_exist_ok=True)
 
     def _newest_path(self) -> Path | None:
         newest = max(self._found(), key=lambda each: each[:2], default=None)
@@ -251,7 +254,11 @@ def _look(root: Path, path: str) -> Look:
 
 
 def _walk(folder: Path, root: Path, *, hidden: bool = False) -> Iterator[tuple[str, _Facts]]:
-    """Regular files below `folder` with their paths below `root`."""
+    """Regular files below `folder` with their paths below `root`.
+
+    Raises:
+        JobFailed: there are too many to be looked at (`too_many_files`).
+    """
     left = FILES_LIMIT
     for where, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if hidden or not name.startswith(".")]
@@ -261,7 +268,9 @@ def _walk(folder: Path, root: Path, *, hidden: bool = False) -> Iterator[tuple[s
                 continue
             left -= 1
             if left < 0:
-                return
+                raise JobFailed("too_many_files", f"The program has more than {FILES_LIMIT} files "
+                                f"in its folder {root.name!r}: have it remove or pack those that "
+                                "are done with, or keep them in its TMPDIR.")  # fmt: skip
             yield path.relative_to(root).as_posix(), facts
 
 

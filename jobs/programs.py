@@ -148,6 +148,8 @@ class Program(Declared):
     stop_signal: Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"] = "SIGTERM"
     #: Absolute folders outside of its own that it may write to.
     writable: tuple[Annotated[str, StringConstraints(pattern=r"^/")], ...] = ()
+    #: Whether it is held to those and its own. Without that it may write wherever the worker can.
+    confine: bool = True
     #: The folder of the file that declares it; not for the operator to write.
     here: str = ""
 

@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from jobs import JOBS, context
 from jobs import __main__ as child
+from jobs.forks import fork_name
 from jobs.guardian import die_with_parent
 
 #: What takes a child most of its start: torch, and what the kinds that ship here compute with.
@@ -35,21 +36,29 @@ PRELOADED: Final = ("torch", "numpy", "PIL.Image", "safetensors.torch", "jobs.di
 REQUEST_LIMIT: Final = 1 << 17
 #: An orphan comes to the worker at once; longer only if the worker is no longer there.
 ADOPTED_SECONDS: Final = 5.0
+#: A thread that has been joined is gone from the kernel's list a moment later.
+JOINED_SECONDS: Final = 0.5
+#: If memory runs out, a template goes before any attempt (see `jobs.guardian`): it is never needed.
+OOM_SCORE: Final = 900
+_OOM_SCORE_FILE: Final = Path("/proc/self/oom_score_adj")
 
 
 def main() -> None:
     """Import, then serve requests until the worker is gone."""
     worker = os.getppid()
     die_with_parent(worker)
+    workers_score = _OOM_SCORE_FILE.read_text()
+    _set_oom_score(str(max(OOM_SCORE, int(workers_score))))
     for module in PRELOADED:
         importlib.import_module(module)
-    _serve(int(sys.argv[1]), worker)
+    _serve(int(sys.argv[1]), worker, workers_score)
 
 
-def _serve(requests_fd: int, worker: int) -> None:
+def _serve(requests_fd: int, worker: int, workers_score: str) -> None:
     """Fork on request. Returns in the template when the worker is gone; a fork becomes another."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # or what waits there would be in the log of every fork
+    child.flush_output()  # or what waits there would be in the log of every fork
+    with suppress(OSError):  # how the worker knows its forks
+        Path("/proc/self/comm").write_text(fork_name(os.getpid()))
     gc.freeze()  # what is there stays there: no collection in a fork copies its pages
     with socket.socket(fileno=requests_fd) as requests:
         requests.send(b'{"ready": true}')
@@ -68,18 +77,19 @@ def _serve(requests_fd: int, worker: int) -> None:
     os.setsid()
     if "load" in request:
         die_with_parent(worker)
-        _load(request.pop("load"))
-        _serve(pipes[0], worker)
+        _load(request.pop("load"), pipes[0])
+        _serve(pipes[0], worker, workers_score)
     else:
+        _set_oom_score(workers_score)
         _become_attempt(request, pipes)
         child.main()
 
 
-def _load(wanted: dict[str, Any]) -> None:
+def _load(wanted: dict[str, Any], requests: int) -> None:
     """Keep what attempts of this kind would load.
 
     What it raises ends this process, unheard: the attempt will load for itself, and say it in its
-    own log, from which secrets are taken out.
+    own log, from which secrets are taken out. A loader that leaves threads running is refused.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -93,8 +103,26 @@ def _load(wanted: dict[str, Any]) -> None:
     # waits for ever. On one thread torch makes none.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    before = _threads()
     context.loaded = job.keep.load(Path(wanted["inputs"]), params)
     torch.set_num_threads(threads)
+    if left := _left_running(before):
+        os.write(requests, json.dumps({"refused": f"its loader left {left} threads running, "
+                                       "which no fork would have"}).encode())  # fmt: skip
+        os._exit(1)
+
+
+def _left_running(before: int) -> int:
+    """How many threads there are more than before."""
+    deadline = time.monotonic() + JOINED_SECONDS
+    while (left := _threads() - before) > 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return max(left, 0)
+
+
+def _threads() -> int:
+    """Of this process, also those that Python does not know."""
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names, no paths
 
 
 def _fork_twice() -> int:
@@ -105,20 +133,33 @@ def _fork_twice() -> int:
     except OSError:
         between = -1
     if between == 0:
-        os.close(told)
-        with suppress(OSError):
-            pid = os.fork()
-            if pid == 0:
-                os.close(tell)
-                return 0
-            os.write(tell, b"%d" % pid)
-        os._exit(0)
+        _fork_and_tell(told, tell)
+        return 0
     os.close(tell)
     with open(told, "rb") as answer:  # noqa: PTH123 - a pipe, not a path
         pid = int(answer.read() or -1)
     if between > 0:
         os.waitpid(between, 0)
     return pid
+
+
+def _fork_and_tell(told: int, tell: int) -> None:
+    """Returns in the new process only: the one in between ends here, whatever happens."""
+    pid = -1
+    try:
+        os.close(told)
+        pid = os.fork()
+        if pid:
+            os.write(tell, b"%d" % pid)
+    finally:
+        if pid:
+            os._exit(0)
+    os.close(tell)
+
+
+def _set_oom_score(score: str) -> None:
+    with suppress(OSError):  # not everywhere it may be changed
+        _OOM_SCORE_FILE.write_text(score)
 
 
 def _be_adopted_by(worker: int) -> None:

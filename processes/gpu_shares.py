@@ -1,7 +1,10 @@
 """Which GPUs each slot has, whether enough of each is free, and what attempts left behind.
 
 Memory is told by the driver for the whole device: what another program holds is not free, and what
-an attempt leaves behind, after every process of it is gone, is a leak.
+an attempt leaves behind, after every process of it is gone, is a leak. Of programs that were on the
+device before the attempt it is known what they have taken meanwhile, where the driver tells it. Not
+to be told from a leak are a program that came while the attempt ran, and, where the driver does not
+tell, whatever programs outside of this worker have taken.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ LEAK_BYTES = 512 << 20
 
 
 class GpuMemoryShort(WorkerError):
-    """A GPU has less free than the kind needs; something else holds it."""
+    """A GPU has less free than the kind needs."""
 
     code: ClassVar[str] = "gpu_memory_short"
     retryable: ClassVar[bool] = True
@@ -42,8 +45,8 @@ class GpuShares:
         self._driver = driver or Driver()
         self._in_use: Counter[str] = Counter()
         self._last_seen: list[Gpu] = []
-        #: What was free on a device when nothing of ours ran there, by uuid.
-        self._free_when_idle: dict[str, int] = {}
+        #: How a device was when nothing of ours ran there, by uuid.
+        self._when_idle: dict[str, Gpu] = {}
         #: An attempt left memory behind, which only a new container gets back.
         self.leaked = False
 
@@ -63,7 +66,7 @@ class GpuShares:
         mine = await self._with_enough_free(mine, needed_bytes, unless)
         for gpu in mine:
             if not self._in_use[gpu.uuid]:
-                self._free_when_idle[gpu.uuid] = gpu.free_bytes
+                self._when_idle[gpu.uuid] = gpu
             self._in_use[gpu.uuid] += 1
         try:
             yield visible(mine) if self._slots > 1 else {}
@@ -81,13 +84,20 @@ class GpuShares:
                 raise GpuMemoryShort(
                     f"{short[0].name} has {short[0].free_bytes >> 20} of "
                     f"{short[0].total_bytes >> 20} MiB free, and {needed_bytes >> 20} are needed; "
-                    "another program holds the rest"
+                    + self._who_holds_it(short[0])
                 )
             if await set_within(unless, LOOK_AGAIN_SECONDS):
                 break
             uuids = {gpu.uuid for gpu in mine}
             mine = [gpu for gpu in await self._devices() if gpu.uuid in uuids]
         return mine
+
+    def _who_holds_it(self, gpu: Gpu) -> str:
+        if self._in_use[gpu.uuid]:
+            return "another attempt of this worker runs on it"
+        if self.leaked:
+            return "an earlier attempt left memory behind, which a new container gets back"
+        return "nothing of this worker runs on it, so a program outside of it holds the rest"
 
     async def _look_for_leaks(self, uuids: set[str], unless: asyncio.Event) -> None:
         deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
@@ -107,7 +117,7 @@ class GpuShares:
             for gpu in gpus
             if gpu.uuid in uuids
             and not self._in_use[gpu.uuid]
-            and (lacking := self._free_when_idle[gpu.uuid] - gpu.free_bytes) > LEAK_BYTES
+            and (lacking := unexplained(self._when_idle[gpu.uuid], gpu)) > LEAK_BYTES
         }
 
     async def _devices(self) -> list[Gpu]:
@@ -115,6 +125,14 @@ class GpuShares:
         seen = [*(await self._driver.look(ASK_SECONDS)).devices]
         self._last_seen = allowed(seen, os.environ.get("CUDA_VISIBLE_DEVICES")) or self._last_seen
         return self._last_seen
+
+
+def unexplained(before: Gpu, now: Gpu) -> int:
+    """Bytes that were free before and are not, and that no program of then has taken since."""
+    others = sum(
+        now.held_bytes.get(program, 0) - held for program, held in before.held_bytes.items()
+    )
+    return before.free_bytes - now.free_bytes - others
 
 
 def allowed(gpus: list[Gpu], visible_devices: str | None) -> list[Gpu]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs import JOBS
-from jobs.forks import Template
+from jobs.forks import LoaderRefused, Template
 from processes.delivery import Start
 from settings import Settings
 
@@ -33,13 +33,15 @@ class KeptModels:
         self._settings = settings
         self._kept: Template | None = None
         self._key = ""
+        #: Kinds whose loaders do what nothing that is kept may do.
+        self._refused: set[str] = set()
         self._users = 0
         self._idle: asyncio.TimerHandle | None = None
         self._turn = asyncio.Lock()
 
     async def template_for(self, start: Start, folder: Path) -> Template | None:
         """What to fork an attempt of `start`, whose inputs are in `folder`, from."""
-        keep = JOBS[start.kind].keep
+        keep = JOBS[start.kind].keep if start.kind not in self._refused else None
         if keep is None or self._plain is None or not self._settings.keep_seconds:
             self._drop_unless_used()  # another kind may need the memory
             return self._plain
@@ -57,11 +59,16 @@ class KeptModels:
                 if self._users:
                     return self._plain  # kept for others, who still fork from it
                 self.drop()
-                self._kept = await self._plain.loaded(
-                    start.kind, start.params, inputs, seconds=LOAD_SECONDS
-                )
-                self._key = key
+                self._kept, self._key = await self._loaded(self._plain, start, inputs), key
         return self._kept or self._plain
+
+    async def _loaded(self, plain: Template, start: Start, inputs: Path) -> Template | None:
+        try:
+            return await plain.loaded(start.kind, start.params, inputs, seconds=LOAD_SECONDS)
+        except LoaderRefused as error:
+            log.warning("nothing is kept for the kind %s: %s", start.kind, error)
+            self._refused.add(start.kind)
+            return None
 
     def begin(self, template: Template | None) -> None:
         """An attempt is forked from `template`."""

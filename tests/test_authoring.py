@@ -17,6 +17,7 @@ import pytest
 
 from jobs.local_run import last_checkpoint
 from jobs.new_kind import MAX_NAME, NotWritten, registered
+from tests.landlock import needs_landlock
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = (sys.executable, "-m", "jobs")
@@ -207,6 +208,7 @@ def test_a_failure_is_told_with_its_code_and_where_it_comes_from(tmp_path: Path)
 PROGRAMS = str(ROOT / "examples" / "programs" / "programs.toml")
 
 
+@needs_landlock
 def test_a_declared_program_runs_by_hand(tmp_path: Path) -> None:
     given = json.dumps({"program": "train_plain", "params": {"steps": 5}})
     ended = jobs(tmp_path, "run", "command", "--params", given, WORKER_PROGRAMS=PROGRAMS)

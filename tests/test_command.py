@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from jobs import runner
+from jobs.confine import can_confine
 from processes.manifest import artifact_key
 from tests.children import is_running
 from tests.crowd import on_every_store
+from tests.landlock import needs_landlock
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "programs" / "programs.toml"
@@ -21,6 +24,8 @@ ODD = Path(__file__).with_name("odd_program.py")
 class Odd:
     """A worker that knows one program, `odd`, as a test declares it."""
 
+    confined = can_confine()
+
     def __init__(self, crowd, folder, **changes):
         self._crowd = crowd
         self._file = folder / "programs.toml"
@@ -29,7 +34,9 @@ class Odd:
     def declare(self, *deed, more="", program="{python}", **changes):
         items = ", ".join(json.dumps(item) for item in (program, str(ODD), *deed))
         env = "" if "env = " in more else 'env = { OUT = "{outputs}", CONFIG = "{work}/none" }'
-        self._file.write_text(f"[programs.odd]\nargv = [{items}]\n{env}\n{more}\n")
+        # Where the kernel cannot confine a program, that is what most tests are not about.
+        confine = "" if self.confined or "confine =" in more else "confine = false"
+        self._file.write_text(f"[programs.odd]\nargv = [{items}]\n{env}\n{confine}\n{more}\n")
         self.worker = self._crowd.worker(programs=self._file, **self._changes, **changes)
         return self
 
@@ -187,12 +194,46 @@ async def test_two_outputs_of_one_name_do_not_replace_each_other(odd):
     assert (await failure_of(odd))["code"] == "output_collision"
 
 
-async def test_a_program_cannot_write_outside_of_its_folder(odd, tmp_path):
-    """The kernel holds that (Landlock); one that cannot would fail this test, rightly."""
+@needs_landlock
+async def test_a_program_cannot_write_outside_of_its_folder_and_is_told_where_it_can(odd, tmp_path):
     failure = await failure_of(odd.declare("write", str(tmp_path / "outside.txt")))
     assert failure["code"] == "program_failed"
+    assert "below its own folder only, and where `writable`" in failure["message"]
     assert failure["log_tail"][-1].startswith("PermissionError")
     assert not (tmp_path / "outside.txt").exists()
+
+
+@pytest.fixture
+def no_landlock(odd, monkeypatch):
+    monkeypatch.setattr(runner, "ENTRY", (str(Path(__file__).with_name("no_landlock_jobs.py")),))
+    odd.confined = True  # nothing is declared in its place
+
+
+async def test_where_the_kernel_cannot_hold_a_program_to_its_folder_it_is_not_started(
+    odd, no_landlock, tmp_path
+):
+    failure = await failure_of(odd.declare("write", str(tmp_path / "outside.txt")))
+    assert (failure["code"], failure["retryable"]) == ("program_not_confined", True)
+    assert "`confine = false`" in failure["message"]
+    assert not (tmp_path / "outside.txt").exists()
+
+
+@pytest.mark.parametrize("kernel", ["this one", "one without Landlock"])
+async def test_a_program_that_is_trusted_to_write_anywhere_does_so_on_every_kernel(
+    odd, request, tmp_path, crowd, kernel
+):
+    if kernel != "this one":
+        request.getfixturevalue("no_landlock")
+    odd.declare("write", str(tmp_path / "outside.txt"), more="confine = false")
+    assert (await odd.start())["status"] == "completed"
+    assert (tmp_path / "outside.txt").exists()
+    log = (await crowd.store.get("processes/p/attempts/1/logs/tail.txt")).data.decode()
+    assert "nothing keeps it from writing outside of its folder" in log
+
+
+async def test_a_failure_that_has_nothing_to_do_with_writing_does_not_speak_of_it(odd):
+    failure = await failure_of(odd.declare("fail", "3", "no such file"))
+    assert failure["message"] == "The program ended with exit code 3."
 
 
 async def test_no_link_has_the_worker_write_outside_of_the_folder_for_a_program(odd, tmp_path):
@@ -314,6 +355,7 @@ async def model_of(crowd, attempt, path, process_id="e"):
     return (await crowd.store.get(artifact_key(process_id, attempt, path))).data
 
 
+@needs_landlock
 @on_every_store
 async def test_the_plain_script_runs_to_its_end(crowd):
     reply = await example(crowd.worker(programs=EXAMPLES), "train_plain",
@@ -327,6 +369,7 @@ async def test_the_plain_script_runs_to_its_end(crowd):
     assert reply["progress"]["metrics"]["loss"] == pytest.approx(model["loss"], abs=1e-4)
 
 
+@needs_landlock
 @on_every_store
 async def test_a_killed_worker_loses_no_more_than_since_the_last_checkpoint(crowd):
     """The same model as without a kill, made by another worker from the checkpoint on."""
@@ -360,6 +403,7 @@ async def pictures(crowd):
 TRAINING = {"dataset": "faces", "steps": 60, "save_every": 20, "sample_every": 20, "batch_size": 8}
 
 
+@needs_landlock
 async def test_a_real_trainer_is_driven_by_its_config_file_from_end_to_end(crowd, pictures):
     """PyTorch Lightning, with a config in ai-toolkit's shape."""
     worker = crowd.worker(programs=EXAMPLES)
@@ -373,6 +417,7 @@ async def test_a_real_trainer_is_driven_by_its_config_file_from_end_to_end(crowd
     assert reply["progress"]["metrics"]["loss"] < 0.2
 
 
+@needs_landlock
 async def test_the_real_trainer_resumes_from_its_own_checkpoint_with_its_samples(crowd, pictures):
     params = TRAINING | {"steps": 5000, "save_every": 100, "sample_every": 100}
     worker = crowd.worker(programs=EXAMPLES)

@@ -383,6 +383,19 @@ def test_a_link_to_elsewhere_is_not_followed(
     assert failed.value.code == "model_missing"
 
 
+def test_a_loaded_model_has_nothing_to_do_with_its_file_any_more(
+    trained: Path, tmp_path: Path
+) -> None:
+    """It is kept for attempts that come when the first one's inputs are gone."""
+    path = tmp_path / "model.safetensors"
+    shutil.copy(trained / "model.safetensors", path)
+    loaded = load_model(path, CPU).network.state_dict()
+    with path.open("r+b") as file:  # in its place: removing it would leave what is mapped
+        file.write(bytes(path.stat().st_size))
+    original = load_model(trained / "model.safetensors", CPU).network.state_dict()
+    assert all(torch.equal(loaded[name], original[name]) for name in original)
+
+
 def test_a_training_describes_its_model_in_one_entry(trained: Path) -> None:
     """Several would be written in no fixed order, and a resumed training has the same bytes."""
     with safe_open(trained / "model.safetensors", framework="pt") as file:  # type: ignore[no-untyped-call]

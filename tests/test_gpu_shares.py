@@ -11,7 +11,14 @@ import pytest
 from gpus import Driver, Gpu, Gpus
 from jobs import JOBS, runner
 from processes import gpu_shares
-from processes.gpu_shares import GpuMemoryShort, GpuShares, allowed, share_of, visible
+from processes.gpu_shares import (
+    GpuMemoryShort,
+    GpuShares,
+    allowed,
+    share_of,
+    unexplained,
+    visible,
+)
 from tests.children import UNRULY
 from tests.unruly_jobs import Anything
 
@@ -23,13 +30,15 @@ class Card:
 
     def __init__(self, *free):
         self.free = [*free]
+        #: By program, on each of them.
+        self.held = {}
         self.asked = 0
 
     def __call__(self):
         self.asked += 1
         return Gpus(tuple(
             Gpu(number=n, uuid=f"GPU-{n}", name=f"card {n}", total_bytes=80 * GIB, free_bytes=free,
-                busy_percent=0)
+                busy_percent=0, held_bytes=self.held)
             for n, free in enumerate(self.free)
         ), "610.47", "13.2")  # fmt: skip
 
@@ -101,9 +110,47 @@ async def test_a_slot_that_has_all_leaves_the_environment_as_it_is():
 
 async def test_what_another_program_holds_is_not_free():
     shares = GpuShares(1, Driver(Card(GIB)))
-    with pytest.raises(GpuMemoryShort, match="1024 of 81920 MiB free, and 2048 are needed"):
+    with pytest.raises(
+        GpuMemoryShort, match="1024 of 81920 MiB free, and 2048 are needed"
+    ) as short:
         async with shares.taken(0, 2 * GIB, unless=asyncio.Event()):
             pytest.fail("it began without the memory it needs")
+    assert "a program outside of it holds the rest" in str(short.value)
+
+
+async def test_who_waits_in_vain_for_a_shared_device_is_told_that_it_was_for_another_attempt():
+    card = Card(70 * GIB)
+    shares = GpuShares(2, Driver(card))
+    async with shares.taken(0, 0, unless=asyncio.Event()):
+        card.free = [30 * GIB]
+        with pytest.raises(GpuMemoryShort, match="another attempt of this worker runs on it"):
+            await held(shares, 60 * GIB)
+        card.free = [70 * GIB]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "free_now", "lacks"),
+    [
+        ({7: 10}, {7: 30}, 50, 0),  # it has grown
+        ({7: 10}, {7: 30}, 40, 10),  # it has grown, and something is left behind
+        ({7: 10}, {}, 70, 10),  # it has ended, and what it had is held by nobody
+        ({}, {8: 20}, 50, 20),  # one that came meanwhile cannot be told from what was left behind
+    ],
+)
+def test_what_a_program_took_that_was_there_before_is_no_leak(before, now, free_now, lacks):
+    card = Card(70)().devices[0]
+    assert lacks == unexplained(
+        card._replace(held_bytes=before), card._replace(held_bytes=now, free_bytes=free_now)
+    )
+
+
+async def test_another_programs_growth_does_not_have_the_worker_replaced():
+    card = Card(70 * GIB)
+    card.held = {7: 5 * GIB}
+    shares = GpuShares(1, Driver(card))
+    async with shares.taken(0, 0, unless=asyncio.Event()):
+        card.free, card.held = [40 * GIB], {7: 35 * GIB}
+    assert not shares.leaked
 
 
 async def test_memory_that_comes_free_in_time_is_enough():

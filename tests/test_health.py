@@ -1,10 +1,12 @@
 """`health` tells what is: of the store, the disk, the GPUs, and what to change."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pynvml
 import pytest
@@ -118,6 +120,14 @@ def test_what_the_driver_says_is_what_is_told(monkeypatch):
     assert (seen.driver, seen.cuda, seen.error) == ("610.47", "13.2", None)
     [card] = seen.devices
     assert (card.name, card.free_bytes, card.busy_percent) == ("H100", 7 << 30, None)
+
+
+def test_what_each_program_on_a_card_holds_is_known_here_and_not_told(monkeypatch):
+    programs = [SimpleNamespace(pid=7, usedGpuMemory=5), SimpleNamespace(pid=8, usedGpuMemory=None)]
+    Driver().install(monkeypatch, nvmlDeviceGetComputeRunningProcesses=lambda _: programs)
+    seen = see_gpus()
+    assert seen.devices[0].held_bytes == {7: 5, 8: 0}
+    assert "held_bytes" not in json.dumps(seen.as_json())
 
 
 def test_a_card_that_fell_off_the_bus_is_an_error_and_no_exception(monkeypatch):

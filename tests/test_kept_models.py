@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import JOBS, Job, Keep, runner
+from jobs import JOBS, Job, Keep, forks, runner
 from processes.kept_models import digest
 from tests.children import UNRULY, is_running
 from tests.crowd import until
@@ -21,12 +21,12 @@ async def worker(crowd, monkeypatch):
         JOBS, "use_kept", Job(Kept, use_kept, keep=Keep(lambda _: "model", load_kept))
     )
     monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
+    monkeypatch.setattr(forks, "ENTRY", (str(Path(__file__).with_name("unruly_template.py")),))
     worker = crowd.worker(template=True, slots=2)
     template = worker.manager.worker.template
-    template._entry = (str(Path(__file__).with_name("unruly_template.py")),)
     template.start()
     await template.ready.wait()
-    for name in ("a", "b", "broken"):
+    for name in ("a", "b", "broken", "threads"):
         await crowd.store.put(f"shared/{name}", name.encode())
     yield worker
     worker.manager.worker.kept.drop()
@@ -81,6 +81,22 @@ async def test_after_a_cancel_it_is_loaded_anew(worker):
     assert (await use(worker, "p3"))["result"]["loaded_by"] != first["loaded_by"]
 
 
+async def test_whoever_is_just_being_forked_from_it_is_while_another_slot_drops_it(worker):
+    first = asyncio.create_task(use(worker, "p1", sleeps=60))
+    await worker.seen("p1", "running", step=1)
+    kept = worker.manager.worker.kept._kept
+    pid = kept.pid
+    os.kill(pid, signal.SIGSTOP)  # it will answer, but later
+    second = asyncio.create_task(use(worker, "p2"))
+    await until(kept._turn.locked)
+    await worker("cancel", process_id="p1")
+    await first
+    assert kept_by(worker) is None
+    os.kill(pid, signal.SIGCONT)
+    assert (await second)["result"]["loaded_by"] == pid
+    await until(lambda: not is_running(pid))
+
+
 async def test_it_is_dropped_when_nobody_has_used_it_for_a_while(crowd, worker):
     kept = worker.manager.worker.kept
     kept._settings = kept._settings.model_copy(update={"keep_seconds": 0.05})
@@ -112,6 +128,14 @@ async def test_two_at_a_time_share_it(worker):
 async def test_what_cannot_be_loaded_fails_in_the_attempt_with_its_own_words(worker):
     end = await use(worker, "p", "broken")
     assert end["failure"]["message"] == "ValueError: no model"
+
+
+async def test_what_is_loaded_in_threads_is_not_kept_and_the_log_says_why_once(worker, caplog):
+    """No fork has the threads; a lock that one of them holds would stay locked in all forks."""
+    ends = [await use(worker, process_id, "threads") for process_id in ("p1", "p2")]
+    assert [end["result"]["kept"] for end in ends] == [False, False]
+    [line] = [record.message for record in caplog.records if "is kept" in record.message]
+    assert "use_kept: its loader left 1 threads running" in line
 
 
 async def test_one_that_was_killed_costs_nobody_an_attempt(worker):

@@ -5,10 +5,12 @@ The looks before a copy are tested alone, as where the kernel cannot confine; th
 
 import pytest
 
+from jobs import program_files
 from jobs.confine import confined
 from jobs.context import JobContext, JobFailed
 from jobs.program_files import CheckpointFiles, OutputFiles
 from jobs.programs import Checkpoints, Output
+from tests.landlock import needs_landlock
 
 
 @pytest.fixture
@@ -109,16 +111,50 @@ def test_nothing_is_handed_over_through_the_checkpoints_themselves(
     assert "was not handed over: a link leads" in capfd.readouterr().out
 
 
+def test_more_files_than_can_be_looked_at_are_a_failure_and_not_left_out(
+    context, folders, monkeypatch
+):
+    monkeypatch.setattr(program_files, "FILES_LIMIT", 3)
+    outputs = OutputFiles(context, folders, (Output(path="*.png"),))
+    for number in range(3):
+        made(folders["work"] / f"{number}.png")
+    assert outputs.collect() == 3
+    made(folders["work"] / "3.png")
+    with pytest.raises(JobFailed) as failed:
+        outputs.collect()
+    assert failed.value.code == "too_many_files"
+    assert "more than 3 files in its folder 'work'" in str(failed.value)
+
+
+def test_only_what_a_checkpoint_may_hold_is_put_back(context, victim, tmp_path):
+    """Run by hand the inputs are a link to somebody's own files (`jobs.local_run`)."""
+    for name in ("work/c.pt", "inputs/evil.py", "outputs/evil.py"):
+        made(tmp_path / "saved" / name)
+    context.inputs.rmdir()
+    context.inputs.symlink_to(victim)
+    resuming = JobContext(tmp_path / "attempt", resume_from=tmp_path / "saved")
+    work = context.outputs.parent / "work"
+    work.mkdir()
+    folders = {"work": work, "inputs": resuming.inputs, "outputs": resuming.outputs,
+               "checkpoints": resuming.checkpoints}  # fmt: skip
+    files = CheckpointFiles(resuming, folders, Checkpoints(path="c.pt"))
+    assert files.resume == work / "c.pt"
+    assert untouched(victim)
+    assert list(resuming.outputs.iterdir()) == []
+
+
+@needs_landlock
 def test_whoever_looks_too_early_is_still_confined(context, victim):
-    """What no look before a copy can see: the link is laid between the two. Needs Landlock."""
+    """What no look before a copy can see: the link is laid between the two."""
     with pytest.raises(PermissionError):
         confined([context.outputs.parent], (victim / "evil.py").touch)
     assert untouched(victim)
     (victim / "after").touch()  # this thread is not confined
 
 
+@needs_landlock
 def test_a_checkpoint_is_not_moved_through_a_link(context, folders, victim, capfd):
-    """Where handed over ones are kept there is no look: the confining holds it. Needs Landlock."""
+    """Where handed over ones are kept there is no look: the confining holds it."""
     files = checkpoint_files(context, folders)
     root = context.outputs.parent
     (root / "sealed").rmdir()

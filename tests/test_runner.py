@@ -170,6 +170,14 @@ async def test_what_a_job_prints_cannot_pass_for_an_event(tmp_path: Path) -> Non
     assert printed <= set(child.log_tail())
 
 
+async def test_what_a_c_library_printed_is_in_the_log_though_it_ended_no_line(
+    tmp_path: Path,
+) -> None:
+    child = await Child.spawn(attempt(tmp_path, "print_from_c"))
+    await child.run(lambda _event: None)
+    assert child.log_tail() == ["from a C library, without an end of line"]
+
+
 async def test_descendants_do_not_hold_the_protocols_pipes(tmp_path: Path) -> None:
     seen = await result_of(tmp_path, "show_pipes_of_descendants")
     assert not {repr(number) for number in seen["numbers"]} & set(seen["program"].split(", "))

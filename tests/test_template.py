@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobs import runner
+from jobs import forks, runner
 from jobs.forks import MAX_STARTS, Template
+from jobs.guardian import children
 from jobs.runner import Child, Completed
 from tests.children import UNRULY, attempt, is_running, unruly_template, until
 from tests.crowd import on_every_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -65,6 +68,37 @@ async def test_a_fork_sees_its_own_environment_and_nothing_of_the_templates(
     assert "RUNPOD_AI_API_KEY" not in seen
 
 
+async def test_if_memory_runs_out_the_template_goes_first_and_a_fork_is_like_the_worker(
+    template: Template, tmp_path: Path
+) -> None:
+    assert Path(f"/proc/{template.pid}/oom_score_adj").read_text() == "900\n"
+    state = await result_of(template, tmp_path, "show_start")
+    assert state["guardians_oom_score"] == Path("/proc/self/oom_score_adj").read_text()
+
+
+BREAKS_IN_BETWEEN = """
+import os
+from jobs import template
+
+def broken(*_):
+    raise ValueError("out of place")
+os.write = broken
+try:
+    pid = template._fork_twice()
+except ValueError:
+    print("it went on as if it were the template")
+else:
+    print(pid) if pid else os._exit(0)
+"""
+
+
+def test_what_is_raised_between_two_forks_ends_only_the_process_in_between() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", BREAKS_IN_BETWEEN], capture_output=True, text=True
+    )
+    assert (ended.stdout, ended.returncode) == ("-1\n", 0)
+
+
 async def test_two_forks_draw_different_numbers(template: Template, tmp_path: Path) -> None:
     first = await result_of(template, tmp_path / "1", "show_start")
     second = await result_of(template, tmp_path / "2", "show_start")
@@ -107,6 +141,35 @@ async def test_a_template_that_dies_over_a_request_costs_nobody_an_attempt(
     await until(template._turn.locked, "it was asked")
     os.kill(stopped, signal.SIGKILL)
     assert (await spawning)["torch_was_imported"] is False
+
+
+DIES_OVER_A_FORK = """
+import os, signal
+from jobs import template
+
+fork = template._fork_twice
+def fork_and_die():
+    pid = fork()
+    if pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pid
+template._fork_twice = fork_and_die
+template.PRELOADED = ()
+template.main()
+"""
+
+
+async def test_a_fork_of_which_nobody_hears_leaves_no_zombie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
+    before = set(children())
+    template = Template(("-c", DIES_OVER_A_FORK))
+    template.start()
+    await template.ready.wait()
+    await result_of(template, tmp_path, "show_environment")  # spawned, as there was no answer
+    template.close()
+    await until(lambda: set(children()) <= before, "the fork and the templates are reaped")
 
 
 async def test_a_template_that_cannot_start_is_given_up(
@@ -155,4 +218,26 @@ async def test_a_worker_runs_processes_on_forks(crowd: Any) -> None:
     assert type(child._guardian).__name__ == "Forked"
     assert (await worker("cancel", process_id="b"))["status"] == "cancelled"
     assert (await task)["status"] == "cancelled"
+    template.close()
+
+
+IS_NEVER_READY = "import signal; signal.pause()"
+
+
+async def test_a_worker_answers_and_starts_processes_while_its_template_still_imports(
+    crowd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "ENTRY", ("-c", IS_NEVER_READY))
+    worker = crowd.worker(template=True)
+    template = worker.manager.worker.template
+    template.start()
+    assert "error" not in await worker("health")
+    assert (await worker("process_status", process_id="a"))["status"] == "not_found"
+    task = await worker.running("a")
+    [child] = worker.children()
+    assert isinstance(child._guardian, subprocess.Popen)
+    await worker("cancel", process_id="a")
+    assert (await task)["status"] == "cancelled"
+    assert is_running(template.pid)
+    assert not template.begun.is_set()
     template.close()

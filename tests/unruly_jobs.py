@@ -57,6 +57,7 @@ def show_start(_context: JobContext, _params: dict[str, Any]) -> JsonValue:
         "cuda_was_initialized": torch.cuda.is_initialized(),
         "guardian": guardian,
         "parent_of_guardian": int(parent),
+        "guardians_oom_score": Path(f"/proc/{guardian}/oom_score_adj").read_text(),
         "session": os.getsid(0),
         "numbers": [random.random(), float(np.random.random())],  # noqa: S311
     }
@@ -93,6 +94,11 @@ def print_everywhere(context: JobContext, _params: dict[str, Any]) -> JsonValue:
     subprocess.run(["echo", "from a program"], check=True)
     context.progress(1)
     return "mine"
+
+
+def print_from_c(_context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    ctypes.CDLL(None).printf(b"from a C library, without an end of line")
+    return None
 
 
 def print_much(_context: JobContext, params: dict[str, Any]) -> JsonValue:
@@ -242,6 +248,8 @@ def load_kept(inputs: Path, _params: Kept) -> dict[str, Any]:
     text = (inputs / "model").read_text()
     if text == "broken":
         raise ValueError("no model")
+    if text == "threads":
+        threading.Thread(target=time.sleep, args=(86400,), daemon=True).start()
     return {"text": text, "loaded_by": os.getpid()}
 
 
@@ -260,7 +268,7 @@ def use_kept(context: JobContext, params: Kept) -> JsonValue:
 
 KINDS = [
     show_environment, show_start, show_modules, show_params, show_pipes_of_descendants, show_inputs,
-    print_everywhere, print_much, raise_error, return_it, return_odd, kill_itself,
+    print_everywhere, print_from_c, print_much, raise_error, return_it, return_odd, kill_itself,
     complete_then_exit, complete_but_linger, send, report_and_die, report_fast, save_and_offer,
     have_descendants, count_stops, talk_until_stopped, finish_anyway,
 ]  # fmt: skip
