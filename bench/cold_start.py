@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import start_to_running
-from bench.figures import Figure, median, milliseconds, ratio
+from bench.figures import Figure, median, milliseconds
 from bench.in_turn import bar, seconds_in_turn
 from tests.control_plane import ControlPlane
 from tests.endpoint import SCRIPT
@@ -41,7 +41,7 @@ def run(quick: bool) -> list[Figure]:
         return [
             *asyncio.run(_imports(rounds)),
             *asyncio.run(_workers(Path(folder), rounds)),
-            *_starts(seen),
+            *start_to_running.figures_of(seen),
         ]
 
 
@@ -102,13 +102,3 @@ async def _cold_start(folder: Path, script: str) -> Seen:
 
 def _started_at(view: dict[str, Any]) -> datetime:
     return datetime.fromisoformat(view["started_at"])
-
-
-def _starts(seen: dict[str, list[start_to_running.Seen]]) -> list[Figure]:
-    """Of a kind that imports torch, on a warm worker: forked from the template, or spawned."""
-    figures = []
-    for part, name in (("running", "start to running"), ("first_progress", "start to torch")):
-        times = {way: [getattr(each, part) for each in all_] for way, all_ in seen.items()}
-        figures += [milliseconds(f"{name}, {way}", taken) for way, taken in times.items()]
-        figures.append(ratio(f"{name}, spawned to forked", times["spawned"], times["forked"]))
-    return figures

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -24,7 +23,9 @@ from typing import NamedTuple
 
 from tqdm import trange
 
+from bench.figures import Figure, milliseconds
 from bench.import_torch_job import register
+from bench.report import Section, table
 from jobs import JOBS, forks, runner
 from meter import Meter
 from rp_handler import Handler
@@ -105,25 +106,24 @@ async def worker(folder: Path, *, template: bool) -> Handler:
     return handler
 
 
-def told(seen: dict[str, list[Seen]]) -> dict[str, object]:
-    """Quartiles in milliseconds, how many starts they are of, how many times faster a fork is."""
-    figures: dict[str, object] = {}
-    for what in Seen._fields:
-        medians = {}
-        for way, all_of_them in seen.items():
-            times = [1000 * each for one in all_of_them if (each := getattr(one, what)) is not None]
-            figures[f"{what}_{way}_starts"] = len(times)
-            if times:
-                medians[way] = statistics.median(times)
-                figures[f"{what}_{way}_ms"] = [round(each, 1) for each in quartiles(times)]
-        if len(medians) == len(seen):
-            figures[f"{what}_ratio"] = round(medians["spawned"] / medians["forked"], 1)
+def figures_of(seen: dict[str, list[Seen]]) -> list[Figure]:
+    """Medians of what was seen, and how many times faster a fork is."""
+    figures = []
+    for part in Seen._fields:
+        name = "start to " + part.replace("_", " ")
+        times = {
+            way: [each for one in all_of_them if (each := getattr(one, part)) is not None]
+            for way, all_of_them in seen.items()
+        }
+        figures += [
+            milliseconds(f"{name}, {way}", taken, note=f"of {len(taken)} starts")
+            for way, taken in times.items() if taken
+        ]  # fmt: skip
+        if all(map(len, times.values())):
+            middles = {way: statistics.median(taken) for way, taken in times.items()}
+            spread = middles["spawned"] / middles["forked"]
+            figures.append(Figure(f"{name}, spawned to forked", spread, "ratio"))
     return figures
-
-
-def quartiles(times: list[float]) -> list[float]:
-    """Of one alone it is all three."""
-    return statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
 
 
 def main() -> None:
@@ -131,8 +131,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
-        figures = told(asyncio.run(measure(rounds, Path(folder))))
-    print(json.dumps(figures, indent=2))
+        figures = figures_of(asyncio.run(measure(rounds, Path(folder))))
+    print(table([Section("start_to_running", "Start to running", 0.0, tuple(figures))]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""The bench: how figures are made and judged. What they come to is no test's business."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import SECTIONS, title_of
+from bench.chart import comparable
+from bench.figures import Figure, Goal, count, median, ratio, tail
+from bench.report import Section, figure_of, table
+
+ROOT = Path(__file__).parent.parent
+
+
+def section(*figures, fault=""):
+    return Section("s", "9. A section", 1.0, figures, fault)
+
+
+def test_a_median_comes_with_its_quartiles():
+    figure = median("m", [5, 1, 2, 3, 4], "ms")
+    assert (figure.low, figure.value, figure.high) == (2, 3, 4)
+
+
+def test_one_value_has_no_spread():
+    figure = median("m", [7], "ms")
+    assert (figure.low, figure.value, figure.high) == (7, 7, 7)
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(0, 1000), (50, 2000), (75, 2500), (100, 3000)])
+def test_a_tail_lies_between_the_times_next_to_it(percent, expected):
+    assert tail("t", [3, 1, 2], percent).value == expected
+
+
+def test_a_ratio_is_of_medians_and_its_spread_is_of_pairs():
+    figure = ratio("r", ours=[1, 2, 30], theirs=[1, 1, 10])
+    assert figure.value == 2
+    assert (figure.low, figure.high) == (1.5, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("sign", "met"), [("<=", [True, True, False]), ("<", [True, False, False]),
+                      (">=", [False, True, True]), ("==", [False, True, False])]
+)  # fmt: skip
+def test_a_goal_is_met_or_not(sign, met):
+    assert [Figure("f", value, "ms", goal=Goal(sign, 2)).met for value in (1, 2, 3)] == met
+
+
+def test_a_wrong_count_fails_the_bench_and_a_slow_time_does_not():
+    slow = Figure("slow", 9, "ms", goal=Goal("<=", 1))
+    assert not section(slow).failed
+    assert section(slow, count("too many", 2, goal=Goal("==", 1))).failed
+    assert section(fault="it broke").failed
+
+
+def test_the_table_says_what_is_missed():
+    lines = table([
+        section(Figure("quick", 0.5, "ms", 0.25, 0.75, Goal("<=", 1)),
+                Figure("slow", 1234.5, "ms", goal=Goal("<=", 1))),
+    ]).splitlines()  # fmt: skip
+    assert lines[0] == "9. A section (1 s)"
+    assert lines[1].split() == ["quick", "0.5", "ms", "0.25", "to", "0.75", "<=", "1", "yes"]
+    assert lines[2].split() == ["slow", "1234", "ms", "<=", "1", "NO"]
+
+
+def test_a_figure_is_the_same_after_json():
+    figure = count("c", 3, goal=Goal("==", 3), note="by operation")
+    assert figure_of(json.loads(json.dumps(figure._asdict()))) == figure
+
+
+def test_a_panel_compares_what_has_the_same_unit():
+    figures = [Figure("a", 1, "ms"), Figure("b", 2, "ms"), Figure("c", 3, "MB")]
+    assert [figure.name for figure in comparable(figures)] == ["a", "b"]
+
+
+def test_sections_are_numbered_in_their_order():
+    numbers = [int(title_of(name).partition(".")[0]) for name in SECTIONS]
+    assert numbers == list(range(1, len(SECTIONS) + 1))
+
+
+def test_a_section_run_by_hand_leaves_figures_and_a_picture(tmp_path):
+    command = [sys.executable, "-m", "bench", "dispatch", "--quick", "--out", tmp_path / "r.json"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "process_status of a running process, p99" in ended.stdout
+    (only,) = json.loads((tmp_path / "r.json").read_text())["sections"]
+    assert all(figure["value"] > 0 for figure in only["figures"])
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_section_is_refused_with_those_that_there_are():
+    command = [sys.executable, "-m", "bench", "speed"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "dispatch" in ended.stderr
