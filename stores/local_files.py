@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from heapq import heapify, heappop
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -183,49 +184,61 @@ def unlink(path: Path) -> None:
 
 def walk(folder: Path, prefix: str, start_after: str) -> Iterator[Listed]:
     """The objects below `folder` in key order, from the first one after `start_after`."""
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for key in sorted(_keys(entries, prefix, start_after)):
-            path = folder / key[len(prefix) :]
-            if key.endswith("/"):
-                yield from walk(path, key, start_after)
-            else:
-                with suppress(FileNotFoundError):  # removed since
-                    facts = path.stat(follow_symlinks=False)
-                    yield Listed(key, facts.st_size, facts.st_mtime)
+    for key in _in_order(folder, prefix, start_after):
+        path = folder / key[len(prefix) :]
+        if key.endswith("/"):
+            yield from walk(path, key, start_after)
+        else:
+            with suppress(FileNotFoundError):  # removed since
+                facts = path.stat(follow_symlinks=False)
+                yield Listed(key, facts.st_size, facts.st_mtime)
 
 
 def folders(folder: Path, prefix: str, start_after: str) -> Iterator[str]:
     """Names of folders in `folder` with objects below them, in key order, from the first one after
     the folder `start_after`."""
+    for key in _in_order(folder, prefix, ""):
+        name = key[len(prefix) : -1]
+        if (
+            key.endswith("/")
+            and f"{name}/" > start_after
+            and any(True for _ in walk(folder / name, key, ""))
+        ):
+            yield name
+
+
+def _in_order(folder: Path, prefix: str, start_after: str) -> Iterator[str]:
+    """What `_keys` finds, smallest first. Of many a page takes few, and only those are checked and
+    put in order: that takes far longer than to read their names."""
+    keys: list[str] = []
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for key in sorted(_keys(entries, prefix, "")):
-            name = key[len(prefix) : -1]
-            if (
-                key.endswith("/")
-                and f"{name}/" > start_after
-                and any(True for _ in walk(folder / name, key, ""))
-            ):
-                yield name
+        keys += _keys(entries, prefix, start_after)
+    heapify(keys)
+    while keys:
+        key = heappop(keys)
+        if _is_key(key.removesuffix("/")):
+            yield key
 
 
 def _keys(entries: Iterable[os.DirEntry[str]], prefix: str, start_after: str) -> Iterator[str]:
-    """Keys after `start_after`, and folders that may hold some. Links and strangers are left out.
+    """Keys after `start_after`, and folders that may hold some. Links are left out.
 
     A folder ends with `/`, so that it sorts among its siblings as the keys in it do. Strings sort
     as their UTF-8 bytes do.
     """
     for entry in entries:
         name = prefix + entry.name
-        if name == HIDDEN or not _is_key(name):
-            continue
         if entry.is_dir(follow_symlinks=False):
             if f"{name}/" > start_after or start_after.startswith(f"{name}/"):
                 yield f"{name}/"
-        elif entry.is_file(follow_symlinks=False) and name > start_after:
+        elif name > start_after and entry.is_file(follow_symlinks=False):
             yield name
 
 
 def _is_key(name: str) -> bool:
+    """Whether it is one, and no stranger's file."""
+    if name == HIDDEN:
+        return False
     try:
         check_key(name)
     except InvalidKey:
