@@ -109,5 +109,5 @@ async def _cost(meter: Meter, act: Callable[[], Awaitable[object]]) -> Requests:
 async def _until_still(meter: Meter) -> None:
     """What a process does as it begins to run is done when nothing was asked for half a second."""
     seen = -1
-    while seen != (seen := requests_of(meter).total()):
+    while seen != (seen := requests_of(meter).total()):  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.5)
