@@ -1,9 +1,9 @@
 """9. Scale: a page of the list and a clean-up, among few processes and among many.
 
-In a folder every process has its record and its row. In a bucket (Ceph RGW, which keeps all in
-memory; not with `--quick`) all have their rows, and records have those that are looked at: a list
-reads no others. What is asked is the same at every size. What a bucket takes for it hardly
-changes; a folder has no order, so that each list reads the names of all that lie in it.
+In a folder, and in a bucket (Ceph RGW, which keeps all in memory; not with `--quick`). All have
+their rows, and those have records that are looked at: nothing reads the others. What is asked is
+the same at every size. What a bucket takes for it hardly changes; a folder has no order, so that
+each list reads the names of all that lie in it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 import aiohttp
@@ -27,16 +28,17 @@ from processes.index import index_key
 from processes.record import Record, record_key
 from storage import Store
 from stores.local_store import LocalStore
-from tests.aged import cleaned, cleaner, ended, seed_folder
+from tests.aged import cleaned, cleaner, ended
 from tests.kit import Caller
 from tests.servers import S3Server, open_place, run_ceph
 
 #: Of the smallest, ten pages are not all there is: a tenth page is as long everywhere.
 FOLDERS, QUICK_FOLDERS, BUCKETS = (3_000, 20_000, 100_000), (3_000, 5_000), (3_000, 20_000)
 EXPIRED, LIMIT, NTH = 100, 200, 10
-#: Processes in a bucket that have a record beside those that expire: what a clean-up looks at.
+#: Processes that have a record beside those that expire: what a clean-up looks at.
 NEIGHBOURS = 200
 SENDERS = 32
+ROUNDS, CLEAN_UPS = 10, 3
 FLAT = Goal("<=", 2)
 
 
@@ -82,6 +84,9 @@ class Place:
         await way()
         return requests_of(self._meter).total() - before
 
+    def rows(self) -> list[str]:
+        return [index_key(record) for record in self.records()]
+
     def records(self) -> Iterator[Record]:
         for number in range(self._there):
             record = self._young if number < self._there - EXPIRED else self._old
@@ -101,25 +106,29 @@ async def _put(store: Store, records: list[Record]) -> None:
 def run(quick: bool) -> list[Figure]:
     """Of each size: requests, which have to be the same, and times beside the smallest one's."""
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(
-            _in_folders(Path(folder), QUICK_FOLDERS if quick else FOLDERS, 4 if quick else 15)
-        )
+        found = asyncio.run(_in_folders(Path(folder), QUICK_FOLDERS if quick else FOLDERS))
         if not quick:
             with run_ceph() as server:
                 found += asyncio.run(_in_buckets(server, Path(folder)))
     return found
 
 
-async def _in_folders(folder: Path, sizes: tuple[int, ...], rounds: int) -> list[Figure]:
+async def _in_folders(folder: Path, sizes: tuple[int, ...]) -> list[Figure]:
     places = []
     with bar(sum(sizes), "processes in folders") as shown:
         for there in sizes:
             meter, root = Meter(), folder / f"store-{there}"
             place = Place("folder", there, LocalStore(root, meter), meter, folder / str(there))
-            await asyncio.to_thread(seed_folder, root, place.records())
+            await asyncio.to_thread(_write_rows, root, place.rows())
             places.append(place)
             shown.update(there)
-    return await _measure(places, rounds)
+    return await _measure(places)
+
+
+def _write_rows(root: Path, keys: list[str]) -> None:
+    (root / keys[0]).parent.mkdir(parents=True)
+    for key in keys:
+        (root / key).touch()
 
 
 async def _in_buckets(server: S3Server, folder: Path) -> list[Figure]:
@@ -129,11 +138,9 @@ async def _in_buckets(server: S3Server, folder: Path) -> list[Figure]:
             meter = Meter()
             store = open_place(server.place(), meter)
             place = Place("bucket", there, store, meter, folder / f"bucket-{there}")
-            records = list(place.records())
-            await _put(store, records[:NEIGHBOURS])
-            await _put_rows(store, [index_key(record) for record in records], shown)
+            await _put_rows(store, place.rows(), shown)
             places.append(place)
-    return await _measure(places, 15)
+    return await _measure(places)
 
 
 async def _put_rows(store: Store, keys: list[str], shown: tqdm[None]) -> None:
@@ -151,20 +158,20 @@ async def _put_rows(store: Store, keys: list[str], shown: tqdm[None]) -> None:
         await asyncio.gather(*(send() for _ in range(SENDERS)))
 
 
-async def _measure(places: list[Place], rounds: int) -> list[Figure]:
+async def _measure(places: list[Place]) -> list[Figure]:
     """Of places from the smallest to the largest, what each costs. Closes them."""
     found: list[Figure] = []
     for place in places:
+        await _put(place.store, list(islice(place.records(), NEIGHBOURS)))
         await place.turn_pages()
     for what in ("first page", "tenth page"):
         ways = {place.name: place.way(what) for place in places}
-        taken = await seconds_in_turn(ways, rounds, what)
+        taken = await seconds_in_turn(ways, ROUNDS, what)
         asked = [await place.requests(ways[place.name]) for place in places]
         found += _figures(f"{what} of {LIMIT}", taken, asked, Goal("==", 1))
     cleanings: dict[str, list[tuple[float, int]]] = {place.name: [] for place in places}
-    turns = 3
-    with bar(turns * len(places), "clean-up") as shown:
-        for number in range(turns):
+    with bar(CLEAN_UPS * len(places), "clean-up") as shown:
+        for number in range(CLEAN_UPS):
             for place in places[:: 1 if number % 2 else -1]:
                 cleanings[place.name].append(await place.clean())
                 shown.update()

@@ -172,6 +172,8 @@ async def _simulate(folder: Path, *, quick: bool) -> tuple[list[Figure], dict[st
     many = await _cleaned(folder, large, EXPIRED)
     found += [
         *await _lists(large),
+        await _seeking(),
+        *await _fleet(folder),
         count(f"clean-up of {EXPIRED:,} among {SMALL:,}", few.total(), goal=Goal("<=", 5_700)),
         count(f"clean-up of {EXPIRED:,} among {large:,}", many.total(),
               goal=Goal("==", few.total())),
@@ -210,20 +212,40 @@ async def _cleaned(folder: Path, there: int, expired: int) -> Requests:
 
 
 async def _lists(there: int) -> list[Figure]:
-    """What pages of the list, and of the workers, take."""
+    """What pages of the list take."""
     store = _store(there)
     found = []
-    for what, cursor in (
-        ("first", None),
-        ("middle", store.row(there // 2)),
-        ("last", store.row(there - 100)),
-    ):
+    for what, after in (("first", None), ("middle", there // 2), ("last", there - 201)):
         store.asked.clear()
-        after = cursor and cursor.removeprefix("index/")
-        rows, _ = await read_rows(store, limit=200, cursor=after, status=None, kind=None)
-        assert len(rows) == (99 if what == "last" else 200)
+        cursor = None if after is None else store.row(after).removeprefix("index/")
+        rows, _ = await read_rows(store, limit=200, cursor=cursor, status=None, kind=None)
+        assert len(rows) == 200, len(rows)
         found.append(count(f"{what} page of {there:,}", store.asked.total(), goal=Goal("==", 1)))
     return found
+
+
+async def _seeking() -> Figure:
+    """What it takes to find that no process is of a kind."""
+    store = _store(SMALL)
+    cursor: str | None = ""
+    while cursor is not None:
+        rows, cursor = await read_rows(store, limit=200, cursor=cursor, status=None, kind="none")
+        assert not rows
+    name = f"all pages of {SMALL:,} for a kind that has none"
+    return count(name, store.asked.total(), goal=Goal("<=", SMALL // 999 + 1))
+
+
+async def _fleet(folder: Path) -> list[Figure]:
+    """What `metrics` of all workers takes, and whom it leaves out."""
+    store = _store(1)
+    await _put_workers(store, folder)
+    store.asked.clear()
+    fleet = await Presence(store, _worker(store, folder).settings, Meter()).fleet()
+    name = f"`metrics` of {WORKERS:,} workers"
+    return [
+        count(name, store.asked.total(), goal=Goal("<=", WORKERS // 1000 + 1001)),
+        Figure(f"{name}: not read", fleet.unreadable, "workers", goal=Goal("==", 0)),
+    ]
 
 
 async def _put_workers(store: ManyProcesses, folder: Path) -> None:

@@ -22,7 +22,6 @@ from upkeep.retention import RETENTION, clean
 from utils import new_nonce, utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from storage import Store
@@ -80,7 +79,7 @@ async def seed(store: Store, record: Record, *, files: int = 1) -> None:
     await asyncio.gather(*(store.put(key, data) for key, data in puts))
 
 
-def seed_folder(root: Path, records: Iterable[Record]) -> None:
+def seed_folder(root: Path, records: list[Record]) -> None:
     """The same, of thousands, in the folder of a `LocalStore`; without files."""
     for record in records:
         for key, data in (
