@@ -19,7 +19,7 @@ from stores import local_files
 from stores.local_store import LocalStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from io import FileIO
 
 
