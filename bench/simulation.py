@@ -178,7 +178,7 @@ async def _simulate(folder: Path, *, quick: bool) -> tuple[list[Figure], dict[st
         count(f"clean-up of {EXPIRED:,} among {large:,}", many.total(),
               goal=Goal("==", few.total())),
     ]  # fmt: skip
-    an_hour = await _cleaned(folder, large, hour)
+    an_hour = many if hour == EXPIRED else await _cleaned(folder, large, hour)
     each = {name: number / hour for name, number in an_hour.items()}
     seconds = hour / AT_ONCE * TRIPS * TRIP_SECONDS
     return [
