@@ -217,7 +217,7 @@ class Child:
             return  # a thread of the job that talks on
         if isinstance(event, JobEnded):
             self._final = event
-            asyncio.get_running_loop().call_later(EXIT_SECONDS, self._end_lingering)
+            self._unless_gone_in(EXIT_SECONDS, self._end_lingering)
         else:
             self._on_event(event)
 
@@ -236,8 +236,12 @@ class Child:
         if self._guardian.returncode is None:
             self._control.close()
             os.kill(self.pid, signal.SIGCONT)  # in case somebody has stopped it
-            loop = asyncio.get_running_loop()
-            loop.call_later(KILL_SECONDS, self._signal_group, signal.SIGKILL)
+            self._unless_gone_in(KILL_SECONDS, lambda: self._signal_group(signal.SIGKILL))
+
+    def _unless_gone_in(self, seconds: float, act: Callable[[], None]) -> None:
+        """A timer that still waited would keep all there is of the attempt in memory."""
+        timer = asyncio.get_running_loop().call_later(seconds, act)
+        self._gone.add_done_callback(lambda _: timer.cancel())
 
     def _signal_group(self, number: signal.Signals) -> None:
         if self._guardian.returncode is None:  # once reaped, the number may be somebody else's

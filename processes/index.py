@@ -17,6 +17,9 @@ from storage import MAX_PAGE, Store
 from stores.prefixes import list_all
 
 PREFIX = "index/"
+#: Asked for beside those of a page: while a status changes a process has two. A bucket takes, and
+#: a worker, most of a page's time for its rows.
+SPARE_ROWS = 50
 #: Later than any creation (year 2286), so that newer processes have smaller keys.
 _END_OF_TIME_MS = 9_999_999_999_999
 #: Of two rows of one process the one further on is the newer, for a process that is not retried.
@@ -80,9 +83,11 @@ async def read_rows(
 ) -> tuple[list[Row], str | None]:
     """Up to `limit` rows after `cursor`, newest first, and the cursor for more (None: no more).
 
-    One LIST. With a filter a page may be short, or even empty, and still have a cursor.
+    One LIST. With a filter a page may be short, or even empty, and still have a cursor; without
+    one it is short where more than `SPARE_ROWS` processes have a second row.
     """
-    page = await store.list(PREFIX, start_after=PREFIX + cursor if cursor else None, limit=MAX_PAGE)
+    asked = MAX_PAGE if status or kind else min(MAX_PAGE, limit + SPARE_ROWS)
+    page = await store.list(PREFIX, start_after=PREFIX + cursor if cursor else None, limit=asked)
     keys = [listed.key for listed in page.objects]
     groups = [list(rows) for _, rows in groupby(filter(None, map(_parse, keys)), _identity)]
     if page.next is not None and len(groups) > 1:

@@ -9,16 +9,18 @@ import hashlib
 import os
 import random
 import secrets
+import stat
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from storage import FileFacts, InvalidKey, Listed, StorageUnavailable, check_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from io import FileIO
 
 #: The store's own folder in its root; never a key.
@@ -183,49 +185,65 @@ def unlink(path: Path) -> None:
 
 def walk(folder: Path, prefix: str, start_after: str) -> Iterator[Listed]:
     """The objects below `folder` in key order, from the first one after `start_after`."""
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for key in sorted(_keys(entries, prefix, start_after)):
-            path = folder / key[len(prefix) :]
-            if key.endswith("/"):
-                yield from walk(path, key, start_after)
-            else:
-                with suppress(FileNotFoundError):  # removed since
-                    facts = path.stat(follow_symlinks=False)
-                    yield Listed(key, facts.st_size, facts.st_mtime)
+    for row in _in_order(folder, prefix, start_after):
+        if row.key.endswith("/"):
+            yield from walk(folder / row.key[len(prefix) :], row.key, start_after)
+        else:
+            yield row
 
 
 def folders(folder: Path, prefix: str, start_after: str) -> Iterator[str]:
     """Names of folders in `folder` with objects below them, in key order, from the first one after
     the folder `start_after`."""
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for key in sorted(_keys(entries, prefix, "")):
-            name = key[len(prefix) : -1]
-            if (
-                key.endswith("/")
-                and f"{name}/" > start_after
-                and any(True for _ in walk(folder / name, key, ""))
-            ):
-                yield name
-
-
-def _keys(entries: Iterable[os.DirEntry[str]], prefix: str, start_after: str) -> Iterator[str]:
-    """Keys after `start_after`, and folders that may hold some. Links and strangers are left out.
-
-    A folder ends with `/`, so that it sorts among its siblings as the keys in it do. Strings sort
-    as their UTF-8 bytes do.
-    """
-    for entry in entries:
-        name = prefix + entry.name
-        if name == HIDDEN or not _is_key(name):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            if f"{name}/" > start_after or start_after.startswith(f"{name}/"):
-                yield f"{name}/"
-        elif entry.is_file(follow_symlinks=False) and name > start_after:
+    for row in _in_order(folder, prefix, prefix + start_after):
+        name = row.key[len(prefix) : -1]
+        if (
+            row.key.endswith("/")
+            and f"{name}/" > start_after
+            and any(True for _ in walk(folder / name, row.key, ""))
+        ):
             yield name
 
 
+def _in_order(folder: Path, prefix: str, start_after: str) -> Iterator[Listed]:
+    """What lies in `folder` after `start_after`, and folders in it that may hold such, by key.
+
+    A folder ends with `/`, so that it sorts among its siblings as the keys in it do. Strings sort
+    as their UTF-8 bytes do. Links and strangers are left out. A page takes few of many, and only
+    those are looked at and put in order: of the others no more than the name is read.
+    """
+    if start_after > prefix and not start_after.startswith(prefix):
+        return
+    after = start_after.removeprefix(prefix) if start_after > prefix else ""
+    names: list[str] = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        every = os.listdir(folder)  # noqa: PTH208 - a path for each would take the longest
+        names = [name for name in every if name > after or after.startswith(name)]
+    heapify(names)
+    while names:
+        name = heappop(names)
+        if name.endswith("/"):
+            yield Listed(prefix + name, 0, 0.0)
+        elif _is_key(prefix + name) and (facts := _facts(folder / name)):
+            if stat.S_ISREG(facts.st_mode) and name > after:
+                yield Listed(prefix + name, facts.st_size, facts.st_mtime)
+            elif stat.S_ISDIR(facts.st_mode) and (
+                f"{name}/" > after or after.startswith(f"{name}/")
+            ):
+                heappush(names, f"{name}/")
+
+
+def _facts(path: Path) -> os.stat_result | None:
+    """Of a link, its own. None: it was removed since."""
+    with suppress(FileNotFoundError):
+        return path.stat(follow_symlinks=False)
+    return None
+
+
 def _is_key(name: str) -> bool:
+    """Whether it is one, and no stranger's file."""
+    if name == HIDDEN:
+        return False
     try:
         check_key(name)
     except InvalidKey:

@@ -8,6 +8,7 @@ import pytest
 from processes.index import IndexEntry, index_key, read_rows, repair
 from processes.record import Status, Writer, new_record
 from storage import StorageUnavailable
+from stores.local_store import LocalStore
 from tests.crowd import on_every_store
 from tests.faulty_store import FaultyStore
 
@@ -226,3 +227,30 @@ async def test_one_request_lists_up_to_a_thousand_processes(crowd):
     ids = [row["process_id"] for row in first["processes"] + rest["processes"]]
     assert ids == [f"p{number}" for number in reversed(range(1010))]
     assert (await worker("processes", limit=1001))["error"]["code"] == "invalid_request"
+
+
+async def test_a_page_asks_for_hardly_more_rows_than_it_shows(tmp_path, monkeypatch):
+    """A bucket takes its time for rows; a filter may need them all."""
+    store, asked = LocalStore(tmp_path), []
+    real = store.list
+
+    async def note(prefix, *, limit, **options):
+        asked.append(limit)
+        return await real(prefix, limit=limit, **options)
+
+    monkeypatch.setattr(store, "list", note)
+    for kind in (None, "sleep"):
+        await read_rows(store, limit=200, cursor=None, status=None, kind=kind)
+    assert asked == [250, 1000]
+
+
+async def test_where_many_have_two_rows_pages_are_short_and_show_each_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("processes.index.SPARE_ROWS", 1)
+    store = LocalStore(tmp_path)
+    for number in range(9):
+        record = record_of(f"p{number}", minute=number)
+        await store.put(index_key(record), b"")
+        await store.put(index_key(record, Status.RUNNING), b"")
+    rows, requests = await listed(store, limit=4)
+    assert rows == [(f"p{number}", "running") for number in reversed(range(9))]
+    assert requests == 5

@@ -19,7 +19,7 @@ from stores import local_files
 from stores.local_store import LocalStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from io import FileIO
 
 
@@ -256,13 +256,13 @@ async def test_a_page_reads_the_folders_it_shows_and_no_others(
     for key in ("a/1", "b/1", "b/2", "c/1"):
         await local.put(key, b"")
     read: list[str] = []
-    scandir = os.scandir
+    listdir = os.listdir
 
-    def note_and_scan(folder: Path) -> Iterator[os.DirEntry[str]]:
+    def note_and_list(folder: Path) -> list[str]:
         read.append(folder.name)
-        return scandir(folder)
+        return listdir(folder)
 
-    monkeypatch.setattr(os, "scandir", note_and_scan)
+    monkeypatch.setattr(os, "listdir", note_and_list)
     await local.list(prefix, start_after=start_after)
     assert read == folders
 

@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,17 @@ async def test_events_arrive_in_order_and_before_the_verdict(tmp_path: Path) -> 
         ArtifactReady("artifact-1.bin"),
         *(Progress(step=n, total=3, message="sleeping", metrics={}) for n in (1, 2, 3)),
     ]
+
+
+async def test_nothing_keeps_an_attempt_that_is_over(tmp_path: Path) -> None:
+    """A worker runs thousands, and each has the end of a log in memory."""
+    child = await Child.spawn(attempt(tmp_path, "sleep"))
+    await child.run(lambda _: None)
+    over = weakref.ref(child)
+    del child
+    await asyncio.sleep(0)  # what its end calls for is called
+    gc.collect()
+    assert over() is None
 
 
 async def test_what_a_job_hands_over_has_an_absolute_path(tmp_path: Path) -> None:

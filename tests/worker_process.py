@@ -80,6 +80,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,  # Ctrl-C is for us; it gets to know by the pipe
         )
         assert self._reaper.stdout is not None
         self.pid = int(self._reaper.stdout.readline())
