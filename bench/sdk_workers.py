@@ -15,10 +15,10 @@ from tests.control_plane import ControlPlane, Job
 from tests.endpoint import SCRIPT
 from tests.worker_process import Worker
 
-SLOTS = 25
-#: What both take at a time.
-CONCURRENCY = SLOTS + SPARE_CONCURRENCY
-OURS, EMPTY = "worker", "empty"
+#: What each of them takes at a time: what a worker takes by default, with one slot.
+CONCURRENCY = 1 + SPARE_CONCURRENCY
+#: The worker in which a process runs, the one that does nothing, and one whose slot is free.
+OURS, EMPTY, IDLE = "worker", "empty", "idle"
 
 
 class Plane(ControlPlane):
@@ -49,25 +49,34 @@ class Plane(ControlPlane):
 
 @asynccontextmanager
 async def sdk_workers(folder: Path) -> AsyncIterator[Plane]:
-    """A plane with `OURS`, the real worker on a folder in `folder`, and `EMPTY`."""
-    settings = {"DATA_DIR": folder / "store", "SCRATCH_DIR": folder / "scratch", "SLOTS": SLOTS,
-                "ALLOW_DETACH": 1}  # fmt: skip
+    """A plane with `OURS`, `EMPTY` and `IDLE`; what they keep lies in `folder`."""
     async with Plane() as plane:
-        own = {f"WORKER_{name}": str(value) for name, value in settings.items()}
         concurrency = {"BENCH_CONCURRENCY": str(CONCURRENCY)}
         workers = [
-            Worker(plane, SCRIPT, folder, OURS, own),
+            Worker(plane, SCRIPT, folder, OURS, _settings(folder / OURS)),
+            Worker(plane, SCRIPT, folder, IDLE, _settings(folder / IDLE)),
             Worker(plane, "bench/empty_worker.py", folder, EMPTY, concurrency),
         ]
+        started = []
         try:
             for worker in workers:
                 worker.start()
+                started.append(worker)
             for worker in workers:
                 await worker.wait_ready()
             yield plane
         except Exception:
-            print(*(worker.story() for worker in workers), sep="\n", file=sys.stderr)
+            print(*(worker.story() for worker in started), sep="\n", file=sys.stderr)
             raise
         finally:
-            for worker in workers:
+            for worker in started:
                 worker.clean_up()
+
+
+def _settings(folder: Path) -> dict[str, str]:
+    """The defaults, but that a start may return at once."""
+    return {
+        "WORKER_DATA_DIR": str(folder / "store"),
+        "WORKER_SCRATCH_DIR": str(folder / "scratch"),
+        "WORKER_ALLOW_DETACH": "1",
+    }
