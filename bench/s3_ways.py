@@ -20,8 +20,10 @@ from s3transfer.crt import (
     BotocoreCRTCredentialsWrapper,
     BotocoreCRTRequestSerializer,
     CRTTransferManager,
+    S3ClientArgsCreator,
     create_s3_crt_client,
 )
+from s3transfer.utils import OSUtils
 
 from processes.inputs import FETCHES
 from processes.uploads import CONCURRENT_FILES
@@ -130,13 +132,20 @@ class TunedBoto3(PlainBoto3):
                 done.result()
 
 
+class _NoTrailers(S3ClientArgsCreator):
+    def _get_make_request_args_put_object(self, **told: Any) -> dict[str, Any]:
+        made: dict[str, Any] = super()._get_make_request_args_put_object(**told)
+        return made | {"checksum_config": None}
+
+
 class Crt:
     """AWS' own client in C, which boto3 and the AWS CLI can use."""
 
     note = (
         "awscrt by s3transfer's CRTTransferManager, all files at once. By "
         "TransferConfig(preferred_transfer_client='crt') boto3 uses it for AWS itself alone: it "
-        "drops the client's endpoint_url and wants TLS"
+        "drops the client's endpoint_url and wants TLS. Without its trailing checksums, which this "
+        "server refuses"
     )
 
     def __init__(self, server: S3Server) -> None:
@@ -144,22 +153,26 @@ class Crt:
         session.set_credentials(*server.keys)
         keys = BotocoreCRTCredentialsWrapper(session.get_credentials())
         self._bucket = server.bucket
-        self._manager = CRTTransferManager(
-            create_s3_crt_client(REGION, keys.to_crt_credentials_provider(), use_ssl=False),
-            BotocoreCRTRequestSerializer(
-                session, {"region_name": REGION, "endpoint_url": server.endpoint_url}
-            ),
-        )
+        place = {"region_name": REGION, "endpoint_url": server.endpoint_url}
+        self._requests = BotocoreCRTRequestSerializer(session, place)
+        provider = keys.to_crt_credentials_provider()
+        self._client = create_s3_crt_client(REGION, provider, use_ssl=False)
 
     def up(self, files: list[Path], prefix: str) -> None:
-        upload = partial(self._manager.upload, bucket=self._bucket)
-        for going in [upload(str(file), key=f"{prefix}{file.name}") for file in files]:
-            going.result()
+        with self._manager() as manager:
+            for file in files:
+                manager.upload(str(file), self._bucket, f"{prefix}{file.name}")
 
     def down(self, names: list[str], prefix: str, folder: Path) -> None:
-        download = partial(self._manager.download, self._bucket)
-        for coming in [download(f"{prefix}{name}", str(folder / name)) for name in names]:
-            coming.result()
+        with self._manager() as manager:
+            for name in names:
+                manager.download(self._bucket, f"{prefix}{name}", str(folder / name))
+
+    def _manager(self) -> CRTTransferManager:
+        """At its end all have their names; as boto3 does, one for each use."""
+        manager = CRTTransferManager(self._client, self._requests)
+        manager._s3_args_creator = _NoTrailers(self._requests, OSUtils())
+        return manager
 
 
 class S5cmd:

@@ -28,11 +28,11 @@ RUNNING = {"action": "start", "kind": "sleep", "process_id": PROCESS, "detach": 
            "params": {"seconds": 3600, "steps": 3600}}  # fmt: skip
 
 #: Callers at a time, and how many each sends in a round: for two seconds, or some more.
-STATUSES = {1: 20, 4: 6, 16: 1, 50: 1}
+STATUSES = {1: 15, 4: 3, 16: 2, 50: 1}
 #: With so many callers the rates of one worker differ twentyfold: see `CHANCE`.
 CHAOTIC = (4,)
-STARTS = {1: 8, 16: 1}
-QUEUED = {1: 100, 16: 30}
+STARTS = {1: 5, 16: 1}
+QUEUED = {1: 60, 16: 20}
 #: Callers of what the table compares.
 COMPARED = (1, 16)
 #: A quick run sends so much less, and has no more callers than the table.
