@@ -145,7 +145,8 @@ class Crt:
         "awscrt by s3transfer's CRTTransferManager, all files at once. By "
         "TransferConfig(preferred_transfer_client='crt') boto3 uses it for AWS itself alone: it "
         "drops the client's endpoint_url and wants TLS. Without its trailing checksums, which this "
-        "server refuses"
+        "server refuses, and with unsigned bodies, its default: boto3 and the worker sign theirs, "
+        "which both ends then hash"
     )
 
     def __init__(self, server: S3Server) -> None:

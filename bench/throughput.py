@@ -17,7 +17,7 @@ from typing import NamedTuple
 from bench.dispatches import Calling, Taken, calling
 from bench.figures import Figure, Goal, median, milliseconds, ratio
 from bench.in_turn import bar
-from bench.queues import EVERYSEC, celery, redis_server, saq
+from bench.queues import EVERYSEC, POLL_SECONDS, celery, redis_server, saq
 from bench.sdk_workers import CONCURRENCY, EMPTY, IDLE, OURS, sdk_workers
 
 PROCESS = "p"
@@ -52,12 +52,13 @@ NOTES = {
     "status": "read from the worker's RAM; writes nothing",
     "empty": "does nothing, keeps nothing",
     "start": "in a child of its own; its record goes by compare-and-swap into a folder, is forced "
-    "to the disk before it is reported (created, running, ended), and stays; if its worker dies, "
-    "another one resumes it",
-    "celery": "as by default acknowledged before it runs, so that a worker that dies loses it; its "
-    "result stays for a day",
-    "saq": "as by default listed as active while it runs; if its worker dies it is aborted, and "
-    "not run again (retries=1); its result stays for 10 minutes",
+    "to the disk (fsync) before it is reported (created, running, ended), and stays; if its worker "
+    "dies, another one resumes it; by default one runs at a time",
+    "celery": "as by default acknowledged before it runs (acks_late off), so that a worker that "
+    "dies loses it; its result stays for a day",
+    "saq": f"its `apply` looks for the result each {1000 * POLL_SECONDS:g} ms (by default 500); "
+    "listed as active while it runs; if its worker dies it is aborted, and by default (retries=1) "
+    "not run again; its result stays for 10 minutes",
     "memory": "all of it in Redis' memory, lost with it",
     "AOF": "Redis hands each write to the system and forces it to the disk once a second "
     "(appendfsync everysec): a machine that dies loses the last second or two",
