@@ -31,7 +31,7 @@ from stores.s3_store import S3Store
 from tests.servers import S3Server
 
 REGION = "us-east-1"
-#: The best of some tries on two cores: more threads or larger parts do not help.
+#: More threads and larger parts than by default (10, 8 MiB).
 PARTS = TransferConfig(max_concurrency=16, multipart_chunksize=16 << 20, io_chunksize=1 << 20)
 THREADS = 16
 
