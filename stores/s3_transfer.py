@@ -111,7 +111,6 @@ class Transfers:
             first = await self._range(job, key, 0, None)
             if expected is not None and first.total != expected.size:
                 raise ChecksumMismatch(f"{key} has {first.total} bytes, not {expected.size}")
-            await self._keep(job, target, first)
             async with together() as group:
                 await self._rest(job, group, target, key, first)
             await job.run(self._disk, partial(target.appear, expected))
@@ -244,7 +243,9 @@ class Transfers:
     ) -> None:
         """All parts after the first: fetched ahead, written and hashed in their order."""
         offsets = deque(range(len(first.data), first.total, PART))
-        coming: deque[asyncio.Task[Range]] = deque()
+        here = asyncio.get_running_loop().create_future()
+        here.set_result(first)
+        coming: deque[asyncio.Future[Range]] = deque([here])
         while offsets or coming:
             # never wait for a buffer while holding some: that could be waiting for oneself
             if offsets and not (coming and self._buffers.locked()):

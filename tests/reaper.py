@@ -51,6 +51,8 @@ def say(text: str) -> None:
 def main(log: str, *command: str) -> None:
     """Start the command in a session of its own and reap until nobody is left."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Ctrl-C is for whoever started this: without a reaper the worker, in its own session, lives on.
+    signal.signal(signal.SIGINT, lambda *_: None)  # ignored, it would be by the command, too
     with Path(log).open("wb") as output:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

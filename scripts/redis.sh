@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Redis, for the bench: what Celery and SAQ keep their jobs in. On 127.0.0.1 only. The Debian
+# packages are unpacked under a cache folder, not installed, and every start begins with nothing.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: scripts/redis.sh run PORT [OPTION...]   run it, and stop when standard input closes
+       scripts/redis.sh install                only fetch the packages, as the first run does
+
+Listens on 127.0.0.1:PORT and prints `url=redis://127.0.0.1:PORT/0` once it answers. Keeps nothing on
+disk unless an OPTION of redis-server says so: --appendonly yes --appendfsync everysec
+
+The first run needs apt-get and root (or sudo without a password), unless redis-server is installed.
+REDIS_CACHE: where packages and run folders go (default .cache/redis).
+TEXT
+}
+
+die() {
+  echo "redis.sh: $1" >&2
+  exit "${2:-1}"
+}
+
+CACHE=${REDIS_CACHE:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.cache/redis}
+
+# ---- install, once: sets ROOT, the folder the packages are unpacked in ("" if it is installed)
+
+install() {
+  ROOT=
+  if type -P redis-server >/dev/null; then return; fi
+  ROOT=$CACHE/root
+  if [ -x "$ROOT/usr/bin/redis-server" ]; then return; fi
+  mkdir -p "$CACHE"
+  ( # two at a time: the second waits here, and finds it done
+    flock 9
+    if [ -x "$ROOT/usr/bin/redis-server" ]; then exit 0; fi
+    download
+    rm -rf "$ROOT.new"
+    mkdir "$ROOT.new"
+    for package in "$CACHE"/debs/*.deb; do dpkg-deb -x "$package" "$ROOT.new"; done
+    [ -x "$ROOT.new/usr/bin/redis-server" ] || die "the packages hold no redis-server; see $CACHE/apt.log"
+    mv "$ROOT.new" "$ROOT" # last, so that a half-unpacked folder is never taken for a whole one
+  ) 9>"$CACHE/install.lock"
+}
+
+download() {
+  local sudo=()
+  type -P apt-get >/dev/null || die "there is no apt-get here; install redis-server yourself"
+  if [ "$(id -u)" != 0 ]; then
+    sudo -n true 2>/dev/null \
+      || die "apt-get needs root to download packages; run this once as root, or install redis-server"
+    sudo=(sudo -n)
+  fi
+  mkdir -p "$CACHE/debs/partial"
+  local fetch=("${sudo[@]}" apt-get install -y --no-install-recommends --download-only
+    -o "Dir::Cache::archives=$CACHE/debs/" -o DPkg::Lock::Timeout=300 redis-server)
+  # The lists of packages may be missing, as in most containers, or too old.
+  "${fetch[@]}" >"$CACHE/apt.log" 2>&1 \
+    || { "${sudo[@]}" apt-get update && "${fetch[@]}"; } >>"$CACHE/apt.log" 2>&1 \
+    || die "apt-get could not download Redis: $(tail -n 3 "$CACHE/apt.log")"
+}
+
+# ---- the server: ended by its pid only
+
+answers() { # does it speak Redis?
+  local line
+  { exec 3<>"/dev/tcp/127.0.0.1/$PORT"; } 2>/dev/null || return 1
+  printf 'PING\r\n' >&3
+  IFS= read -r -t 2 line <&3 || line=
+  exec 3>&-
+  [[ $line == +PONG* ]]
+}
+
+stop() {
+  kill -9 "$SERVER" 2>/dev/null || true # nothing it stores outlives it
+  wait "$SERVER" 2>/dev/null || true
+  rm -rf "$RUN"
+}
+
+run() { # OPTION...
+  local deadline=$((SECONDS + 20)) lib
+  RUN=$CACHE/run-$PORT
+  rm -rf "$RUN"
+  mkdir -p "$RUN"
+  if [ -n "$ROOT" ]; then
+    lib=$(echo "$ROOT"/usr/lib/*-linux-gnu)
+    export PATH=$ROOT/usr/bin:$PATH LD_LIBRARY_PATH=$lib
+  fi
+  redis-server --bind 127.0.0.1 --port "$PORT" --dir "$RUN" --save '' --appendonly no "$@" \
+    >"$RUN/out" 2>&1 </dev/null &
+  SERVER=$!
+  trap stop EXIT
+  trap 'exit 130' INT TERM
+  until answers; do
+    kill -0 "$SERVER" 2>/dev/null || die "it ended while starting: $(tail -n 3 "$RUN/out")"
+    [ $SECONDS -lt $deadline ] || die "it did not start within 20 seconds"
+    sleep 0.05
+  done
+  echo "url=redis://127.0.0.1:$PORT/0"
+  cat >/dev/null # until whoever started this closes the pipe, or dies
+}
+
+# ---- the command line
+
+case ${1:-} in
+  install) install ;;
+  run)
+    PORT=${2:-}
+    [[ $PORT =~ ^[0-9]+$ ]] || { usage >&2; exit 2; }
+    install
+    run "${@:3}"
+    ;;
+  -h | --help) usage ;;
+  *) usage >&2; exit 2 ;;
+esac
