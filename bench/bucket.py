@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from meter import Meter
 from processes.index import index_key
 from storage import Store
 from stores import s3_requests
@@ -60,11 +62,12 @@ class BucketWorker(Caller):
 @asynccontextmanager
 async def worker_on(place: Place, folder: Path, **changes: Any) -> AsyncIterator[BucketWorker]:
     """One more worker on the bucket at `place`, once it knows what that can do."""
-    line = Line()
-    with _listening(line):
-        store = open_place(place)
+    line, meter = Line(), Meter()
+    with _listening(line, meter):
+        store = open_place(place, meter)
         try:
             await store.capabilities()
+            gc.freeze()  # as a worker does when it has looked at its store
             name = f"w-{secrets.token_hex(3)}"
             yield BucketWorker(store, line, folder / name, **({"worker_id": name} | changes))
         finally:
@@ -72,12 +75,14 @@ async def worker_on(place: Place, folder: Path, **changes: Any) -> AsyncIterator
 
 
 @contextmanager
-def _listening(line: Line) -> Iterator[None]:
+def _listening(line: Line, meter: Meter) -> Iterator[None]:
+    """To the clients of the one store that has this meter: other workers have theirs."""
     real = s3_requests.new_client
 
     def new_client(*arguments: Any) -> Any:
         client = real(*arguments)
-        line.listen(client)
+        if arguments[-1] is meter:
+            line.listen(client)
         return client
 
     with mock.patch.object(s3_requests, "new_client", new_client):

@@ -13,8 +13,11 @@ import json
 import sys
 from pathlib import Path
 
+from rp_handler import SWITCH_SECONDS
+
 
 def main() -> None:
+    sys.setswitchinterval(SWITCH_SECONDS)  # workers in this process are as in their own
     name, out = sys.argv[1:3]
     figures = importlib.import_module(f"bench.{name}").run("--quick" in sys.argv)
     Path(out).write_text(json.dumps([figure._asdict() for figure in figures]))

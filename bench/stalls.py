@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,10 +22,15 @@ GOAL = Goal("<=", 20)
 
 
 class Stalls:
-    """How much later than asked for each tick of the loop came, in seconds."""
+    """How much later than asked for each tick of the loop came, in seconds.
+
+    Without what its thread was ready to run and no core was free for it: the server and the
+    children share the cores here, and how they do is not the worker's doing.
+    """
 
     def __init__(self) -> None:
         self.late: list[float] = []
+        self._worst_with_waits = 0.0
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -39,13 +45,22 @@ class Stalls:
 
     async def _tick(self) -> None:
         while True:
-            before = time.perf_counter()
+            before, waited = time.perf_counter(), waited_for_a_core()
             await asyncio.sleep(TICK)
-            self.late.append(time.perf_counter() - before - TICK)
+            late = time.perf_counter() - before - TICK
+            self._worst_with_waits = max(self._worst_with_waits, late)
+            self.late.append(max(0.0, late - (waited_for_a_core() - waited)))
 
-    def figure(self, name: str, note: str = "") -> Figure:
+    def figure(self, name: str) -> Figure:
         """The longest."""
-        return tail(name, self.late, 100, goal=GOAL, note=note or f"{len(self.late)} ticks")
+        waits = f"{1000 * self._worst_with_waits:.0f} ms with waits for a core"
+        return tail(name, self.late, 100, goal=GOAL, note=f"of {len(self.late)} ticks; {waits}")
+
+
+def waited_for_a_core() -> float:
+    """Seconds in which this thread could have run, so far (Linux, `/proc/.../schedstat`)."""
+    text = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text()
+    return int(text.split()[1]) / 1e9
 
 
 def run(quick: bool) -> list[Figure]:
