@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, get_args
 
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -172,9 +173,14 @@ def _message(fault: Any) -> str:
 
 def _unknown(what: str, name: str, known: Iterable[str], *, plain: str | None = None) -> str:
     names = sorted(known)
-    near = difflib.get_close_matches(_short(plain or name), names, n=1)
-    hint = f"; did you mean `{near[0]}`?" if near else "."
+    near = _nearest(_short(plain or name), tuple(names))
+    hint = f"; did you mean `{near}`?" if near else "."
     return f"there is no {what} `{_short(name)}`{hint} There is {_listed(names)}."
+
+
+@lru_cache(maxsize=256)  # who is wrong once is wrong in a loop, and to compare names takes 0.1 ms
+def _nearest(name: str, names: tuple[str, ...]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
 
 
 def _listed(names: Iterable[str]) -> str:

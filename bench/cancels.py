@@ -34,28 +34,30 @@ def run(quick: bool) -> list[Figure]:
 async def _measure(folder: Path, rounds: int) -> list[Figure]:
     store = LocalStore(folder / "store")
     grace = Settings().cancel_grace_seconds
-    times = DEFAULTS | {"slots": AT_A_TIME, "cancel_grace_seconds": grace}
+    times = DEFAULTS | {"slots": AT_A_TIME * len(WAYS), "cancel_grace_seconds": grace}
     owner, other = [
         Caller(store, folder / name, background=False, **times) for name in ("owner", "other")
     ]
-    figures = []
-    with bar(len(WAYS) * rounds * AT_A_TIME, "cancels") as shown:
-        for name, (by_owner, params) in WAYS.items():
-            asked = owner if by_owner else other
-            seconds: list[float] = []
-            for number in range(rounds):
-                names = [f"{name}-{number}-{each}".translate(_NAMES) for each in range(AT_A_TIME)]
-                seconds += await asyncio.gather(*(_cancel(owner, asked, n, params) for n in names))
-                shown.update(AT_A_TIME)
-            note = f"{len(seconds)} cancels; SIGKILL follows after {grace:g} s" if params else ""
-            figures += [
-                milliseconds(f"{name}, p50", seconds, note=note),
-                tail(f"{name}, p99", seconds, 99, note=f"of {len(seconds)} cancels"),
-            ]
-    return figures
+    taken: dict[str, list[float]] = {name: [] for name in WAYS}
 
+    async def cancels(way: str, number: int) -> None:
+        by_owner, params = WAYS[way]
+        asked = owner if by_owner else other
+        names = [f"{list(WAYS).index(way)}-{number}-{each}" for each in range(AT_A_TIME)]
+        taken[way] += await asyncio.gather(*(_cancel(owner, asked, n, params) for n in names))
 
-_NAMES = str.maketrans(" ,", "--")
+    with bar(rounds, "rounds of cancels") as shown:
+        for number in range(rounds):
+            await asyncio.gather(*(cancels(way, number) for way in WAYS))
+            shown.update()
+    return [
+        figure
+        for name, seconds in taken.items()
+        for figure in (
+            milliseconds(f"{name}, p50", seconds, note=f"SIGKILL would follow after {grace:g} s"),
+            tail(f"{name}, p99", seconds, 99, note=f"of {len(seconds)} cancels"),
+        )
+    ]
 
 
 async def _cancel(owner: Caller, asked: Caller, name: str, params: dict[str, Any]) -> float:

@@ -70,7 +70,7 @@ def run(quick: bool) -> list[Figure]:
 
 
 async def _measure(place: Place, folder: Path, *, quick: bool) -> list[Figure]:
-    size, rounds = (1 << 27, 3) if quick else (1 << 30, 20)
+    size, rounds = (1 << 27, 1) if quick else (1 << 30, 20)
     async with AsyncExitStack() as workers:
         owner, other = [
             await workers.enter_async_context(worker_on(place, folder, slots=4)) for _ in range(2)

@@ -25,7 +25,7 @@ ONE_GET, ONE_LIST = {"GetObject": 1}, {"ListObjectsV2": 1}
 def run(quick: bool) -> list[Figure]:
     """Exact numbers of requests, counted where botocore sends them; Ceph RGW answers."""
     with tempfile.TemporaryDirectory() as folder, run_ceph() as server:
-        return asyncio.run(_measure(server.place(), Path(folder), 20 if quick else 120))
+        return asyncio.run(_measure(server.place(), Path(folder), 6 if quick else 120))
 
 
 async def _measure(place: Place, folder: Path, seconds: int) -> list[Figure]:

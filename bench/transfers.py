@@ -65,7 +65,7 @@ def run(quick: bool) -> list[Figure]:
         bench = _Bench(server, stack.enter_context(_all_ways(server)), folder)
         bench.round(WARM_UP, backwards=False)  # the first use of everything does not count
         bench.costs.clear()
-        rounds = 2 if quick else 3
+        rounds = 1 if quick else 3
         with bar(rounds * len(loads), "rounds of transfers") as shown:
             for number in range(rounds):
                 for load in loads:

@@ -13,7 +13,8 @@ _NAMES = frozenset({
     "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_HOME", "CUDA_PATH", "CUDA_CACHE_PATH",
     "CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "CUDA_VERSION", "CUBLAS_WORKSPACE_CONFIG",
     "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_REQUIRE_CUDA",
-    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
     "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "HF_HOME", "HF_HUB_CACHE",
     "HF_HUB_OFFLINE", "TORCH_HOME", "XDG_CACHE_HOME",
 })  # fmt: skip
@@ -21,8 +22,10 @@ _NAMES = frozenset({
 
 #: What a child gets unless the worker's own environment, or the operator, says otherwise. OpenMP's
 #: threads would spin while they wait for each other: next to one busy process on the same cores, a
-#: training step on 2 of them was measured to take 2.4 s instead of 0.13 s.
-_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
+#: training step on 2 of them was measured to take 2.4 s instead of 0.13 s. Never to spin, though,
+#: takes a third of the speed where the cores are free; GNU's runtime, torch's, lets a number be
+#: told, and a short while costs neither much (`python -m bench training`).
+_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "6000"}
 
 
 def child_environment(ours: Mapping[str, str], named: Mapping[str, str]) -> dict[str, str]:
