@@ -180,7 +180,7 @@ def _unknown(what: str, name: str, known: Iterable[str], *, plain: str | None = 
 
 @lru_cache(maxsize=256)  # who is wrong once is wrong in a loop, and to compare names takes 0.1 ms
 def _nearest(name: str, names: tuple[str, ...]) -> str | None:
-    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.5)), None)
 
 
 def _listed(names: Iterable[str]) -> str:

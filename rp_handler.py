@@ -173,9 +173,10 @@ class Handler:
     async def _check_store(self) -> None:
         """A store that cannot work is said at start-up, in words, and not at the first start."""
         health = await self._store.check()
-        # What is there by now, boto3's models above all, stays for good. To look for garbage among
-        # it would hold up everything for 0.15 s, every now and then.
-        gc.freeze()
+        if not self.manager.running_and_queued()[0]:
+            # What is there by now, boto3's models above all, stays for good. To look for garbage
+            # among it would hold up everything for 0.15 s, every now and then.
+            gc.freeze()
         if not health.ok:
             log.error("the store %s does not work: %s", self._store.url, health.message)
 

@@ -4,8 +4,8 @@
     make bench-quick                        the same with less of everything, in some minutes
     python -m bench dispatch cancels        only these sections
 
-Writes `bench/results.json` and `bench/results.png`. Exits with 1 if a section broke or a count of
-requests is not what it has to be; a time never decides.
+Writes `bench/results.json` and `bench/results.png` (quick: `results-quick`). Exits with 1 if a
+section broke or a count of requests is not what it has to be; a time never decides.
 """
 
 from __future__ import annotations
@@ -46,10 +46,17 @@ def main() -> int:
     )
     parser.add_argument("section", nargs="*", help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="less of everything")
-    parser.add_argument("--out", type=Path, default=FOLDER / "results.json", metavar="FILE")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="default: bench/results.json, with --quick bench/results-quick.json",
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.section) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    named = "results-quick.json" if arguments.quick else "results.json"
+    out = arguments.out or FOLDER / named
     chosen = [name for name in SECTIONS if name in (arguments.section or SECTIONS)]
     done: list[Section] = []
     try:
@@ -59,9 +66,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; what was measured so far:", file=sys.stderr)
     print(table(done))
-    save(done, machine(), arguments.out, quick=arguments.quick)
-    draw(done, arguments.out.with_suffix(".png"))
-    print(f"\nwritten: {arguments.out} and {arguments.out.with_suffix('.png')}")
+    save(done, machine(), out, quick=arguments.quick)
+    print(f"\nwritten: {out}")
+    if draw(done, picture := out.with_suffix(".png")):
+        print(f"written: {picture}")
     return int(any(section.failed for section in done) or len(done) < len(chosen))
 
 

@@ -18,20 +18,24 @@ LINEAR_SPAN = 30
 MET, MISSED, PLAIN = "#2a9d8f", "#d1495b", "#6c8ebf"
 
 
-def draw(sections: Sequence[Section], path: Path) -> None:
-    """Draw what can be compared: of each section the figures of its most frequent unit."""
+def draw(sections: Sequence[Section], path: Path) -> bool:
+    """Draw what can be compared: of each section the figures of its most frequent unit.
+
+    Returns whether there was anything.
+    """
     from matplotlib.figure import Figure as Picture
 
     shown = [(section, comparable(section.figures)) for section in sections]
     shown = [(section, figures) for section, figures in shown if figures]
     if not shown:
-        return
+        return False
     heights = [1.2 + 0.28 * len(figures) for _, figures in shown]
     picture = Picture(figsize=(11, sum(heights)), layout="constrained")
     panels = picture.subplots(len(shown), height_ratios=heights, squeeze=False)
     for (panel,), (section, figures) in zip(panels, shown, strict=True):
         _draw_panel(panel, section.title, figures)
     picture.savefig(path, dpi=110)
+    return True
 
 
 def comparable(figures: Sequence[Figure]) -> list[Figure]:
@@ -55,7 +59,7 @@ def _draw_panel(panel: Axes, title: str, figures: Sequence[Figure]) -> None:
         if figure.goal is not None:
             panel.plot([figure.goal.value] * 2, [row - 0.45, row + 0.45], "k:", linewidth=1.5)
     positive = [value for value in values if value > 0]
-    if max(positive) > LINEAR_SPAN * min(positive):
+    if min(values) >= 0 and max(positive) > LINEAR_SPAN * min(positive):
         panel.set_xscale("log")
     panel.set_yticks(list(rows), [figure.name for figure in figures], fontsize=8)
     panel.invert_yaxis()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, redirect_stderr, suppress
 from io import StringIO
@@ -34,6 +35,8 @@ ZIP, QUICK_ZIP = 5_000_000_000, 256_000_000
 SLOTS = 8
 #: Readings, four a second, that have to agree.
 STILL = 5
+#: A busy machine may never be still for so long.
+SETTLED_SECONDS = 30.0
 
 
 def run(quick: bool) -> list[Figure]:
@@ -131,7 +134,10 @@ async def _writing_a_zip(endpoint: Endpoint, worker: Worker, size: int) -> list[
 async def _settled(worker: Worker) -> float:
     """The worker's resident memory in MB, once it and its template have not changed for a while."""
     seen: list[float] = []
-    while len(seen) < STILL or max(seen[-STILL:]) - min(seen[-STILL:]) > 1:
+    deadline = time.monotonic() + SETTLED_SECONDS
+    while len(seen) < STILL or (
+        max(seen[-STILL:]) - min(seen[-STILL:]) > 1 and time.monotonic() < deadline
+    ):
         everybody = worker.descendants()
         seen.append(sum(_share([each]) for each in everybody))
         await asyncio.sleep(0.25)

@@ -23,6 +23,8 @@ REDIS = ROOT / "scripts" / "redis.sh"
 EVERYSEC = ("--appendonly", "yes", "--appendfsync", "everysec")
 #: Seconds. Nothing that is measured here takes nearly so long.
 PATIENCE = 30
+#: A job of SAQ that is aborted is sent again, so often.
+TIMES = 5
 #: `apply` looks for the result this often. SAQ's default is 0.5; its `refresh`, which is told,
 #: waits for ever for a job that ends before it listens.
 POLL_SECONDS = 0.005
@@ -85,11 +87,12 @@ async def saq(url: str, folder: Path) -> AsyncIterator[Calling]:
     queue = Queue.from_url(url)
 
     async def one() -> None:
-        while True:
-            # Its sweep (at the start, and each minute) aborts what a worker is just taking.
+        # Its sweep (at the start, and each minute) aborts what a worker is just taking.
+        for _ in range(TIMES):
             with suppress(JobError):
                 await queue.apply("noop", timeout=PATIENCE, poll_interval=POLL_SECONDS)
                 return
+        raise RuntimeError(f"SAQ aborted a job {TIMES} times")
 
     command = ["-m", "saq", "bench.saq_noop.settings", "--quiet"]
     with background(folder / "saq.log", *command, BENCH_REDIS=url):

@@ -43,8 +43,18 @@ def table(sections: Iterable[Section]) -> str:
         if section.fault:
             rows.append((f"  FAILED: {section.fault}",))
         rows += [_row(figure) for figure in section.figures]
+        rows += [(f"    {line}",) for line in _notes(section.figures)]
     widths = [max((len(row[i]) for row in rows if len(row) > 1), default=0) for i in range(6)]
     return "\n".join(_line(row, widths) for row in rows)
+
+
+def _notes(figures: Iterable[Figure]) -> list[str]:
+    """Each note once, with the first figure that has it; counts say themselves."""
+    noted: dict[str, str] = {}
+    for figure in figures:
+        if figure.note and not figure.exact:
+            noted.setdefault(figure.note, figure.name)
+    return [f"{name}: {note}" for note, name in noted.items()]
 
 
 def _row(figure: Figure) -> tuple[str, ...]:

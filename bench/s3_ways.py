@@ -87,14 +87,14 @@ class PlainBoto3:
 
     note = "boto3's `upload_file` and `download_file` with their defaults, one after the other"
 
-    def __init__(self, server: S3Server) -> None:
+    def __init__(self, server: S3Server, **config: Any) -> None:
         self._bucket = server.bucket
         self._options: dict[str, Any] = {}
         self._s3 = boto3.client(
             "s3", endpoint_url=server.endpoint_url, region_name=REGION,
             aws_access_key_id=server.keys.access_key_id,
             aws_secret_access_key=server.keys.secret_access_key,
-            config=Config(max_pool_connections=64),
+            config=Config(max_pool_connections=64, **config),
         )  # fmt: skip
 
     def up(self, files: list[Path], prefix: str) -> None:
@@ -119,11 +119,16 @@ class TunedBoto3(PlainBoto3):
 
     note = (
         f"boto3 with TransferConfig({PARTS.max_concurrency} threads, parts of "
-        f"{PARTS.multipart_chunksize >> 20} MiB), files in a pool of {THREADS} threads"
+        f"{PARTS.multipart_chunksize >> 20} MiB) and no checksums of its own, "
+        f"files in a pool of {THREADS} threads"
     )
 
     def __init__(self, server: S3Server) -> None:
-        super().__init__(server)
+        super().__init__(
+            server,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
         self._options = {"Config": PARTS}
 
     def _each(self, calls: list[Callable[[], None]]) -> None:

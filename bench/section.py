@@ -15,11 +15,18 @@ from pathlib import Path
 
 from rp_handler import SWITCH_SECONDS
 
+#: In these, threads of others than the worker run in the section's own process.
+WITH_PEERS = ("throughput", "transfers")
+
 
 def main() -> None:
-    sys.setswitchinterval(SWITCH_SECONDS)  # workers in this process are as in their own
     name, out = sys.argv[1:3]
-    figures = importlib.import_module(f"bench.{name}").run("--quick" in sys.argv)
+    if name not in WITH_PEERS:
+        sys.setswitchinterval(SWITCH_SECONDS)  # workers in this process are as in their own
+    try:
+        figures = importlib.import_module(f"bench.{name}").run("--quick" in sys.argv)
+    except KeyboardInterrupt:
+        sys.exit(130)  # all that it had started has been ended on the way here
     Path(out).write_text(json.dumps([figure._asdict() for figure in figures]))
 
 

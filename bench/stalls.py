@@ -1,4 +1,4 @@
-"""8. How long the event loop stands still during each action, and while a big file goes up."""
+"""8. How long the event loop stands still during each action (but for waits for a core)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ async def _measure(place: Place, folder: Path, *, quick: bool) -> list[Figure]:
                 stalls = Stalls()
                 for number in range(rounds):
                     async with stalls.watched():
-                        await act(number)
+                        reply = await act(number)
+                    if "error" in reply:
+                        raise RuntimeError(f"{name}: {reply['error']}")
                 figures.append(stalls.figure(name))
                 shown.update()
             stalls = Stalls()
@@ -122,7 +124,9 @@ def _actions(
         "bulk_download as an archive": lambda n: other(
             "bulk_download", archive=True, process_id=f"zip-{n}", process_ids=names
         ),
-        "download_file": lambda _: other("download_file", process_id=names[0], path="0.bin"),
+        "download_file": lambda _: other(
+            "download_file", process_id=names[0], path="artifact-1.bin"
+        ),
         "list_files": lambda _: other("list_files", process_id=names[0]),
         "upload": lambda n: other("upload", folder=f"f-{n}", files=files),
         "logs": lambda _: other("logs", process_id=names[0]),
@@ -130,6 +134,6 @@ def _actions(
         "health": lambda _: other("health"),
         "health, deep": lambda _: other("health", deep=True),
         "metrics": lambda _: other("metrics"),
-        "cancel": lambda _: other("cancel", process_id=names[0]),
-        "delete": lambda n: other("delete", process_id=f"s-{n}"),
+        "cancel of an ended process": lambda _: other("cancel", process_id=names[0]),
+        "delete": lambda n: other("delete", process_id=f"s-{n}", confirm=f"s-{n}"),
     }

@@ -70,7 +70,7 @@ async def measure(rounds: int, folder: Path) -> dict[str, list[Seen]]:
     with kind_that_imports_torch():
         handlers = {way: await worker(folder / way, template=way == "forked") for way in seen}
         for number in trange(rounds + 1, desc="starts", file=sys.stderr):
-            for way, handler in handlers.items():
+            for way, handler in list(handlers.items())[:: 1 if number % 2 else -1]:
                 result = await one_start(handler, f"{way}-{number}")
                 if number:
                     seen[way].append(result)

@@ -35,6 +35,8 @@ from jobs.guardian import guard
 from jobs.prepare import prepared
 
 Event = dict[str, Any]
+#: What waits to be printed gets so long at the end.
+FLUSH_SECONDS = 5.0
 
 
 class Voice:
@@ -101,7 +103,10 @@ def _leave(code: int) -> NoReturn:
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    flush_output()
+    # C's streams have locks, and a thread that a library left may hold one for ever
+    flushing = threading.Thread(target=flush_output, daemon=True)
+    flushing.start()
+    flushing.join(FLUSH_SECONDS)
     os._exit(code)
 
 

@@ -23,9 +23,11 @@ _NAMES = frozenset({
 #: What a child gets unless the worker's own environment, or the operator, says otherwise. OpenMP's
 #: threads would spin while they wait for each other: next to one busy process on the same cores, a
 #: training step on 2 of them was measured to take 2.4 s instead of 0.13 s. Never to spin, though,
-#: takes a third of the speed where the cores are free; GNU's runtime, torch's, lets a number be
-#: told, and a short while costs neither much (`python -m bench training`).
-_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "6000"}
+#: takes a third of the speed where the cores are free: of 80 small steps, 10 a second and not 15.
+#: GNU's runtime, torch's own, can be told a number of turns. With this one it was 15 again, and
+#: next to a busy process 3.5, which was 5 without spinning and next to nothing without limit.
+_WAIT_POLICY = "OMP_WAIT_POLICY"
+_DEFAULTS = {_WAIT_POLICY: "PASSIVE", "GOMP_SPINCOUNT": "6000"}
 
 
 def child_environment(ours: Mapping[str, str], named: Mapping[str, str]) -> dict[str, str]:
@@ -33,7 +35,9 @@ def child_environment(ours: Mapping[str, str], named: Mapping[str, str]) -> dict
     passed = {
         name: value for name, value in ours.items() if name in _NAMES or name.startswith("LC_")
     }
-    return _DEFAULTS | passed | dict(named)
+    chosen = passed | dict(named)
+    # a number of turns would overrule a policy that somebody has chosen
+    return chosen if _WAIT_POLICY in chosen else _DEFAULTS | chosen
 
 
 def passed_through(names: str) -> dict[str, str]:

@@ -163,7 +163,10 @@ class Template:
         return self._process.pid if self._process else None
 
     def close(self) -> None:
-        """End it, after it has answered whoever has asked it. What it forked goes on."""
+        """End it, after it has answered whoever has asked it. What it forked goes on.
+
+        One that does not answer lives on, with all that it keeps, for `FORK_SECONDS`.
+        """
         self.ready.clear()  # for those who wait for their turn to ask
         if self._answer is not None and not self._answer.done():
             self._answer.add_done_callback(lambda _: self._forget())

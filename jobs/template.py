@@ -38,8 +38,9 @@ REQUEST_LIMIT: Final = 1 << 17
 ADOPTED_SECONDS: Final = 5.0
 #: A thread that has been joined is gone from the kernel's list a moment later.
 JOINED_SECONDS: Final = 0.5
-#: If memory runs out, a template goes before any attempt (see `jobs.guardian`): it is never needed.
-OOM_SCORE: Final = 900
+#: If memory runs out, a template goes first: it is never needed. Unless an attempt alone, which has
+#: less (see `jobs.guardian`), holds half of all memory more than it.
+OOM_SCORE: Final = 1000
 _OOM_SCORE_FILE: Final = Path("/proc/self/oom_score_adj")
 
 

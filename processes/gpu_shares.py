@@ -47,8 +47,12 @@ class GpuShares:
         self._last_seen: list[Gpu] = []
         #: How a device was when nothing of ours ran there, by uuid.
         self._when_idle: dict[str, Gpu] = {}
-        #: An attempt left memory behind, which only a new container gets back.
-        self.leaked = False
+        self._leaked: set[str] = set()
+
+    @property
+    def leaked(self) -> bool:
+        """An attempt left memory behind, which only a new container gets back."""
+        return bool(self._leaked)
 
     @asynccontextmanager
     async def taken(
@@ -95,7 +99,7 @@ class GpuShares:
     def _who_holds_it(self, gpu: Gpu) -> str:
         if self._in_use[gpu.uuid]:
             return "another attempt of this worker runs on it"
-        if self.leaked:
+        if gpu.uuid in self._leaked:
             return "an earlier attempt left memory behind, which a new container gets back"
         return "nothing of this worker runs on it, so a program outside of it holds the rest"
 
@@ -103,22 +107,22 @@ class GpuShares:
         deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
         while uuids and (missing := self._missing(await self._devices(), uuids)):
             if asyncio.get_running_loop().time() > deadline:
-                self.leaked = True
-                for name, size in missing.items():
-                    log.error("%s: %d MiB did not come back after an attempt", name, size >> 20)
+                for gpu, size in missing:
+                    self._leaked.add(gpu.uuid)
+                    log.error("%s: %d MiB did not come back after an attempt", gpu.name, size >> 20)
                 return
             if await set_within(unless, LOOK_AGAIN_SECONDS):
                 return  # it is being stopped, and may not be gone from the device yet
 
-    def _missing(self, gpus: list[Gpu], uuids: set[str]) -> dict[str, int]:
-        """Bytes by the device's name, where nothing of ours runs now."""
-        return {
-            gpu.name: lacking
+    def _missing(self, gpus: list[Gpu], uuids: set[str]) -> list[tuple[Gpu, int]]:
+        """Devices where nothing of ours runs now, and the bytes that each lacks."""
+        return [
+            (gpu, lacking)
             for gpu in gpus
             if gpu.uuid in uuids
             and not self._in_use[gpu.uuid]
             and (lacking := unexplained(self._when_idle[gpu.uuid], gpu)) > LEAK_BYTES
-        }
+        ]
 
     async def _devices(self) -> list[Gpu]:
         """Those that CUDA would see; as last seen while the driver does not answer."""

@@ -84,7 +84,8 @@ async def read_rows(
     """Up to `limit` rows after `cursor`, newest first, and the cursor for more (None: no more).
 
     One LIST. With a filter a page may be short, or even empty, and still have a cursor; without
-    one it is short where more than `SPARE_ROWS` processes have a second row.
+    one it is short where `SPARE_ROWS` rows or more are second ones, and by one at the largest
+    `limit`: whether a second row of the last process follows would be known of the next page only.
     """
     asked = MAX_PAGE if status or kind else min(MAX_PAGE, limit + SPARE_ROWS)
     page = await store.list(PREFIX, start_after=PREFIX + cursor if cursor else None, limit=asked)

@@ -235,7 +235,7 @@ def _in_order(folder: Path, prefix: str, start_after: str) -> Iterator[Listed]:
 
 def _facts(path: Path) -> os.stat_result | None:
     """Of a link, its own. None: it was removed since."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         return path.stat(follow_symlinks=False)
     return None
 

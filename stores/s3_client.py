@@ -114,7 +114,7 @@ def _timestamp(text: str) -> datetime:
     """What lists say (ISO 8601) is read at once, and what headers say as botocore reads it."""
     try:
         return datetime.fromisoformat(text)
-    except ValueError:
+    except (TypeError, ValueError):
         return parse_timestamp(text)
 
 

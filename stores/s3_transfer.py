@@ -111,8 +111,10 @@ class Transfers:
             first = await self._range(job, key, 0, None)
             if expected is not None and first.total != expected.size:
                 raise ChecksumMismatch(f"{key} has {first.total} bytes, not {expected.size}")
+            total, version, coming = first.total, first.version, deque([_there(first)])
+            del first  # it is gone from memory when it is written, as all others are
             async with together() as group:
-                await self._rest(job, group, target, key, first)
+                await self._rest(job, group, target, key, coming, total, version)
             await job.run(self._disk, partial(target.appear, expected))
         finally:
             await job.end(self._disk, target.discard)
@@ -239,18 +241,16 @@ class Transfers:
     # ---- down
 
     async def _rest(
-        self, job: _Job, group: asyncio.TaskGroup, target: Target, key: str, first: Range
-    ) -> None:
-        """All parts after the first: fetched ahead, written and hashed in their order."""
-        offsets = deque(range(len(first.data), first.total, PART))
-        here = asyncio.get_running_loop().create_future()
-        here.set_result(first)
-        coming: deque[asyncio.Future[Range]] = deque([here])
+        self, job: _Job, group: asyncio.TaskGroup, target: Target, key: str,
+        coming: deque[asyncio.Future[Range]], total: int, version: str | None,
+    ) -> None:  # fmt: skip
+        """All parts after the first, which has come: fetched ahead, written and hashed in order."""
+        offsets = deque(range(PART, total, PART))
         while offsets or coming:
             # never wait for a buffer while holding some: that could be waiting for oneself
             if offsets and not (coming and self._buffers.locked()):
                 await job.take()
-                fetch = self._range(job, key, offsets.popleft(), first.version)
+                fetch = self._range(job, key, offsets.popleft(), version)
                 coming.append(group.create_task(fetch))
             else:
                 await self._keep(job, target, await coming.popleft())
@@ -316,3 +316,10 @@ class _Job:
         """As `stop_all`, and nothing stays open."""
         self.stop_all()
         await self.run(lane, close)
+
+
+def _there(part: Range) -> asyncio.Future[Range]:
+    """A part as if it had just been fetched."""
+    here: asyncio.Future[Range] = asyncio.get_running_loop().create_future()
+    here.set_result(part)
+    return here

@@ -71,7 +71,7 @@ async def test_a_fork_sees_its_own_environment_and_nothing_of_the_templates(
 async def test_if_memory_runs_out_the_template_goes_first_and_a_fork_is_like_the_worker(
     template: Template, tmp_path: Path
 ) -> None:
-    assert Path(f"/proc/{template.pid}/oom_score_adj").read_text() == "900\n"
+    assert Path(f"/proc/{template.pid}/oom_score_adj").read_text() == "1000\n"
     state = await result_of(template, tmp_path, "show_start")
     assert state["guardians_oom_score"] == Path("/proc/self/oom_score_adj").read_text()
 
