@@ -26,7 +26,7 @@ def main() -> None:
     size = (params.image_size, params.image_size)
     images = sorted((EXAMPLES.parent / params.dataset).rglob("*.png"))
     pixels = np.stack([np.asarray(Image.open(path).convert("L").resize(size)) for path in images])
-    device = torch.device(params.device)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.use_deterministic_algorithms(device.type == "cpu")  # as the kind does: it costs time
     training = Training(params, pixels[..., None], device)
     began = 0.0

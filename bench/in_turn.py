@@ -12,8 +12,9 @@ Way = Callable[[], Awaitable[object]]
 
 
 def bar(total: int, what: str) -> tqdm[None]:
-    """How far a section has come, on standard error."""
-    return tqdm(total=total, desc=what, file=sys.stderr, leave=False)
+    """How far a section has come, on standard error; seldom where that is a log."""
+    seldom = 0.1 if sys.stderr.isatty() else 10
+    return tqdm(total=total, desc=what, file=sys.stderr, leave=False, mininterval=seldom)
 
 
 async def seconds_in_turn(

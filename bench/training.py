@@ -22,7 +22,7 @@ FIRST_STEP = 10
 #: Neither samples nor checkpoints before the end: those are the kind's work, not the worker's.
 PARAMS: dict[str, Any] = {
     "dataset": "examples/digits/images", "image_size": 16, "channels": 16, "batch_size": 64,
-    "sample_every": 100_000, "checkpoint_every": 100_000, "device": "cpu",
+    "sample_every": 100_000, "checkpoint_every": 100_000, "device": "auto",
 }  # fmt: skip
 
 
