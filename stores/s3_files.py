@@ -105,6 +105,13 @@ class Source:
         self._read += len(data)
         return data
 
+    def read_whole(self) -> memoryview:
+        """All of a file of one part, as `verify` says; and the file is closed."""
+        data = self.read()
+        self.verify()
+        self.close()
+        return data
+
     def verify(self) -> None:
         """Raises ChecksumMismatch if what was read is not, all of it, one state of the file."""
         now = os.fstat(self._file.fileno())
@@ -114,6 +121,11 @@ class Source:
 
     def close(self) -> None:
         self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        """Nothing is left to be closed."""
+        return self._file.closed
 
     @property
     def facts(self) -> FileFacts:
@@ -134,6 +146,8 @@ class Target:
         self._file = self._partial.open("xb", buffering=0)
         self._hash = hashlib.sha256()
         self._written = 0
+        #: It has its name; nothing is left to be discarded.
+        self.appeared = False
 
     def write(self, data: memoryview) -> None:
         """The next bytes."""
@@ -149,6 +163,12 @@ class Target:
             raise ChecksumMismatch(f"{self._path.name} arrived with other bytes than announced")
         self._file.close()
         self._partial.replace(self._path)
+        self.appeared = True
+
+    def write_whole(self, data: memoryview, expected: FileFacts | None) -> None:
+        """All bytes, and then as `appear`."""
+        self.write(data)
+        self.appear(expected)
 
     def discard(self) -> None:
         """Leave nothing behind but what has appeared."""
