@@ -29,7 +29,7 @@ PARAMS: dict[str, Any] = {
 def run(quick: bool) -> list[Figure]:
     """Medians of steps/s, and the ratio."""
     with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(_measure(Path(folder), steps=50 if quick else 300, quick=quick))
+        return asyncio.run(_measure(Path(folder), steps=40 if quick else 300, quick=quick))
 
 
 async def _measure(folder: Path, *, steps: int, quick: bool) -> list[Figure]:
