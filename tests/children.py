@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs.forks import Template
 from jobs.runner import Attempt, Child, Completed, Failed, Failure, Verdict
+from tests.patience import PATIENCE
 
 UNRULY = str(Path(__file__).with_name("unruly_jobs.py"))
 
@@ -47,7 +48,7 @@ async def failure_of(folder: Path, kind: str, /, **params: Any) -> Failure:
     return verdict.failure
 
 
-async def until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+async def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
     """Wait for `condition`. The time-out only turns a hang into a sentence."""
     deadline = time.monotonic() + seconds
     while not condition():

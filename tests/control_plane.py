@@ -28,6 +28,7 @@ from unittest import mock
 from aiohttp import web
 
 from tests.control_plane_http import Refused, application
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -197,19 +198,19 @@ class ControlPlane:
             yield endpoint
 
     async def until(
-        self, condition: Callable[[], Any], why: str = "", seconds: float = 20.0
+        self, condition: Callable[[], Any], why: str = "", seconds: float = PATIENCE
     ) -> None:
         """Wait until something that the control plane can see holds."""
         if not await self.wait(condition, seconds):
             raise AssertionError(f"not within {seconds} s: {why}\n{self.story()}")
 
-    async def finished(self, job_id: str, seconds: float = 30.0) -> Job:
+    async def finished(self, job_id: str, seconds: float = PATIENCE) -> Job:
         """Wait until the job has a final status."""
         job = self.jobs[job_id]
         await self.until(lambda: job.finished, f"{job_id} finished", seconds)
         return job
 
-    async def taken(self, job_id: str, by: str | None = None, seconds: float = 20.0) -> Job:
+    async def taken(self, job_id: str, by: str | None = None, seconds: float = PATIENCE) -> Job:
         """Wait until a worker holds the job."""
         job = self.jobs[job_id]
         await self.until(

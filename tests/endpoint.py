@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from processes.record import Record
 from tests.invariants import read_record
+from tests.patience import PATIENCE
 from tests.servers import open_place
 from tests.worker_process import Worker
 
@@ -80,7 +81,7 @@ class Endpoint:
         return record
 
     async def until(
-        self, process_id: str, condition: Callable[[Record], object], seconds: float = 30
+        self, process_id: str, condition: Callable[[Record], object], seconds: float = PATIENCE
     ) -> Record:
         """Wait for something that the store shall hold."""
         async with asyncio.timeout(seconds):

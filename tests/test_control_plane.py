@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from tests.control_plane import ControlPlane, Refused
+from tests.patience import PATIENCE
 from tests.worker_process import Worker, eventually
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ async def test_run_and_runsync_are_executed_and_answered(
 ) -> None:
     with plane.client() as endpoint:
         job = await asyncio.to_thread(endpoint.run, {"echo": "hello"})
-        assert await asyncio.to_thread(job.output, timeout=20) == {"echo": "hello", "pad": ""}
+        assert await asyncio.to_thread(job.output, timeout=PATIENCE) == {"echo": "hello", "pad": ""}
         assert job.status() == "COMPLETED"
-        output = await asyncio.to_thread(endpoint.run_sync, {"echo": 1}, timeout=20)
+        output = await asyncio.to_thread(endpoint.run_sync, {"echo": 1}, timeout=PATIENCE)
         assert output == {"echo": 1, "pad": ""}
     assert plane.jobs[job.job_id].view()["workerId"] == worker.id
     assert not plane.violations

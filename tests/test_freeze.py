@@ -35,7 +35,7 @@ async def test_a_thawed_owner_lets_go_of_what_another_has_taken(endpoint: Endpoi
     params = {"seconds": 10, "steps": 100, "checkpoint_every": 5, "artifacts": 1}
     async with taken_over(endpoint, params, children=True) as (old, job):
         (_, at_the_thaw) = await asyncio.gather(
-            eventually(lambda: not old.children(), "its child is dead", seconds=5),
+            eventually(lambda: not old.children(), "its child is dead"),
             heartbeats(endpoint, job, 5),
         )
         assert not old.children()
@@ -53,7 +53,7 @@ async def test_a_thawed_owner_lets_go_of_what_another_has_taken(endpoint: Endpoi
 async def test_a_child_that_went_on_without_its_frozen_worker_is_killed(endpoint: Endpoint) -> None:
     params = {"seconds": 600, "steps": 6000, "checkpoint_every": 5, "spawn_grandchild": True}
     async with taken_over(endpoint, params, children=False) as (old, job):
-        await eventually(lambda: not old.children(), "its child is dead", seconds=5)
+        await eventually(lambda: not old.children(), "its child is dead")
         assert (await heartbeats(endpoint, job, 3)).status == "running"
         assert (await endpoint.ask("cancel", process_id=job.id))["status"] == "cancelled"
         await endpoint.plane.finished(job.id)

@@ -12,6 +12,7 @@ import pytest
 
 from stores.s3_store import S3Store
 from tests.kit import Caller
+from tests.patience import PATIENCE
 from tests.worker_process import FOREIGN, eventually
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +136,7 @@ async def test_ctrl_c_stops_the_child_keeps_its_checkpoint_and_says_how_to_go_on
         record = tmp_path / "data/processes/p/record.json"
         await eventually(lambda: record.exists() and '"seq":' in record.read_text(), "a checkpoint")
         worker.send_signal(signal.SIGINT)
-        _, said = worker.communicate(timeout=30)
+        _, said = worker.communicate(timeout=PATIENCE)
     assert worker.returncode == 128 + signal.SIGINT
     assert b'"process_id": "p" to resume it' in said
     kept = json.loads(record.read_text())

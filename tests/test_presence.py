@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.crowd import until
+from tests.patience import PATIENCE
 from tests.servers import keys_of
 
 TURN = {"presence_seconds": 1}
@@ -20,7 +21,7 @@ async def names(worker):
 
 
 async def until_there(worker, *expected):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while await names(worker) != sorted(expected):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
@@ -44,7 +45,7 @@ async def test_it_writes_its_figures_again_every_turn(fleet):
     await worker.present()
     await worker.start("p")
     attempts = {}
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while not attempts:
             attempts = (await other("metrics"))["all_workers"]["attempts"]
             await asyncio.sleep(0.05)

@@ -15,6 +15,7 @@ from storage import ObjectChanged, StorageUnavailable
 from tests.aged import LATER_DAYS, cleaned, cleaner, days_ago, ended, seed, seed_folder
 from tests.crowd import on_every_store
 from tests.mortal_cleaner import run_to_its_death
+from tests.patience import PATIENCE
 from tests.servers import keys_of
 from upkeep.clean_run import CleanReport
 from upkeep.expired_processes import is_expired
@@ -596,7 +597,7 @@ async def test_a_disk_that_cannot_be_tidied_keeps_no_worker_from_cleaning(
     monkeypatch.setattr("upkeep.retention.tidy_scratch", broken)
     await seed(store, ended("old", 60))
     keeping = asyncio.create_task(Cleaner(cleaner(store, tmp_path, clean_seconds=0.05)).keep())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while erased_age_key("old", TODAY) not in await keys_of(store):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert "not tidied" in caplog.text
@@ -628,7 +629,7 @@ async def test_a_cleaner_that_leaves_lets_go_of_its_lock(store, tmp_path):
 async def test_a_cleaner_that_leaves_does_not_wait_for_a_store_that_hangs(store, tmp_path):
     it, keeping, worker = await in_the_middle_of_it(store, tmp_path)
     worker.store.freeze()
-    await asyncio.wait_for(it.leave(), 10)
+    await asyncio.wait_for(it.leave(), PATIENCE)
     assert not keeping.done()
     worker.store.thaw()
     await asyncio.wait([keeping])

@@ -14,6 +14,7 @@ import pytest
 
 from storage import ObjectNotFound, PartsMissing
 from tests import servers
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,7 +37,7 @@ async def test_a_link_works_until_it_expires(store: Store, http: httpx.AsyncClie
     await store.put("a", b"123")
     url = await store.presign_get("a", expires_in=5)
     assert (await http.get(url)).content == b"123"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         # The server's clock gives no signal, so ask it again and again.
         while (answer := await http.get(url)).status_code == 200:  # noqa: ASYNC110
             await asyncio.sleep(0.2)

@@ -22,6 +22,7 @@ from storage import (
     ObjectNotFound,
 )
 from tests import servers
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -116,7 +117,7 @@ async def test_an_objects_age_grows_and_starts_anew_when_it_is_written(store: St
     await store.put("a", b"1")
     first = await store.get("a")
     assert first.age_seconds >= 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         # A clock gives no signal, so ask it again and again.
         while (  # noqa: ASYNC110
             older := await store.get("a", cached=first)

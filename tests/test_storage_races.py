@@ -16,6 +16,7 @@ import pytest
 
 from storage import ObjectChanged, ObjectExists
 from tests import servers
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -117,7 +118,7 @@ def meet_at(barrier: Barrier) -> None:
 def in_processes(work: Callable[[Place, list[int]], list[T]], place: Place) -> list[list[T]]:
     """`work` in each process with its share of the writers."""
     shares = [list(range(first, WRITERS, PROCESSES)) for first in range(PROCESSES)]
-    barrier = spawn.Barrier(PROCESSES, timeout=60)
+    barrier = spawn.Barrier(PROCESSES, timeout=PATIENCE)
     with ProcessPoolExecutor(PROCESSES, spawn, meet_at, (barrier,)) as pool:
         return list(pool.map(work, [place] * PROCESSES, shares))
 

@@ -12,6 +12,7 @@ import pytest
 
 from storage import FileFacts, ObjectNotFound
 from tests import servers
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -172,7 +173,7 @@ async def test_streams_that_wait_keep_nobody_else_from_moving(store: Store) -> N
         yield bytes(PART + MIB)
         yield await store.get_range("source", offset=0, length=3)
 
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
         for number in range(8):
             group.create_task(store.upload_stream(chunks(), f"copy-{number}", size=2 * PART))
     assert {(await store.stat(f"copy-{number}")).size for number in range(8)} == {PART + MIB + 3}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.endpoint import Endpoint
+from tests.patience import PATIENCE
 from tests.worker_process import eventually
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ async def answer_when(
     endpoint: Endpoint, condition: Callable[[Reply], object], action: str, **fields: Any
 ) -> Reply:
     """What a worker answers, once it meets the condition."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE):
         while True:
             reply = await endpoint.ask(action, **fields)
             if "error" not in reply and condition(reply):

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Self
 
 import psutil
 
+from tests.patience import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -30,7 +32,9 @@ FOREIGN = ("RUNPOD_", "WORKER_", "S3_", "AWS_", "BUCKET_")
 TAIL_CHARACTERS = 8000
 
 
-async def eventually(condition: Callable[[], object], why: str = "", seconds: float = 20.0) -> None:
+async def eventually(
+    condition: Callable[[], object], why: str = "", seconds: float = PATIENCE
+) -> None:
     """Wait for a condition of the outside world, which nothing announces: a process, a file."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -137,7 +141,7 @@ class Worker:
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    async def wait_ready(self, seconds: float = 30.0) -> Self:
+    async def wait_ready(self, seconds: float = PATIENCE) -> Self:
         """Until the control plane has seen the first job-take of this start."""
         seen = self.plane.seen(self.id)
         await eventually(
@@ -148,7 +152,7 @@ class Worker:
         assert self.running, f"the worker ended before it was ready\n{self.story()}"
         return self
 
-    async def exited(self, seconds: float = 30.0) -> int:
+    async def exited(self, seconds: float = PATIENCE) -> int:
         """Its exit status, once it has ended."""
         await eventually(lambda: not self.running, f"{self.id} ended", seconds)
         assert self.exit_status is not None
@@ -185,13 +189,13 @@ class Worker:
         assert self._reaper.stdin is not None
         assert self._reaper.stdout is not None
         self._reaper.stdin.close()
-        self._reaper.wait(timeout=20)
+        self._reaper.wait(timeout=PATIENCE)
         self._reaper.stdout.close()
 
 
 def _wait(condition: Callable[[], bool], why: str) -> None:
     """For what the kernel does at once, but not at the very instant."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, why
         time.sleep(0.001)
