@@ -50,7 +50,7 @@ def _client(server: S3Server) -> Any:
         bucket=server.bucket, endpoint_url=server.endpoint_url, region="us-east-1",
         addressing_style="path", **cast("Any", server.keys._asdict()),
     )  # fmt: skip
-    return new_client(new_session(), config, 30.0, Meter())
+    return new_client(new_session(config), config, 30.0, Meter())
 
 
 def _repeat(request: Callable[[], Any], times: int) -> None:

@@ -48,7 +48,7 @@ from utils import WorkerError, together
 T = TypeVar("T")
 
 #: Files of one process that are fetched at a time.
-FETCHES = 8
+FETCHES = 16
 
 
 class FileToBring(NamedTuple):

@@ -31,7 +31,7 @@ T = TypeVar("T")
 #: Called with bytes so far and bytes in all.
 OnProgress = Callable[[int, int], None]
 #: Files of one attempt that travel at the same time; a big one is sent in parts by the store.
-CONCURRENT_FILES = 8
+CONCURRENT_FILES = 16
 #: When an artifact has failed, the others have this long to be stored all the same.
 LAST_CHANCE_SECONDS = 60.0
 

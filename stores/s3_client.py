@@ -50,9 +50,16 @@ class S3Config:
         return Place(self.bucket, _without_login(self.endpoint_url), self.region)
 
 
-def new_session() -> Session:
-    """What clients are made from: the first takes 0.1 s, others from the same session take 5 ms."""
-    session = Session()
+def new_session(config: S3Config) -> Session:
+    """What clients are made from: the first takes 0.1 s, others from the same session take 5 ms.
+
+    It has the credentials. Without keys of its own it looks for some where boto3 always does.
+    """
+    session = Session(
+        aws_access_key_id=config.access_key_id,
+        aws_secret_access_key=config.secret_access_key,
+        aws_session_token=config.session_token if config.access_key_id else None,
+    )
     # dateutil, botocore's way, takes more than half of the time that a list of 1000 keys takes here
     parsers = session._session.get_component("response_parser_factory")
     parsers.set_parser_defaults(timestamp_parser=_timestamp)
@@ -67,9 +74,6 @@ def new_client(session: Session, config: S3Config, read_timeout: float, meter: M
         "s3",
         endpoint_url=endpoint,
         region_name=config.region or ("us-east-1" if endpoint else None),
-        aws_access_key_id=config.access_key_id,
-        aws_secret_access_key=config.secret_access_key,
-        aws_session_token=config.session_token,
         verify=config.tls_bundle,
         config=Config(
             signature_version="s3v4",

@@ -8,17 +8,21 @@ import os
 import secrets
 import threading
 from contextlib import suppress
-from io import SEEK_CUR, SEEK_END, SEEK_SET, RawIOBase
 from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from storage import ChecksumMismatch, FileFacts, StorageUnavailable
 
 if TYPE_CHECKING:
+    from io import FileIO
     from pathlib import Path
 
 #: Bytes. Large enough that a request's overhead is small, small enough to repeat lightly.
 PART = 8 << 20
+#: Bytes. What is no larger is one request, in memory that is not kept.
+SMALL = 1 << 20
+#: Bytes of a body between two looks at whether to go on.
+BITE = 256 << 10
 #: S3 takes no more; a file beyond 80 GB goes in larger ones.
 MAX_PARTS = 10_000
 
@@ -36,101 +40,148 @@ class Stop(threading.Event):
             raise StorageUnavailable("the transfer was stopped")
 
 
-def buffer(size: int) -> memoryview:
-    """Memory that goes back to the system once it is free. malloc would keep as much again.
+class Memory:
+    """Buffers for parts, used again while transfers run, and the system's again when none does.
 
-    Private and in huge pages, where there are any: to touch it first takes a tenth of the time. A
-    page of 2 MiB that two buffers share at their edge goes back with the second of them.
+    For the kernel, pages that are new are most of the work of a transfer: it fills them with zeros.
     """
-    if not size:
-        return memoryview(bytearray())
-    memory = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+
+    def __init__(self) -> None:
+        self._free: list[mmap] = []
+        self._users = 0
+
+    def lend(self, size: int) -> memoryview:
+        """So many bytes, of any content. From any thread."""
+        if size <= SMALL:
+            return memoryview(bytearray(size))
+        if size > PART:
+            return memoryview(_pages(size))
+        try:
+            pages = self._free.pop()
+        except IndexError:
+            pages = _pages(PART)
+        return memoryview(pages)[:size]
+
+    def take_back(self, part: memoryview) -> None:
+        """What was lent, once nobody can write into it any more. What is not given back is freed
+        with its last user: a request that was given up may still be at work on it."""
+        if isinstance(part.obj, mmap) and len(part.obj) == PART:
+            self._free.append(part.obj)
+
+    def enter(self) -> None:
+        """A transfer begins."""
+        self._users += 1
+
+    def leave(self) -> None:
+        """A transfer has ended."""
+        self._users -= 1
+        if not self._users:
+            self._free.clear()
+
+
+def _pages(size: int) -> mmap:
+    """Memory of its own, in huge pages where there are any; from malloc it would not go back."""
+    pages = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without huge pages
-        memory.madvise(MADV_HUGEPAGE)
-    return memoryview(memory)
+        pages.madvise(MADV_HUGEPAGE)
+    return pages
 
 
-class Body(RawIOBase):
-    """What boto3 sends, in small bites, so that it can be stopped between them."""
+class Body:
+    """What is sent, in bites, so that it can be stopped between them."""
 
     def __init__(self, data: memoryview, stop: Stop) -> None:
         self._data = data
         self._stop = stop
         self._at = 0
 
-    def readable(self) -> bool:
-        return True
+    def __len__(self) -> int:
+        return len(self._data)
 
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, into: Any, /) -> int:
+    def read(self, _size: int = -1) -> memoryview:
+        """The next bite, none at the end. Not of the size asked for, which is 16 KiB."""
         self._stop.check()
-        bite = self._data[self._at : self._at + len(into)]
-        into[: len(bite)] = bite
+        bite = self._data[self._at : self._at + BITE]
         self._at += len(bite)
-        return len(bite)
+        return bite
 
-    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
-        self._at = offset + {SEEK_SET: 0, SEEK_CUR: self._at, SEEK_END: len(self._data)}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
+    def sha256(self) -> str:
+        """Of all of it, in hex."""
+        return hashlib.sha256(self._data).hexdigest()
 
 
 class Source:
-    """A file on its way up.
+    """A file on its way up. `open` it first, and `close` it in the end, opened or not."""
 
-    Raises:
-        FileNotFoundError: there is none.
-    """
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, memory: Memory) -> None:
         self._path = path
-        self._file = path.open("rb")
-        self._at_first = os.fstat(self._file.fileno())
+        self._memory = memory
+        self._file: FileIO | None = None
         self._hash = hashlib.sha256()
         self._read = 0
-        self._part = part_size(self._at_first.st_size)
-        #: How often `read` has something to give; at least 1.
-        self.parts = max(1, math.ceil(self._at_first.st_size / self._part))
+        self._whole: memoryview | None = None
+
+    def open(self) -> None:
+        """Nothing, the second time.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if self._file is None:
+            self._file = self._path.open("rb", buffering=0)
+            self._at_first = os.fstat(self._file.fileno())
+            self.size = self._at_first.st_size
+            self._part = part_size(self.size)
+            #: How often `read` has something to give.
+            self.parts = math.ceil(self.size / self._part)
 
     def read(self) -> memoryview:
         """The next part: full-sized, but for the last."""
-        data = buffer(min(self._part, self._at_first.st_size - self._read))
-        if self._file.readinto(data) < len(data):
-            raise self._changed()
+        data = self._memory.lend(min(self._part, self.size - self._read))
+        filled = 0
+        while filled < len(data):
+            came = self._opened.readinto(data[filled:])
+            if not came:
+                raise self._changed()
+            filled += came
         self._hash.update(data)
         self._read += len(data)
         return data
 
-    def read_whole(self) -> memoryview:
-        """All of a file of one part, as `verify` says; and the file is closed."""
-        data = self.read()
-        self.verify()
-        self.close()
-        return data
+    def whole(self) -> memoryview:
+        """All of a file that fits into one part, as `verify` says, read once; then it is closed."""
+        if self._whole is None:
+            data = self.read()
+            self.verify()
+            self.close()
+            self._whole = data
+        return self._whole
 
     def verify(self) -> None:
         """Raises ChecksumMismatch if what was read is not, all of it, one state of the file."""
-        now = os.fstat(self._file.fileno())
+        now = os.fstat(self._opened.fileno())
         before = self._at_first
         if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise self._changed()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     @property
     def closed(self) -> bool:
         """Nothing is left to be closed."""
-        return self._file.closed
+        return self._file is None or self._file.closed
 
     @property
     def facts(self) -> FileFacts:
         """What was read."""
         return FileFacts(self._read, self._hash.hexdigest())
+
+    @property
+    def _opened(self) -> FileIO:
+        assert self._file is not None, "open it first"
+        return self._file
 
     def _changed(self) -> ChecksumMismatch:
         return ChecksumMismatch(f"{self._path.name} changed while it was read")
@@ -141,9 +192,8 @@ class Target:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-        self._file = self._partial.open("xb", buffering=0)
+        self._file: FileIO | None = None
         self._hash = hashlib.sha256()
         self._written = 0
         #: It has its name; nothing is left to be discarded.
@@ -151,6 +201,9 @@ class Target:
 
     def write(self, data: memoryview) -> None:
         """The next bytes."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._partial.open("xb", buffering=0)
         rest = data
         while rest:
             rest = rest[self._file.write(rest) :]
@@ -161,19 +214,16 @@ class Target:
         """Take the name. Raises ChecksumMismatch if it is not what was expected."""
         if expected is not None and self.facts != expected:
             raise ChecksumMismatch(f"{self._path.name} arrived with other bytes than announced")
+        assert self._file is not None, "an empty file, too, is written first"
         self._file.close()
         self._partial.replace(self._path)
         self.appeared = True
 
-    def write_whole(self, data: memoryview, expected: FileFacts | None) -> None:
-        """All bytes, and then as `appear`."""
-        self.write(data)
-        self.appear(expected)
-
     def discard(self) -> None:
         """Leave nothing behind but what has appeared."""
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
 
     @property
     def facts(self) -> FileFacts:

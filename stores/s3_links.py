@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from storage import ObjectNotFound, PartsMissing
@@ -43,15 +43,12 @@ def part_sizes(size: int, part_size: int) -> list[int]:
 
 
 def links_to_read(requests: S3Requests, wanted: Sequence[Wanted], seconds: int) -> list[str]:
-    """By full keys, in their order. 0.3 ms each."""
-    return [
-        requests.presign("get_object", {"Key": key, **_named(filename)}, seconds)
-        for key, filename in wanted
-    ]
+    """By full keys, in their order. 0.1 ms each."""
+    return [requests.link(key, seconds, _named(filename)) for key, filename in wanted]
 
 
-def _named(filename: str | None) -> dict[str, Any]:
-    return {"ResponseContentDisposition": attachment(filename)} if filename else {}
+def _named(filename: str | None) -> dict[str, str]:
+    return {"response-content-disposition": attachment(filename)} if filename else {}
 
 
 def attachment(filename: str) -> str:

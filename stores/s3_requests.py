@@ -23,7 +23,7 @@ from storage import (
 )
 from stores.s3_client import new_client, new_session
 from stores.s3_errors import BOTO_ERRORS, PreconditionRefused, offset_from, translate
-from stores.s3_files import buffer
+from stores.s3_wire import Wire
 from utils import utc_now
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from meter import Meter
     from stores.s3_client import S3Config
-    from stores.s3_files import Body, Stop
+    from stores.s3_files import Body, Memory, Stop
 
 #: Bytes between two looks at whether to go on.
 CHUNK = 256 << 10
@@ -85,6 +85,7 @@ class S3Requests:
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._clients: dict[float, S3Client] = {}
+        self._made_wire: Wire | None = None
 
     @property
     def _control(self) -> S3Client:
@@ -93,6 +94,15 @@ class S3Requests:
     @property
     def _files(self) -> S3Client:
         return self._client(self.config.transfer_timeout)
+
+    @property
+    def _wire(self) -> Wire:
+        client = self._files
+        with self._lock:
+            if self._made_wire is None:
+                credentials = cast("Session", self._session).get_credentials()
+                self._made_wire = Wire(client, credentials, self.config.bucket)
+            return self._made_wire
 
     def get(self, key: str, cached: Stored | None = None) -> Stored:
         """The object; `cached` itself, its age made new, if it is still that."""
@@ -196,13 +206,18 @@ class S3Requests:
             if failed.get("Code") != "NoSuchKey":
                 raise self._failure_within(failed.get("Code", ""), answer)
 
+    def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
+        """To read it; `query` as S3 names it. Makes no request."""
+        with self._errors(key):
+            return self._wire.link(key, seconds, query)
+
     def presign(
         self,
-        operation: Literal["get_object", "put_object", "upload_part"],
+        operation: Literal["put_object", "upload_part"],
         params: dict[str, Any],
         seconds: int,
     ) -> str:
-        """A link. Makes no request."""
+        """A link to write by. Makes no request."""
         with self._errors(params["Key"]):
             return self._control.generate_presigned_url(
                 operation, Params={"Bucket": self.config.bucket, **params}, ExpiresIn=seconds
@@ -216,13 +231,10 @@ class S3Requests:
 
     # ---- files
 
-    def put_file(self, key: str, body: Body, content_type: str | None) -> None:
+    def put_file(self, key: str, body: Body, content_type: str | None, sha256: str) -> None:
         """Write a file that fits into one request."""
-        typed = {"ContentType": content_type} if content_type else {}
         with self._errors(key):
-            self._files.put_object(
-                Bucket=self.config.bucket, Key=key, Body=cast("Any", body), **cast("Any", typed)
-            )
+            self._wire.put("PutObject", key, body, content_type=content_type, sha256=sha256)
 
     def begin_upload(self, key: str, content_type: str | None, mark: str) -> str:
         """Returns the id of a multipart upload, whose object will carry `mark`."""
@@ -235,14 +247,9 @@ class S3Requests:
 
     def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> str:
         """Returns the part's tag, to be told to `complete_upload`."""
+        query = {"partNumber": str(number), "uploadId": upload_id}
         with self._errors(key):
-            return self._files.upload_part(
-                Bucket=self.config.bucket,
-                Key=key,
-                UploadId=upload_id,
-                PartNumber=number,
-                Body=cast("Any", body),
-            )["ETag"]
+            return self._wire.put("UploadPart", key, body, query=query)
 
     def parts(self, key: str, upload_id: str, after: int) -> PartsPage | None:
         """Up to 1000 parts with numbers above `after`; None: there is no such upload."""
@@ -286,7 +293,7 @@ class S3Requests:
         return answer["Metadata"].get("upload")
 
     def get_range(
-        self, key: str, offset: int, length: int, version: str | None, stop: Stop
+        self, key: str, offset: int, length: int, version: str | None, stop: Stop, memory: Memory
     ) -> Range:
         """Up to `length` bytes from `offset` of exactly `version`, if it is given.
 
@@ -294,31 +301,28 @@ class S3Requests:
             PreconditionRefused: another version is there.
             StorageUnavailable: also when it was stopped.
         """
-        condition = {"IfMatch": version} if version else {}
+        wanted = {"Range": f"bytes={offset}-{offset + length - 1}"}
+        condition = {"If-Match": version} if version else {}
         with self._errors(key, conditional=True):
             try:
-                answer = self._files.get_object(
-                    Bucket=self.config.bucket,
-                    Key=key,
-                    Range=f"bytes={offset}-{offset + length - 1}",
-                    **cast("Any", condition),
-                )
+                headers, body = self._wire.get("GetObject", key, wanted | condition)
             except ClientError as error:
                 if _status(error) != 416 or offset:
                     raise
                 # an empty object has no first byte, and some stores say so
-                answer = self._files.get_object(Bucket=self.config.bucket, Key=key)
-            data, filled = buffer(answer["ContentLength"]), 0
-            with answer["Body"] as body:
+                headers, body = self._wire.get("GetObject", key, {})
+            size = int(headers["Content-Length"])
+            data, filled = memory.lend(size), 0
+            with body:
                 while chunk := body.read(CHUNK):
                     stop.check()
                     data[filled : filled + len(chunk)] = chunk
                     filled += len(chunk)
                     self._meter.moved("down", len(chunk))
-            total = answer.get("ContentRange", f"/{answer['ContentLength']}").rpartition("/")[2]
-            if filled < len(data):
+            total = headers.get("Content-Range", f"/{size}").rpartition("/")[2]
+            if filled < size:
                 raise StorageUnavailable(f"{self.place} broke off in the middle of an object")
-            return Range(data, _version(answer["ETag"]), int(total))
+            return Range(data, _version(headers["ETag"]), int(total))
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; none at the end or beyond it."""
@@ -341,6 +345,7 @@ class S3Requests:
             for client in self._clients.values():
                 client.close()
             self._clients.clear()
+            self._made_wire = None
 
     # ---- inside
 
@@ -353,7 +358,7 @@ class S3Requests:
         """A client per purpose, made at the first use: that takes 0.1 s, so never on the loop."""
         with self._lock:
             if read_timeout not in self._clients:
-                self._session = self._session or new_session()
+                self._session = self._session or new_session(self.config)
                 self._clients[read_timeout] = new_client(
                     self._session, self.config, read_timeout, self._meter
                 )

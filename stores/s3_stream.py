@@ -6,11 +6,13 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from storage import FileFacts
-from stores.s3_files import buffer, part_size
+from stores.s3_files import part_size
 from stores.streams import check_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from stores.s3_files import Memory
 
 _NOTHING = memoryview(b"")
 
@@ -18,8 +20,9 @@ _NOTHING = memoryview(b"")
 class Stream:
     """`collect` a part, `hash` it, `take` it, until the stream has `ended`."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], size: int) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], size: int, memory: Memory) -> None:
         """`size` is the most bytes that may come."""
+        self._memory = memory
         self._chunks = chunks
         self._size = size
         self._part = part_size(size)
@@ -40,7 +43,7 @@ class Stream:
         Raises:
             ValueError: more bytes came than were announced.
         """
-        data, filled = buffer(min(self._part, self._size - self._collected)), 0
+        data, filled = self._memory.lend(min(self._part, self._size - self._collected)), 0
         while await self._more() and filled < len(data):
             bite = self._rest[: len(data) - filled]
             data[filled : filled + len(bite)] = bite

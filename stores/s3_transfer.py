@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from storage import ChecksumMismatch, FileFacts, StorageUnavailable
 from stores.s3_calls import Lane, retrying
 from stores.s3_errors import PreconditionRefused
-from stores.s3_files import PART, Body, Source, Stop, Target
+from stores.s3_files import PART, SMALL, Body, Memory, Source, Stop, Target
 from stores.s3_stream import Stream
 from utils import WorkerError, together
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Requests on their way at a time. A small file takes no other room, so that as many pass at once:
+#: most of their time is the way to the store and back.
+REQUESTS = 16
 #: Parts in memory, of all transfers together: 48 MiB, and what is on its way in sockets.
 PARTS_HELD = 6
 #: Parts in memory of each stream, beside those: one is collected while two are on their way.
@@ -47,9 +50,10 @@ class Transfers:
     def __init__(self, requests: S3Requests, patience: float = PATIENCE) -> None:
         self._requests = requests
         self._patience = patience
-        self._network = Lane("s3-files", PARTS_HELD)
+        self._network = Lane("s3-files", REQUESTS)
         self._disk = Lane("s3-disk", DISK_THREADS)
-        self._buffers = asyncio.Semaphore(PARTS_HELD)
+        self._memory = Memory()
+        self._room = asyncio.Semaphore(PARTS_HELD)
 
     def close(self) -> None:
         """Take no more transfers."""
@@ -60,11 +64,17 @@ class Transfers:
         self, path: Path, key: str, content_type: str | None, on_bytes: Callable[[int], None]
     ) -> FileFacts:
         """As `Store.upload`, to a full key."""
-        source = await self._open(partial(Source, path), Source.close)
-        job = _Job(self._buffers, on_bytes)
+        source = Source(path, self._memory)
+        job = _Job(self._room, self._memory, on_bytes)
         try:
-            if source.parts == 1:
-                await self._put_file(job, source, key, content_type)
+            put = partial(self._put_whole, job, source, key, content_type)
+            whole = await self._tried(job, partial(put, SMALL))
+            if not whole:
+                await job.take()
+                whole = await self._tried(job, partial(put, PART))
+                job.give()
+            if whole:
+                job.passed(source.size)
             else:
                 send = partial(self._send_file, job, source, key)
                 await self._put_parts(job, key, content_type, send)
@@ -84,14 +94,14 @@ class Transfers:
         on_bytes: Callable[[int], None],
     ) -> FileFacts:
         """As `Store.upload_stream`, to a full key. Does not close `chunks`."""
-        stream = Stream(chunks, size)
+        stream = Stream(chunks, size, self._memory)
         # In room of its own: who makes chunks slowly keeps no other transfer waiting, and may
         # even make them from one.
-        job = _Job(asyncio.Semaphore(STREAM_PARTS), on_bytes)
+        job = _Job(asyncio.Semaphore(STREAM_PARTS), self._memory, on_bytes)
         try:
             await self._collect(job, stream)
             if stream.ended:
-                await self._put_whole(job, stream.take(), key, content_type)
+                await self._put_stream(job, stream, key, content_type)
             else:
                 send = partial(self._send_stream, job, stream, key)
                 await self._put_parts(job, key, content_type, send)
@@ -107,21 +117,14 @@ class Transfers:
         self, key: str, path: Path, expected: FileFacts | None, on_bytes: Callable[[int], None]
     ) -> FileFacts:
         """As `Store.download`, of a full key."""
-        target = await self._open(partial(Target, path), Target.discard)
-        job = _Job(self._buffers, on_bytes)
+        target = Target(path)
+        job = _Job(self._room, self._memory, on_bytes)
         try:
-            await job.take()
-            first = await self._range(job, key, 0, None)
-            if expected is not None and first.total != expected.size:
-                raise ChecksumMismatch(f"{key} has {first.total} bytes, not {expected.size}")
-            if first.total == len(first.data):  # small, as most are: one turn of a disk thread
-                await job.run(self._disk, partial(target.write_whole, first.data, expected))
-                job.passed(first.total)
-            else:
-                total, version, coming = first.total, first.version, deque([_there(first)])
-                del first  # it is gone from memory when it is written, as all others are
+            first = await self._tried(job, partial(self._get_small, job, key, target, expected))
+            job.passed(len(first.data))
+            if not target.appeared:
                 async with together() as group:
-                    await self._rest(job, group, target, key, coming, total, version)
+                    await self._rest(job, group, target, key, first)
                 await job.run(self._disk, partial(target.appear, expected))
         finally:
             if target.appeared:
@@ -130,36 +133,29 @@ class Transfers:
                 await job.end(self._disk, target.discard)
         return target.facts
 
-    async def _open(self, make: Callable[[], T], close: Callable[[T], None]) -> T:
-        """What `make` makes. If the caller is gone when it is made, it is closed again."""
-
-        def close_again(made: asyncio.Future[T]) -> None:
-            if not made.cancelled() and made.exception() is None:
-                close(made.result())
-
-        making = asyncio.ensure_future(self._disk.run(make))
-        try:
-            return await asyncio.shield(making)
-        except asyncio.CancelledError:
-            making.add_done_callback(close_again)
-            raise
-
     # ---- up
 
-    async def _put_file(
-        self, job: _Job, source: Source, key: str, content_type: str | None
-    ) -> None:
-        await job.take()
-        data = await job.run(self._disk, source.read_whole)
-        await self._put_whole(job, data, key, content_type)
+    def _put_whole(
+        self, job: _Job, source: Source, key: str, content_type: str | None, limit: int
+    ) -> bool:
+        """Blocking: a file in one turn of a thread; False: it has more than `limit` bytes."""
+        source.open()
+        if source.size > limit:
+            return False
+        body = Body(source.whole(), job.stop)
+        self._requests.put_file(key, body, content_type, source.facts.sha256)
+        return True
 
-    async def _put_whole(
-        self, job: _Job, data: memoryview, key: str, content_type: str | None
+    async def _put_stream(
+        self, job: _Job, stream: Stream, key: str, content_type: str | None
     ) -> None:
+        """One that ended with its first part."""
+        data, sha256 = stream.take(), stream.facts.sha256
         await self._tried(
-            job, lambda: self._requests.put_file(key, Body(data, job.stop), content_type)
+            job, lambda: self._requests.put_file(key, Body(data, job.stop), content_type, sha256)
         )
         job.passed(len(data))
+        job.give(data)
 
     async def _put_parts(
         self,
@@ -192,7 +188,6 @@ class Transfers:
                 await job.take()
                 data = await job.run(self._disk, source.read)
                 sending.append(group.create_task(self._send(job, key, upload_id, number, data)))
-                del data  # the sender's alone, so that it is gone when it is sent
         await job.run(self._disk, source.verify)
         return [task.result() for task in sending]
 
@@ -221,7 +216,7 @@ class Transfers:
             lambda: self._requests.upload_part(key, upload_id, number, Body(data, job.stop)),
         )
         job.passed(len(data))
-        job.give()
+        job.give(data)
         return tag
 
     async def _complete(
@@ -249,32 +244,44 @@ class Transfers:
 
     # ---- down
 
+    def _get_small(self, job: _Job, key: str, target: Target, expected: FileFacts | None) -> Range:
+        """Blocking: the first bytes, which for most files are all; then the file has its name."""
+        first = self._fetch(job, key, 0, SMALL, None)
+        if expected is not None and first.total != expected.size:
+            raise ChecksumMismatch(f"{key} has {first.total} bytes, not {expected.size}")
+        target.write(first.data)
+        if first.total == len(first.data):
+            target.appear(expected)
+        return first
+
+    def _fetch(self, job: _Job, key: str, offset: int, size: int, version: str | None) -> Range:
+        return self._requests.get_range(key, offset, size, version, job.stop, self._memory)
+
     async def _rest(
-        self, job: _Job, group: asyncio.TaskGroup, target: Target, key: str,
-        coming: deque[asyncio.Future[Range]], total: int, version: str | None,
-    ) -> None:  # fmt: skip
-        """All parts after the first, which has come: fetched ahead, written and hashed in order."""
-        offsets = deque(range(PART, total, PART))
+        self, job: _Job, group: asyncio.TaskGroup, target: Target, key: str, first: Range
+    ) -> None:
+        """All parts after the first: fetched ahead, written and hashed in order."""
+        offsets = deque(range(len(first.data), first.total, PART))
+        coming: deque[asyncio.Task[Range]] = deque()
         while offsets or coming:
-            # never wait for a buffer while holding some: that could be waiting for oneself
-            if offsets and not (coming and self._buffers.locked()):
+            # never wait for room while holding some: that could be waiting for oneself
+            if offsets and not (coming and self._room.locked()):
                 await job.take()
-                fetch = self._range(job, key, offsets.popleft(), version)
+                fetch = self._range(job, key, offsets.popleft(), first.version)
                 coming.append(group.create_task(fetch))
             else:
                 await self._keep(job, target, await coming.popleft())
 
     async def _range(self, job: _Job, key: str, offset: int, version: str | None) -> Range:
-        fetch = partial(self._requests.get_range, key, offset, PART, version, job.stop)
         try:
-            return await self._tried(job, fetch)
+            return await self._tried(job, partial(self._fetch, job, key, offset, PART, version))
         except PreconditionRefused:
             raise StorageUnavailable(f"{key} was replaced while it was downloaded") from None
 
     async def _keep(self, job: _Job, target: Target, part: Range) -> None:
         await job.run(self._disk, partial(target.write, part.data))
         job.passed(len(part.data))
-        job.give()
+        job.give(part.data)
 
     async def _tried(self, job: _Job, call: Callable[[], T]) -> T:
         """Only the request that broke is made anew."""
@@ -282,22 +289,29 @@ class Transfers:
 
 
 class _Job:
-    """One transfer: the buffers it holds, how to stop it, whom to tell."""
+    """One transfer: the room it takes, how to stop it, whom to tell."""
 
-    def __init__(self, buffers: asyncio.Semaphore, on_bytes: Callable[[int], None]) -> None:
+    def __init__(
+        self, room: asyncio.Semaphore, memory: Memory, on_bytes: Callable[[int], None]
+    ) -> None:
         self.stop = Stop()
-        self._buffers = buffers
+        self._room = room
+        self._memory = memory
+        memory.enter()
         self._held = 0
         self._on_bytes = on_bytes
 
     async def take(self) -> None:
         """Wait for room for one part."""
-        await self._buffers.acquire()
+        await self._room.acquire()
         self._held += 1
 
-    def give(self) -> None:
+    def give(self, part: memoryview | None = None) -> None:
+        """That room is free again, and the memory of the part that was in it."""
         self._held -= 1
-        self._buffers.release()
+        self._room.release()
+        if part is not None:
+            self._memory.take_back(part)
 
     def passed(self, count: int) -> None:
         """That many more bytes have arrived where they go."""
@@ -320,15 +334,9 @@ class _Job:
         self.stop.set()
         while self._held:
             self.give()
+        self._memory.leave()
 
     async def end(self, lane: Lane, close: Callable[[], None]) -> None:
         """As `stop_all`, and nothing stays open."""
         self.stop_all()
         await self.run(lane, close)
-
-
-def _there(part: Range) -> asyncio.Future[Range]:
-    """A part as if it had just been fetched."""
-    here: asyncio.Future[Range] = asyncio.get_running_loop().create_future()
-    here.set_result(part)
-    return here

@@ -73,6 +73,8 @@ class FaultyS3:
         self.hidden: set[str] = set()
         #: Makes a server atomic that is not.
         self.one_at_a_time = False
+        #: What becomes of a body on its way to the server.
+        self.damage: Callable[[bytes], bytes] = lambda body: body
         #: Called before a request is passed on.
         self.before: Callable[[Asked], None] = lambda _: None
         self.asked: list[Asked] = []
@@ -120,7 +122,7 @@ class FaultyS3:
         self.before(asked)
         with self._one if self.one_at_a_time else nullcontext():
             connection = http.client.HTTPConnection(self._upstream, timeout=60)
-            connection.request(asked.method, asked.path, body, headers)
+            connection.request(asked.method, asked.path, self.damage(body), headers)
             answer = connection.getresponse()
             content = answer.read()
             connection.close()

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from botocore.client import BaseClient
 
+from meter import Meter
 from storage import ObjectNotFound, StorageMisconfigured
 from stores.s3_files import PART
 from stores.s3_store import S3Store
@@ -152,15 +152,22 @@ async def test_a_key_with_this_policy_is_enough_for_all_that_a_worker_does(
     guest: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = set()
-    ask = BaseClient._make_api_call
 
-    def record(client: BaseClient, operation: str, params: dict[str, Any]) -> Any:
+    def record(_: Meter, operation: str, _outcome: str) -> None:
         asked.add(operation)
-        return ask(client, operation, params)
 
-    monkeypatch.setattr(BaseClient, "_make_api_call", record)
+    monkeypatch.setattr(Meter, "asked", record)
     await use(guest)
     assert asked == operations_in_the_code()  # so nothing was left out above
+
+
+async def test_a_large_file_is_refused_with_the_reason_and_not_as_a_broken_connection(
+    guest: S3Store, ceph: S3Server, tmp_path: Path
+) -> None:
+    give(ceph, {action: what for action, what in allowed().items() if action != "s3:PutObject"})
+    (tmp_path / "file").write_bytes(DATA[:PART])
+    with pytest.raises(StorageMisconfigured, match="s3:PutObject"):
+        await guest.upload(tmp_path / "file", "a")
 
 
 # (Who wrote an object may read it at Ceph RGW, whatever the policy says.)

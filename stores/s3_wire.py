@@ -1,0 +1,142 @@
+"""The requests that carry the bytes of files: signed and sent by botocore, but not made by it.
+
+To build a request from botocore's model of S3, and to read the answer by it, takes more CPU time
+than to sign and send it (`bench/request_profile.py`), and most files are small. A PUT of bytes, a
+GET of a range and a link to read are simple enough to be written down; all else goes by the client.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qs, urlsplit
+
+from botocore.auth import UNSIGNED_PAYLOAD, S3SigV4Auth, S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.parsers import RestXMLParser
+from botocore.response import StreamingBody
+from botocore.utils import lowercase_dict, percent_encode, percent_encode_sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from botocore.awsrequest import AWSResponse
+    from botocore.credentials import Credentials
+    from mypy_boto3_s3 import S3Client
+
+    from stores.s3_files import Body
+
+#: Of nothing, which is what a GET sends.
+EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+#: Bytes from which on a store is asked first whether it would take them.
+WORTH_ASKING = 1 << 20
+
+
+class Wire:
+    """A bucket by its URLs. Blocking, thread-safe; raises what `client` would."""
+
+    def __init__(self, client: S3Client, credentials: Credentials | None, bucket: str) -> None:
+        """`client` says where the bucket is, lends its connections and hears of every request.
+
+        Raises:
+            NoCredentialsError: there are none.
+        """
+        if credentials is None:
+            raise NoCredentialsError
+        sample = urlsplit(
+            client.generate_presigned_url(
+                "get_object", Params={"Bucket": bucket, "Key": "k"}, ExpiresIn=60
+            )
+        )
+        self._bucket_url = f"{sample.scheme}://{sample.netloc}{sample.path.removesuffix('k')}"
+        self._signs_bodies = sample.scheme != "https"
+        (scope,) = parse_qs(sample.query)["X-Amz-Credential"]
+        self._region = scope.split("/")[-3]  # key/date/region/s3/aws4_request
+        self._credentials = credentials
+        self._http = cast("Any", client)._endpoint.http_session
+        self._emit = client.meta.events.emit
+
+    def put(
+        self,
+        operation: str,
+        key: str,
+        body: Body,
+        *,
+        query: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+        sha256: str | None = None,
+    ) -> str:
+        """Write bytes; returns their ETag. `sha256` in hex, if it is known.
+
+        What is not encrypted on its way is signed with its hash, or a damaged file would be taken.
+        """
+        headers: dict[str, Any] = {"Content-Length": str(len(body))}
+        if content_type:
+            headers["Content-Type"] = content_type
+        if len(body) > WORTH_ASKING:  # a refusal comes before the bytes are sent, not instead
+            headers["Expect"] = b"100-continue"  # bytes: what botocore's connection looks for
+        if sha256 is None:
+            sha256 = body.sha256() if self._signs_bodies else UNSIGNED_PAYLOAD
+        answer, rest = self._send(operation, "PUT", self._url(key, query), headers, sha256, body)
+        rest.read()  # nothing, but then the connection can be used again
+        return answer["ETag"]
+
+    def get(
+        self, operation: str, key: str, headers: dict[str, str]
+    ) -> tuple[Mapping[str, str], StreamingBody]:
+        """Headers and bytes. Read all of them, or close them."""
+        return self._send(operation, "GET", self._url(key), headers, EMPTY_SHA256)
+
+    def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
+        """By which whoever has it may read the object. Makes no request."""
+        request = AWSRequest("GET", self._url(key, query))
+        keys = self._credentials.get_frozen_credentials()
+        S3SigV4QueryAuth(keys, "s3", self._region, seconds).add_auth(request)
+        return str(request.url)
+
+    def _url(self, key: str, query: Mapping[str, str] | None = None) -> str:
+        url = f"{self._bucket_url}{percent_encode(key, safe='/~')}"
+        return f"{url}?{percent_encode_sequence(dict(query))}" if query else url
+
+    def _send(
+        self, operation: str, method: str, url: str, headers: Mapping[str, Any], sha256: str,
+        body: Body | None = None,
+    ) -> tuple[Mapping[str, str], StreamingBody]:  # fmt: skip
+        """Raises ClientError for all that is not success."""
+        request = AWSRequest(method, url, headers, body, stream_output=True)
+        keys = self._credentials.get_frozen_credentials()
+        _Signer(keys, self._region, sha256).add_auth(request)
+        prepared = request.prepare()
+        self._emit(f"before-send.s3.{operation}", request=prepared)
+        try:
+            answer = self._http.send(prepared)
+            came = StreamingBody(answer.raw, answer.headers.get("Content-Length"))
+            parsed = _parsed(answer, came)
+        except Exception as error:
+            self._emit(f"after-call-error.s3.{operation}", exception=error)
+            raise
+        self._emit(f"response-received.s3.{operation}", parsed_response=parsed)
+        if answer.status_code >= 300:
+            raise ClientError(parsed, operation)
+        return answer.headers, came
+
+
+class _Signer(S3SigV4Auth):
+    """With a hash of the body that is known already; botocore would read the body once more."""
+
+    def __init__(self, credentials: Any, region: str, sha256: str) -> None:
+        super().__init__(credentials, "s3", region)
+        self._sha256 = sha256
+
+    def payload(self, request: AWSRequest) -> str:  # noqa: ARG002
+        return self._sha256
+
+
+def _parsed(answer: AWSResponse, came: StreamingBody) -> Any:
+    """As botocore tells of an answer; of a good one, only how it was."""
+    if answer.status_code < 300:
+        return {"ResponseMetadata": {
+            "HTTPStatusCode": answer.status_code, "HTTPHeaders": lowercase_dict(answer.headers),
+        }}  # fmt: skip
+    told = {"status_code": answer.status_code, "headers": answer.headers, "body": came.read()}
+    return RestXMLParser().parse(told, cast("Any", None))  # errors have no model

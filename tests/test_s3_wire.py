@@ -1,0 +1,178 @@
+"""Requests about files that botocore signs and sends, but does not make."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from meter import Meter
+from storage import FileFacts, Wanted
+from stores.s3_client import S3Config, new_client, new_session
+from stores.s3_files import PART, SMALL, Memory
+from stores.s3_links import attachment
+from stores.s3_store import S3Store
+from stores.s3_wire import Wire
+from tests.faulty_s3 import Answer, FaultyS3
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from tests.servers import S3Server
+
+
+@pytest.fixture
+def proxy(ceph: S3Server) -> Iterator[FaultyS3]:
+    with FaultyS3(ceph.endpoint_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def store(ceph: S3Server, proxy: FaultyS3) -> AsyncIterator[S3Store]:
+    store = S3Store(**ceph.place() | {"endpoint_url": proxy.url})  # type: ignore[arg-type]
+    yield store
+    await store.close()
+
+
+def a_file(folder: Path, size: int) -> tuple[Path, FileFacts]:
+    data = os.urandom(size)
+    path = folder / "file"
+    path.write_bytes(data)
+    return path, FileFacts(size, hashlib.sha256(data).hexdigest())
+
+
+# ---- links
+
+
+@pytest.mark.parametrize("place", [
+    {"endpoint_url": "http://127.0.0.1:1", "region": "us-east-1", "addressing_style": "path"},
+    {"endpoint_url": "https://s3.example.com", "region": "eu-central-1"},
+    {"region": "eu-central-1"},
+    {"region": "us-east-1", "session_token": "a+b/c="},
+])  # fmt: skip
+@pytest.mark.parametrize("key", ["k", "a/b c/d+e~f", "a=b&c?d#e%f", "ä/日本/'(*)!"])
+@pytest.mark.parametrize("filename", [None, 'a "b" ä.png'])
+def test_a_link_is_the_one_that_botocore_makes(
+    place: dict[str, Any], key: str, filename: str | None
+) -> None:
+    config = S3Config(bucket="pail", access_key_id="A/B", secret_access_key="secret", **place)
+    session = new_session(config)
+    with closing(new_client(session, config, 5.0, Meter())) as client:
+        wire = Wire(client, session.get_credentials(), "pail")
+        params, query = {"Bucket": "pail", "Key": key}, {}
+        if filename:
+            params["ResponseContentDisposition"] = attachment(filename)
+            query["response-content-disposition"] = attachment(filename)
+        while True:  # until both were made in the same second
+            theirs = client.generate_presigned_url("get_object", Params=params, ExpiresIn=60)
+            ours = wire.link(key, 60, query)
+            dates = [parse_qs(urlsplit(link).query)["X-Amz-Date"] for link in (theirs, ours)]
+            if dates[0] == dates[1]:
+                break
+    assert ours == theirs
+
+
+# ---- files
+
+
+@pytest.mark.parametrize(("size", "requests"), [
+    (0, 1), (1, 1), (SMALL, 1), (SMALL + 1, 1), (PART, 1), (PART + 1, 4), (2 * PART, 4),
+])  # fmt: skip
+async def test_a_file_goes_up_in_as_few_requests_as_it_takes_and_comes_back(
+    store: S3Store, proxy: FaultyS3, tmp_path: Path, size: int, requests: int
+) -> None:
+    path, facts = a_file(tmp_path, size)
+    told: list[int] = []
+    assert await store.upload(path, "a", on_bytes=told.append) == facts
+    assert len(proxy.asked) == requests
+    assert sum(told) == size
+    told.clear()
+    back = tmp_path / "back"
+    assert await store.download("a", back, expected=facts, on_bytes=told.append) == facts
+    assert back.read_bytes() == path.read_bytes()
+    assert sum(told) == size
+
+
+@pytest.mark.parametrize("size", [1000, PART + 1000], ids=["small", "in parts"])
+async def test_bytes_that_were_damaged_on_their_way_are_sent_again(
+    store: S3Store, proxy: FaultyS3, tmp_path: Path, size: int
+) -> None:
+    path, facts = a_file(tmp_path, size)
+    left = [b"!"]
+
+    def damage_once(body: bytes) -> bytes:
+        return left.pop() + body[1:] if left and len(body) >= 1000 else body
+
+    proxy.damage = damage_once
+    await store.upload(path, "a")
+    assert not left
+    assert 400 in [status for _, status in proxy.done]
+    assert await store.download("a", tmp_path / "back") == facts
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART + 1000], ids=["small", "in parts"])
+async def test_files_pass_over_tls(ceph: S3Server, tmp_path: Path, size: int) -> None:
+    place = ceph.place() | {"endpoint_url": ceph.tls_url, "tls_bundle": str(ceph.certificate)}
+    store = S3Store(**place)  # type: ignore[arg-type]
+    path, facts = a_file(tmp_path, size)
+    assert await store.upload(path, "a", content_type="image/png") == facts
+    assert await store.download("a", tmp_path / "back", expected=facts) == facts
+    await store.close()
+
+
+async def test_temporary_credentials_are_sent_with_their_token(
+    ceph: S3Server, proxy: FaultyS3, tmp_path: Path
+) -> None:
+    proxy.rule = lambda _: Answer(200, headers=(("ETag", '"x"'),))
+    place = ceph.place() | {"endpoint_url": proxy.url, "session_token": "token"}
+    store = S3Store(**place)  # type: ignore[arg-type]
+    await store.upload(a_file(tmp_path, 10)[0], "a")
+    await store.close()
+    (asked,) = proxy.asked
+    assert asked.headers["x-amz-security-token"] == "token"
+    assert "x-amz-security-token" in asked.headers["authorization"]  # signed, too
+
+
+async def test_a_file_has_the_type_that_it_was_given(
+    store: S3Store, proxy: FaultyS3, tmp_path: Path
+) -> None:
+    await store.upload(a_file(tmp_path, 10)[0], "a", content_type="image/png")
+    (asked,) = proxy.asked
+    assert asked.headers["content-type"] == "image/png"
+
+
+async def test_a_link_in_a_batch_is_for_its_own_file(store: S3Store, tmp_path: Path) -> None:
+    links = await store.presign_gets([Wanted("a", None), Wanted("b", "b.png")], expires_in=60)
+    assert [urlsplit(link).path.rpartition("/")[2] for link in links] == ["a", "b"]
+
+
+# ---- memory
+
+
+def test_memory_that_was_given_back_is_used_again() -> None:
+    memory = Memory()
+    memory.enter()
+    part = memory.lend(PART)
+    memory.take_back(part[:10])
+    assert memory.lend(PART - 1).obj is part.obj
+
+
+def test_memory_that_was_not_given_back_is_nobody_elses() -> None:
+    memory = Memory()
+    memory.enter()
+    assert memory.lend(PART).obj is not memory.lend(PART).obj
+
+
+def test_no_memory_is_kept_when_no_transfer_runs() -> None:
+    memory = Memory()
+    memory.enter()
+    part = memory.lend(PART)
+    memory.take_back(part)
+    memory.leave()
+    memory.enter()
+    assert memory.lend(PART).obj is not part.obj
