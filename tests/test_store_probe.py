@@ -61,6 +61,15 @@ async def test_a_store_that_can_do_everything(store: S3Store) -> None:
     assert await left_over(store) == []
 
 
+async def test_a_bucket_in_another_region_is_found_at_the_start(
+    store: S3Store, proxy: FaultyS3
+) -> None:
+    elsewhere = Answer.error(400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>")
+    proxy.rule = always(elsewhere, lambda asked: asked.path.endswith("/link"))
+    with pytest.raises(StorageMisconfigured, match="set S3_REGION to eu-west-1"):
+        await store.capabilities()
+
+
 # ---- conditional writes
 
 
