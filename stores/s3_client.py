@@ -62,7 +62,7 @@ def new_session(config: S3Config) -> Session:
     )
     # dateutil, botocore's way, takes more than half of the time that a list of 1000 keys takes here
     parsers = session._session.get_component("response_parser_factory")
-    parsers.set_parser_defaults(timestamp_parser=_timestamp)
+    parsers.set_parser_defaults(timestamp_parser=parse_time)
     return session
 
 
@@ -114,7 +114,7 @@ def _endpoint(config: S3Config) -> tuple[str | None, str]:
     return config.endpoint_url.rstrip("/"), config.addressing_style
 
 
-def _timestamp(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     """What lists say (ISO 8601) is read at once, and what headers say as botocore reads it."""
     try:
         return datetime.fromisoformat(text)

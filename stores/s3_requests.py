@@ -14,7 +14,6 @@ from boto3.session import Session
 from botocore.exceptions import ClientError
 
 from storage import (
-    Listed,
     ObjectFacts,
     ObjectNotFound,
     Page,
@@ -85,7 +84,7 @@ class S3Requests:
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._clients: dict[float, S3Client] = {}
-        self._made_wire: Wire | None = None
+        self._wires: dict[float, Wire] = {}
 
     @property
     def _control(self) -> S3Client:
@@ -96,13 +95,12 @@ class S3Requests:
         return self._client(self.config.transfer_timeout)
 
     @property
-    def _wire(self) -> Wire:
-        client = self._files
-        with self._lock:
-            if self._made_wire is None:
-                credentials = cast("Session", self._session).get_credentials()
-                self._made_wire = Wire(client, credentials, self.config.bucket)
-            return self._made_wire
+    def _control_wire(self) -> Wire:
+        return self._wire(self.config.read_timeout)
+
+    @property
+    def _file_wire(self) -> Wire:
+        return self._wire(self.config.transfer_timeout)
 
     def get(self, key: str, cached: Stored | None = None) -> Stored:
         """The object; `cached` itself, its age made new, if it is still that."""
@@ -162,16 +160,9 @@ class S3Requests:
 
     def list(self, prefix: str, start_after: str | None, limit: int) -> Page:
         """One page, by full keys."""
-        after = {"StartAfter": start_after} if start_after else {}
         with self._errors(prefix):
-            answer = self._control.list_objects_v2(
-                Bucket=self.config.bucket, Prefix=prefix, MaxKeys=limit, **cast("Any", after)
-            )
-            rows = [
-                Listed(row["Key"], row["Size"], row["LastModified"].timestamp())
-                for row in answer.get("Contents", [])
-            ]
-            return Page(rows, rows[-1].key if rows and answer.get("IsTruncated") else None)
+            rows, more = self._control_wire.list(prefix, start_after, limit)
+            return Page(rows, rows[-1].key if rows and more else None)
 
     def list_folders(self, prefix: str, after: str | None, limit: int) -> FoldersPage:
         """One page of what lies directly under `prefix`, which may hold no folders."""
@@ -209,7 +200,7 @@ class S3Requests:
     def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
         """To read it; `query` as S3 names it. Makes no request."""
         with self._errors(key):
-            return self._wire.link(key, seconds, query)
+            return self._control_wire.link(key, seconds, query)
 
     def presign(
         self,
@@ -234,7 +225,7 @@ class S3Requests:
     def put_file(self, key: str, body: Body, content_type: str | None, sha256: str) -> None:
         """Write a file that fits into one request."""
         with self._errors(key):
-            self._wire.put("PutObject", key, body, content_type=content_type, sha256=sha256)
+            self._file_wire.put("PutObject", key, body, content_type=content_type, sha256=sha256)
 
     def begin_upload(self, key: str, content_type: str | None, mark: str) -> str:
         """Returns the id of a multipart upload, whose object will carry `mark`."""
@@ -249,7 +240,7 @@ class S3Requests:
         """Returns the part's tag, to be told to `complete_upload`."""
         query = {"partNumber": str(number), "uploadId": upload_id}
         with self._errors(key):
-            return self._wire.put("UploadPart", key, body, query=query)
+            return self._file_wire.put("UploadPart", key, body, query=query)
 
     def parts(self, key: str, upload_id: str, after: int) -> PartsPage | None:
         """Up to 1000 parts with numbers above `after`; None: there is no such upload."""
@@ -305,12 +296,12 @@ class S3Requests:
         condition = {"If-Match": version} if version else {}
         with self._errors(key, conditional=True):
             try:
-                headers, body = self._wire.get("GetObject", key, wanted | condition)
+                headers, body = self._file_wire.get("GetObject", key, wanted | condition)
             except ClientError as error:
                 if _status(error) != 416 or offset:
                     raise
                 # an empty object has no first byte, and some stores say so
-                headers, body = self._wire.get("GetObject", key, {})
+                headers, body = self._file_wire.get("GetObject", key, {})
             size = int(headers["Content-Length"])
             data, filled = memory.lend(size), 0
             with body:
@@ -345,7 +336,7 @@ class S3Requests:
             for client in self._clients.values():
                 client.close()
             self._clients.clear()
-            self._made_wire = None
+            self._wires.clear()
 
     # ---- inside
 
@@ -357,12 +348,24 @@ class S3Requests:
     def _client(self, read_timeout: float) -> S3Client:
         """A client per purpose, made at the first use: that takes 0.1 s, so never on the loop."""
         with self._lock:
-            if read_timeout not in self._clients:
-                self._session = self._session or new_session(self.config)
-                self._clients[read_timeout] = new_client(
-                    self._session, self.config, read_timeout, self._meter
-                )
-            return self._clients[read_timeout]
+            return self._made_client(read_timeout)
+
+    def _wire(self, read_timeout: float) -> Wire:
+        """A client's."""
+        with self._lock:
+            if read_timeout not in self._wires:
+                client = self._made_client(read_timeout)
+                credentials = cast("Session", self._session).get_credentials()
+                self._wires[read_timeout] = Wire(client, credentials, self.config.bucket)
+            return self._wires[read_timeout]
+
+    def _made_client(self, read_timeout: float) -> S3Client:
+        if read_timeout not in self._clients:
+            self._session = self._session or new_session(self.config)
+            self._clients[read_timeout] = new_client(
+                self._session, self.config, read_timeout, self._meter
+            )
+        return self._clients[read_timeout]
 
     @contextmanager
     def _errors(self, key: str, *, conditional: bool = False) -> Iterator[None]:

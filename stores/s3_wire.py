@@ -1,21 +1,27 @@
-"""The requests that carry the bytes of files: signed and sent by botocore, but not made by it.
+"""The requests that are made most or hold most: signed and sent by botocore, but not made by it.
 
 To build a request from botocore's model of S3, and to read the answer by it, takes more CPU time
-than to sign and send it (`bench/request_profile.py`), and most files are small. A PUT of bytes, a
-GET of a range and a link to read are simple enough to be written down; all else goes by the client.
+than to sign and send it (`bench/request_profile.py`); most files are small, and lists are long. A
+PUT and a GET of a file's bytes, a list of keys and a link to read are simple enough to be written
+down; all else goes by the client.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
 
 from botocore.auth import UNSIGNED_PAYLOAD, S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
+from botocore.compat import unquote_str
 from botocore.exceptions import ClientError, NoCredentialsError
-from botocore.parsers import RestXMLParser
+from botocore.parsers import ResponseParserError, RestXMLParser
 from botocore.response import StreamingBody
 from botocore.utils import lowercase_dict, percent_encode, percent_encode_sequence
+
+from storage import Listed
+from stores.s3_client import parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,6 +93,18 @@ class Wire:
         """Headers and bytes. Read all of them, or close them."""
         return self._send(operation, "GET", self._url(key), headers, EMPTY_SHA256)
 
+    def list(self, prefix: str, after: str | None, limit: int) -> tuple[list[Listed], bool]:
+        """Up to `limit` objects in key order, and whether there are more.
+
+        Raises:
+            ResponseParserError: the answer is no list.
+        """
+        query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
+        query |= {"max-keys": str(limit)} | ({"start-after": after} if after else {})
+        url = f"{self._bucket_url}?{percent_encode_sequence(query)}"
+        _, body = self._send("ListObjectsV2", "GET", url, {}, EMPTY_SHA256)
+        return _read_list(body.read())
+
     def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
         """By which whoever has it may read the object. Makes no request."""
         request = AWSRequest("GET", self._url(key, query))
@@ -140,3 +158,24 @@ def _parsed(answer: AWSResponse, came: StreamingBody) -> Any:
         }}  # fmt: skip
     told = {"status_code": answer.status_code, "headers": answer.headers, "body": came.read()}
     return RestXMLParser().parse(told, cast("Any", None))  # errors have no model
+
+
+def _read_list(data: bytes) -> tuple[list[Listed], bool]:
+    try:
+        root = ElementTree.fromstring(data)  # noqa: S314  # as botocore reads what a store says
+    except ElementTree.ParseError:
+        root = ElementTree.Element("")
+    space, _, name = root.tag.rpartition("}")
+    if name != "ListBucketResult":
+        raise ResponseParserError("not a list")
+    space += "}" if space else ""
+    key, size, modified = f"{space}Key", f"{space}Size", f"{space}LastModified"
+    decode = unquote_str if root.findtext(f"{space}EncodingType") == "url" else str
+    rows = [
+        Listed(
+            decode(row.findtext(key, "")), int(row.findtext(size, "")),
+            parse_time(row.findtext(modified, "")).timestamp(),
+        )
+        for row in root.iter(f"{space}Contents")
+    ]  # fmt: skip
+    return rows, root.findtext(f"{space}IsTruncated") == "true"

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from meter import Meter
-from storage import FileFacts, Wanted
+from storage import FileFacts, StorageUnavailable, Wanted
 from stores.s3_client import S3Config, new_client, new_session
 from stores.s3_files import PART, SMALL, Memory
 from stores.s3_links import attachment
@@ -34,7 +34,7 @@ def proxy(ceph: S3Server) -> Iterator[FaultyS3]:
 
 @pytest.fixture
 async def store(ceph: S3Server, proxy: FaultyS3) -> AsyncIterator[S3Store]:
-    store = S3Store(**ceph.place() | {"endpoint_url": proxy.url})  # type: ignore[arg-type]
+    store = S3Store(**ceph.place() | {"endpoint_url": proxy.url}, retry_seconds=1.0)  # type: ignore[arg-type]
     yield store
     await store.close()
 
@@ -149,6 +149,33 @@ async def test_a_file_has_the_type_that_it_was_given(
 async def test_a_link_in_a_batch_is_for_its_own_file(store: S3Store, tmp_path: Path) -> None:
     links = await store.presign_gets([Wanted("a", None), Wanted("b", "b.png")], expires_in=60)
     assert [urlsplit(link).path.rpartition("/")[2] for link in links] == ["a", "b"]
+
+
+# ---- lists
+
+
+ODD_KEYS = ["a b", "a%20b", "a&b", "a+b", "a<b>", "a~b", "d+&/e", "ä/日本"]
+
+
+async def test_a_list_has_the_keys_as_they_are(store: S3Store) -> None:
+    for key in ODD_KEYS:
+        await store.put(key, b"12")
+    rows = (await store.list("")).objects
+    assert [(row.key, row.size) for row in rows] == [(key, 2) for key in sorted(ODD_KEYS)]
+    assert [row.key for row in (await store.list("d+&/")).objects] == ["d+&/e"]
+    page = await store.list("", start_after="a b", limit=1)
+    assert ([row.key for row in page.objects], page.next) == (["a%20b"], "a%20b")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"<html>Sign in to the hotel's network</html>", b"<ListBucketResult><Conten"]
+)
+async def test_an_answer_that_is_no_list_is_not_an_empty_one(
+    store: S3Store, proxy: FaultyS3, answer: bytes
+) -> None:
+    proxy.rule = lambda _: Answer(200, answer)
+    with pytest.raises(StorageUnavailable, match="not S3's"):
+        await store.list("")
 
 
 # ---- memory
