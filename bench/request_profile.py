@@ -53,7 +53,7 @@ def _requests(client: S3Client, wire: Wire, bucket: str) -> dict[str, Callable[[
             "PutObject", "k", Body(memoryview(data), stop), sha256=sha256
         ),
         "GET by boto3's client": lambda: _read(client.get_object(Bucket=bucket, Key="k")["Body"]),
-        "GET by the wire, as files": lambda: _read(wire.get("GetObject", "k", {})[1]),
+        "GET by the wire, as files": lambda: _read(wire.get("k", {})[1]),
     }
 
 

@@ -35,6 +35,8 @@ class Lane:
                 async with asyncio.timeout(seconds):
                     return await asyncio.get_running_loop().run_in_executor(self._threads, call)
             except TimeoutError:
+                if seconds is None:  # a disk's own, over a network
+                    raise
                 raise StorageUnavailable(f"the store did not answer within {seconds:g} s") from None
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from storage import ObjectNotFound, StorageMisconfigured, StorageUnavailable
 from utils import WorkerError, utc_now
@@ -92,12 +93,16 @@ _PASSING_STATUS = {408, 425, 429}
 
 
 #: The connection broke, on this side or the other.
-_BROKEN_OFF = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, OSError)
-#: All that a boto3 call may raise: its own, and what a malformed answer or setting ends in.
+_BROKEN_OFF = (
+    boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, HTTPError, OSError,
+)  # fmt: skip
+#: All that a request by botocore may raise: its own, what of urllib3's it lets through while a body
+#: is read, and what a malformed answer or setting ends in.
 BOTO_ERRORS = (
     boto.ClientError,
     boto.BotoCoreError,
     ResponseParserError,
+    HTTPError,
     OSError,
     KeyError,
     ValueError,
@@ -162,7 +167,7 @@ def offset_from(headers: Mapping[str, str]) -> float | None:
 
 def _answer(error: boto.ClientError, place: Place, key: str | None) -> WorkerError:
     """The store answered, with something else than success."""
-    code = error.response["Error"].get("Code", "")
+    code = error.response.get("Error", {}).get("Code", "")
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
     if status in (409, 412) and code not in _PASSING:
         return PreconditionRefused(f"{key}: {code}")
@@ -209,7 +214,7 @@ def _sentence(error: boto.ClientError, code: str, place: Place) -> str:
 
 def _right_region(error: boto.ClientError) -> str | None:
     """AWS says where a bucket is when asked in the wrong place."""
-    told = cast("dict[str, Any]", error.response["Error"]).get("Region")
+    told = cast("dict[str, Any]", error.response.get("Error", {})).get("Region")
     headers = error.response["ResponseMetadata"]["HTTPHeaders"]
     return told or headers.get("x-amz-bucket-region")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Bytes. Large enough that a request's overhead is small, small enough to repeat lightly.
 PART = 8 << 20
-#: Bytes. What is no larger is one request, in memory that is not kept.
+#: Bytes. What is no larger waits for no room, and its memory is not kept.
 SMALL = 1 << 20
 #: Bytes of a body between two looks at whether to go on.
 BITE = 256 << 10
@@ -46,7 +46,9 @@ class Memory:
     For the kernel, pages that are new are most of the work of a transfer: it fills them with zeros.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """Keeps at most so many parts."""
+        self._most = most
         self._free: list[mmap] = []
         self._users = 0
 
@@ -65,8 +67,9 @@ class Memory:
     def take_back(self, part: memoryview) -> None:
         """What was lent, once nobody can write into it any more. What is not given back is freed
         with its last user: a request that was given up may still be at work on it."""
-        if isinstance(part.obj, mmap) and len(part.obj) == PART:
-            self._free.append(part.obj)
+        pages = part.obj
+        if isinstance(pages, mmap) and len(pages) == PART and len(self._free) < self._most:
+            self._free.append(pages)
 
     def enter(self) -> None:
         """A transfer begins."""
@@ -196,34 +199,47 @@ class Target:
         self._file: FileIO | None = None
         self._hash = hashlib.sha256()
         self._written = 0
+        #: One at a time: a thread that nobody waits for any more may be late.
+        self._lock = threading.Lock()
+        self._discarded = False
         #: It has its name; nothing is left to be discarded.
         self.appeared = False
 
     def write(self, data: memoryview) -> None:
-        """The next bytes."""
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._partial.open("xb", buffering=0)
-        rest = data
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        self._hash.update(data)
-        self._written += len(data)
+        """The next bytes. Raises StorageUnavailable once it is discarded."""
+        with self._lock:
+            self._check()
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._partial.open("xb", buffering=0)
+            rest = data
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            self._hash.update(data)
+            self._written += len(data)
 
     def appear(self, expected: FileFacts | None) -> None:
         """Take the name. Raises ChecksumMismatch if it is not what was expected."""
         if expected is not None and self.facts != expected:
             raise ChecksumMismatch(f"{self._path.name} arrived with other bytes than announced")
-        assert self._file is not None, "an empty file, too, is written first"
-        self._file.close()
-        self._partial.replace(self._path)
-        self.appeared = True
+        with self._lock:
+            self._check()
+            assert self._file is not None, "an empty file, too, is written first"
+            self._file.close()
+            self._partial.replace(self._path)
+            self.appeared = True
 
     def discard(self) -> None:
         """Leave nothing behind but what has appeared."""
-        if self._file is not None:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
+        with self._lock:
+            self._discarded = True
+            if self._file is not None:
+                self._file.close()
+                self._partial.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        if self._discarded:
+            raise StorageUnavailable("the transfer was stopped")
 
     @property
     def facts(self) -> FileFacts:

@@ -1,4 +1,4 @@
-"""Every request to a bucket, counted where botocore sends it, with what came of it."""
+"""Every request to a bucket, counted by the events of its client, with what came of it."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ What to retry, and what an unclear answer means, is for the callers: only they k
 
 from __future__ import annotations
 
+import re
 import threading
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from boto3.session import Session
 from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 
 from storage import (
     ObjectFacts,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from stores.s3_client import S3Config
     from stores.s3_files import Body, Memory, Stop
 
+#: A `Content-Range`: where the bytes begin, and how many there are in all.
+_RANGE = re.compile(r"bytes (\d+)-\d*/(\d+)")
 #: Bytes between two looks at whether to go on.
 CHUNK = 256 << 10
 
@@ -198,7 +202,7 @@ class S3Requests:
                 raise self._failure_within(failed.get("Code", ""), answer)
 
     def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
-        """To read it; `query` as S3 names it. Makes no request."""
+        """To read it; `query` as S3 names it. Asks the store nothing."""
         with self._errors(key):
             return self._control_wire.link(key, seconds, query)
 
@@ -290,30 +294,27 @@ class S3Requests:
 
         Raises:
             PreconditionRefused: another version is there.
-            StorageUnavailable: also when it was stopped.
+            StorageUnavailable: also when it was stopped, or other bytes came.
         """
         wanted = {"Range": f"bytes={offset}-{offset + length - 1}"}
         condition = {"If-Match": version} if version else {}
         with self._errors(key, conditional=True):
             try:
-                headers, body = self._file_wire.get("GetObject", key, wanted | condition)
+                headers, body = self._file_wire.get(key, wanted | condition)
             except ClientError as error:
                 if _status(error) != 416 or offset:
                     raise
                 # an empty object has no first byte, and some stores say so
-                headers, body = self._file_wire.get("GetObject", key, {})
-            size = int(headers["Content-Length"])
-            data, filled = memory.lend(size), 0
+                headers, body = self._file_wire.get(key, {})
             with body:
+                size, total = _extent(headers, offset, length)
+                data, filled = memory.lend(size), 0
                 while chunk := body.read(CHUNK):
                     stop.check()
                     data[filled : filled + len(chunk)] = chunk
                     filled += len(chunk)
                     self._meter.moved("down", len(chunk))
-            total = headers.get("Content-Range", f"/{size}").rpartition("/")[2]
-            if filled < size:
-                raise StorageUnavailable(f"{self.place} broke off in the middle of an object")
-            return Range(data, _version(headers["ETag"]), int(total))
+            return Range(data, _version(headers["ETag"]), total)
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; none at the end or beyond it."""
@@ -393,6 +394,22 @@ def _version(etag: str) -> str:
 
 def _status(error: ClientError) -> int:
     return error.response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+def _extent(headers: Mapping[str, str], offset: int, length: int) -> tuple[int, int]:
+    """Bytes that come, and in all.
+
+    Raises:
+        ResponseParserError: they are not those that were asked for.
+    """
+    size, told = headers.get("Content-Length", ""), headers.get("Content-Range")
+    match = _RANGE.fullmatch(f"bytes 0-/{size}" if told is None else told)
+    if match is None or not size.isdecimal():
+        raise ResponseParserError("it is not said which bytes come")
+    start, total = map(int, match.groups())
+    if start != offset or int(size) != min(length, total - offset):
+        raise ResponseParserError("other bytes come than those asked for")
+    return int(size), total
 
 
 def _still(cached: Stored, headers: Mapping[str, str]) -> Stored:

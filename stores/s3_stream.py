@@ -69,7 +69,7 @@ class Stream:
         self._hash.update(self._data)
 
     def take(self) -> memoryview:
-        """The part; from here on the caller's alone, so that it is gone when it is sent."""
+        """The part, from here on the caller's alone: who has sent it gives it back."""
         data, self._data = self._data, _NOTHING
         return data
 

@@ -37,7 +37,7 @@ REQUESTS = 16
 PARTS_HELD = 6
 #: Parts in memory of each stream, beside those: one is collected while two are on their way.
 STREAM_PARTS = 3
-#: Threads that read, hash and write files: each keeps memory of its own, and a disk is one.
+#: Threads that read, hash and write large files: a disk is one.
 DISK_THREADS = 2
 #: Seconds. How long a part is tried anew, and how long a cancelled transfer may take to stop.
 PATIENCE = 30.0
@@ -52,7 +52,7 @@ class Transfers:
         self._patience = patience
         self._network = Lane("s3-files", REQUESTS)
         self._disk = Lane("s3-disk", DISK_THREADS)
-        self._memory = Memory()
+        self._memory = Memory(PARTS_HELD)
         self._room = asyncio.Semaphore(PARTS_HELD)
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Transfers:
             if not whole:
                 await job.take()
                 whole = await self._tried(job, partial(put, PART))
-                job.give()
+                job.give(source.whole() if whole else None)
             if whole:
                 job.passed(source.size)
             else:
@@ -284,8 +284,13 @@ class Transfers:
         job.give(part.data)
 
     async def _tried(self, job: _Job, call: Callable[[], T]) -> T:
-        """Only the request that broke is made anew."""
-        return await retrying(lambda: job.run(self._network, call), self._patience)
+        """Only the request that broke is made anew, and none for whom nobody waits any more."""
+
+        def unless_stopped() -> T:
+            job.stop.check()
+            return call()
+
+        return await retrying(lambda: job.run(self._network, unless_stopped), self._patience)
 
 
 class _Job:

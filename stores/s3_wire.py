@@ -9,9 +9,9 @@ down; all else goes by the client.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
+import botocore
 from botocore.auth import UNSIGNED_PAYLOAD, S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.compat import unquote_str
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from stores.s3_files import Body
 
+AGENT = {"User-Agent": f"Botocore/{botocore.__version__}"}
 #: Of nothing, which is what a GET sends.
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 #: Bytes from which on a store is asked first whether it would take them.
@@ -49,17 +50,17 @@ class Wire:
         """
         if credentials is None:
             raise NoCredentialsError
-        sample = urlsplit(
-            client.generate_presigned_url(
-                "get_object", Params={"Bucket": bucket, "Key": "k"}, ExpiresIn=60
-            )
+        inside = cast("Any", client)  # botocore is pinned, and tests compare what both send
+        url, _, properties = inside._resolve_endpoint_ruleset(
+            client.meta.service_model.operation_model("PutObject"),
+            {"Bucket": bucket, "Key": "k"},
+            {"client_config": client.meta.config, "has_streaming_input": True, "auth_type": None},
         )
-        self._bucket_url = f"{sample.scheme}://{sample.netloc}{sample.path.removesuffix('k')}"
-        self._signs_bodies = sample.scheme != "https"
-        (scope,) = parse_qs(sample.query)["X-Amz-Credential"]
-        self._region = scope.split("/")[-3]  # key/date/region/s3/aws4_request
+        self._bucket_url = f"{url}/"
+        self._signs_bodies = not url.startswith("https:")
+        self._region = properties["authSchemes"][0]["signingRegion"]
         self._credentials = credentials
-        self._http = cast("Any", client)._endpoint.http_session
+        self._http = inside._endpoint.http_session
         self._emit = client.meta.events.emit
 
     def put(
@@ -74,7 +75,7 @@ class Wire:
     ) -> str:
         """Write bytes; returns their ETag. `sha256` in hex, if it is known.
 
-        What is not encrypted on its way is signed with its hash, or a damaged file would be taken.
+        What TLS does not guard on its way is signed with its hash, or damaged bytes would be taken.
         """
         headers: dict[str, Any] = {"Content-Length": str(len(body))}
         if content_type:
@@ -87,11 +88,9 @@ class Wire:
         rest.read()  # nothing, but then the connection can be used again
         return answer["ETag"]
 
-    def get(
-        self, operation: str, key: str, headers: dict[str, str]
-    ) -> tuple[Mapping[str, str], StreamingBody]:
+    def get(self, key: str, headers: Mapping[str, str]) -> tuple[Mapping[str, str], StreamingBody]:
         """Headers and bytes. Read all of them, or close them."""
-        return self._send(operation, "GET", self._url(key), headers, EMPTY_SHA256)
+        return self._send("GetObject", "GET", self._url(key), headers, EMPTY_SHA256)
 
     def list(self, prefix: str, after: str | None, limit: int) -> tuple[list[Listed], bool]:
         """Up to `limit` objects in key order, and whether there are more.
@@ -106,7 +105,7 @@ class Wire:
         return _read_list(body.read())
 
     def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
-        """By which whoever has it may read the object. Makes no request."""
+        """By which whoever has it may read the object. Asks the store nothing."""
         request = AWSRequest("GET", self._url(key, query))
         keys = self._credentials.get_frozen_credentials()
         S3SigV4QueryAuth(keys, "s3", self._region, seconds).add_auth(request)
@@ -121,7 +120,7 @@ class Wire:
         body: Body | None = None,
     ) -> tuple[Mapping[str, str], StreamingBody]:  # fmt: skip
         """Raises ClientError for all that is not success."""
-        request = AWSRequest(method, url, headers, body, stream_output=True)
+        request = AWSRequest(method, url, {**AGENT, **headers}, body, stream_output=True)
         keys = self._credentials.get_frozen_credentials()
         _Signer(keys, self._region, sha256).add_auth(request)
         prepared = request.prepare()
@@ -161,13 +160,17 @@ def _parsed(answer: AWSResponse, came: StreamingBody) -> Any:
 
 
 def _read_list(data: bytes) -> tuple[list[Listed], bool]:
+    """Raises ResponseParserError if it is none."""
     try:
-        root = ElementTree.fromstring(data)  # noqa: S314  # as botocore reads what a store says
-    except ElementTree.ParseError:
-        root = ElementTree.Element("")
+        return _rows(ElementTree.fromstring(data))  # noqa: S314  # as botocore reads them
+    except (ElementTree.ParseError, ValueError) as error:
+        raise ResponseParserError("not a list") from error
+
+
+def _rows(root: ElementTree.Element) -> tuple[list[Listed], bool]:
     space, _, name = root.tag.rpartition("}")
     if name != "ListBucketResult":
-        raise ResponseParserError("not a list")
+        raise ValueError(name)
     space += "}" if space else ""
     key, size, modified = f"{space}Key", f"{space}Size", f"{space}LastModified"
     decode = unquote_str if root.findtext(f"{space}EncodingType") == "url" else str

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
-from contextlib import closing
+import re
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import urllib3
+from botocore.response import StreamingBody
 
 from meter import Meter
 from storage import FileFacts, StorageUnavailable, Wanted
 from stores.s3_client import S3Config, new_client, new_session
-from stores.s3_files import PART, SMALL, Memory
+from stores.s3_files import PART, SMALL, Body, Memory, Stop, Target
 from stores.s3_links import attachment
 from stores.s3_store import S3Store
 from stores.s3_wire import Wire
@@ -22,6 +27,9 @@ from tests.faulty_s3 import Answer, FaultyS3
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+    from botocore.awsrequest import AWSPreparedRequest
+    from mypy_boto3_s3 import S3Client
 
     from tests.servers import S3Server
 
@@ -46,24 +54,69 @@ def a_file(folder: Path, size: int) -> tuple[Path, FileFacts]:
     return path, FileFacts(size, hashlib.sha256(data).hexdigest())
 
 
-# ---- links
+# ---- where, and links
+
+
+PLACES: list[dict[str, Any]] = [
+    {"endpoint_url": "http://127.0.0.1:1", "region": "us-east-1", "addressing_style": "path"},
+    {"endpoint_url": "https://s3.example.com", "region": "eu-central-1"},
+    {"region": "eu-central-1", "addressing_style": "virtual"},
+    {"region": "us-east-1", "session_token": "a+b/c="},
+]
+
+
+@contextmanager
+def wired(bucket: str, place: dict[str, Any]) -> Iterator[tuple[S3Client, Wire]]:
+    """botocore's client, and ours beside it."""
+    config = S3Config(bucket=bucket, access_key_id="A/B", secret_access_key="secret", **place)
+    session = new_session(config)
+    with closing(new_client(session, config, 5.0, Meter())) as client:
+        yield client, Wire(client, session.get_credentials(), bucket)
+
+
+class Sent(Exception):
+    """Instead of being sent."""
+
+    def __init__(self, request: AWSPreparedRequest) -> None:
+        scope = re.search(r"Credential=A/B/\d+/([^,]+),", str(request.headers["Authorization"]))
+        assert scope
+        self.where = request.url, scope[1]
 
 
 @pytest.mark.parametrize("place", [
-    {"endpoint_url": "http://127.0.0.1:1", "region": "us-east-1", "addressing_style": "path"},
-    {"endpoint_url": "https://s3.example.com", "region": "eu-central-1"},
+    *PLACES,
     {"region": "eu-central-1"},
-    {"region": "us-east-1", "session_token": "a+b/c="},
+    {"region": "ap-east-1", "addressing_style": "path"},
+    {"region": "cn-north-1"},
+    {"region": None},
+    {"endpoint_url": "https://example.com/base", "region": "us-east-1", "addressing_style": "path"},
 ])  # fmt: skip
+@pytest.mark.parametrize("bucket", ["pail", "a.pail"])
+def test_a_file_is_sent_where_botocore_would_send_it(
+    monkeypatch: pytest.MonkeyPatch, place: dict[str, Any], bucket: str
+) -> None:
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+
+    def instead(request: AWSPreparedRequest, **_: object) -> None:
+        raise Sent(request)
+
+    with wired(bucket, place) as (client, wire):
+        client.meta.events.register("before-send.s3", instead)
+        with pytest.raises(Sent) as theirs:
+            client.put_object(Bucket=bucket, Key="a b/ä", Body=b"1")
+        with pytest.raises(Sent) as ours:
+            wire.put("PutObject", "a b/ä", Body(memoryview(b"1"), Stop()))
+    assert ours.value.where == theirs.value.where
+
+
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("key", ["k", "a/b c/d+e~f", "a=b&c?d#e%f", "ä/日本/'(*)!"])
 @pytest.mark.parametrize("filename", [None, 'a "b" ä.png'])
 def test_a_link_is_the_one_that_botocore_makes(
     place: dict[str, Any], key: str, filename: str | None
 ) -> None:
-    config = S3Config(bucket="pail", access_key_id="A/B", secret_access_key="secret", **place)
-    session = new_session(config)
-    with closing(new_client(session, config, 5.0, Meter())) as client:
-        wire = Wire(client, session.get_credentials(), "pail")
+    with wired("pail", place) as (client, wire):
         params, query = {"Bucket": "pail", "Key": key}, {}
         if filename:
             params["ResponseContentDisposition"] = attachment(filename)
@@ -151,6 +204,52 @@ async def test_a_link_in_a_batch_is_for_its_own_file(store: S3Store, tmp_path: P
     assert [urlsplit(link).path.rpartition("/")[2] for link in links] == ["a", "b"]
 
 
+@pytest.mark.parametrize("headers", [
+    {"Content-Range": "bytes 5-14/60"},
+    {"Content-Range": "bytes 0-9/5"},
+    {"Content-Range": "bytes 0-9/*"},
+    {"Content-Range": "bytes 0-9/60"},  # less than what was asked for
+    {},  # all of an object that is larger
+])  # fmt: skip
+async def test_bytes_that_were_not_asked_for_are_not_taken(
+    store: S3Store, proxy: FaultyS3, headers: dict[str, str]
+) -> None:
+    proxy.rule = lambda _: Answer(
+        206, bytes(10 if headers else 30), tuple(({"ETag": '"x"'} | headers).items())
+    )
+    fetch = partial(store._requests.get_range, "a", 0, 20, None, Stop(), Memory(1))
+    with pytest.raises(StorageUnavailable):
+        await asyncio.to_thread(fetch)
+
+
+def test_a_thread_that_comes_late_makes_no_file(tmp_path: Path) -> None:
+    late, later = Target(tmp_path / "a"), Target(tmp_path / "b")
+    later.write(memoryview(b"1"))
+    for target in (late, later):
+        target.discard()
+    with pytest.raises(StorageUnavailable, match="stopped"):
+        late.write(memoryview(b"1"))
+    with pytest.raises(StorageUnavailable, match="stopped"):
+        later.appear(None)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_breaks_while_an_answer_is_read_is_typed(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """urllib3 lets TLS' own errors through there."""
+    await store.put("a", b"1")
+
+    def read(*_: object) -> bytes:
+        raise urllib3.exceptions.SSLError("bad record mac")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StreamingBody, "read", read)
+        fetch = partial(store._requests.get_range, "a", 0, 20, None, Stop(), Memory(1))
+        with pytest.raises(StorageUnavailable, match="broke off"):
+            await asyncio.to_thread(fetch)
+
+
 # ---- lists
 
 
@@ -168,8 +267,10 @@ async def test_a_list_has_the_keys_as_they_are(store: S3Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"<html>Sign in to the hotel's network</html>", b"<ListBucketResult><Conten"]
-)
+    "answer",
+    [b"", b"<html>Sign in to the hotel's network</html>", b"<ListBucketResult><Conten",
+     b"<ListBucketResult><Contents><Key>a</Key></Contents></ListBucketResult>"],
+)  # fmt: skip
 async def test_an_answer_that_is_no_list_is_not_an_empty_one(
     store: S3Store, proxy: FaultyS3, answer: bytes
 ) -> None:
@@ -178,11 +279,17 @@ async def test_an_answer_that_is_no_list_is_not_an_empty_one(
         await store.list("")
 
 
+async def test_an_answer_that_s3_never_gives_is_typed(store: S3Store, proxy: FaultyS3) -> None:
+    proxy.rule = lambda _: Answer(300, b"<p>choose one</p>")
+    with pytest.raises(StorageUnavailable, match="answered 300"):
+        await store.list("")
+
+
 # ---- memory
 
 
 def test_memory_that_was_given_back_is_used_again() -> None:
-    memory = Memory()
+    memory = Memory(2)
     memory.enter()
     part = memory.lend(PART)
     memory.take_back(part[:10])
@@ -190,13 +297,23 @@ def test_memory_that_was_given_back_is_used_again() -> None:
 
 
 def test_memory_that_was_not_given_back_is_nobody_elses() -> None:
-    memory = Memory()
+    memory = Memory(2)
     memory.enter()
     assert memory.lend(PART).obj is not memory.lend(PART).obj
 
 
+def test_no_more_memory_is_kept_than_was_allowed() -> None:
+    memory = Memory(2)
+    memory.enter()
+    parts = [memory.lend(PART) for _ in range(3)]
+    for part in parts:
+        memory.take_back(part)
+    again = [memory.lend(PART).obj for _ in range(3)]
+    assert sum(any(pages is part.obj for part in parts) for pages in again) == 2
+
+
 def test_no_memory_is_kept_when_no_transfer_runs() -> None:
-    memory = Memory()
+    memory = Memory(2)
     memory.enter()
     part = memory.lend(PART)
     memory.take_back(part)
