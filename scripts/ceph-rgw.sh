@@ -29,46 +29,12 @@ die() {
   exit "${2:-1}"
 }
 
+# shellcheck source=scripts/debs.sh
+source "$(dirname "${BASH_SOURCE[0]}")/debs.sh"
 CACHE=${CEPH_CACHE:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.cache/ceph}
 
-# ---- install, once: sets ROOT, the folder the packages are unpacked in ("" if they are installed)
-
 install() {
-  ROOT=$CACHE/root
-  if [ -x "$ROOT/usr/bin/radosgw" ]; then return; fi
-  if type -P radosgw ceph-mon ceph-osd ceph >/dev/null; then
-    ROOT=
-    return
-  fi
-  mkdir -p "$CACHE"
-  ( # two starts at a time: the second waits here, and finds it done
-    flock 9
-    if [ -x "$ROOT/usr/bin/radosgw" ]; then exit 0; fi
-    download
-    rm -rf "$ROOT.new"
-    mkdir "$ROOT.new"
-    for package in "$CACHE"/debs/*.deb; do dpkg-deb -x "$package" "$ROOT.new"; done
-    [ -x "$ROOT.new/usr/bin/radosgw" ] || die "the packages hold no radosgw; see $CACHE/apt.log"
-    mv "$ROOT.new" "$ROOT" # last, so that a half-unpacked folder is never taken for a whole one
-  ) 9>"$CACHE/install.lock"
-}
-
-download() {
-  local sudo=()
-  type -P apt-get >/dev/null \
-    || die "there is no apt-get here; install radosgw, ceph-mon and ceph-osd yourself"
-  if [ "$(id -u)" != 0 ]; then
-    sudo -n true 2>/dev/null \
-      || die "apt-get needs root to download packages; run this once as root, or install radosgw, ceph-mon and ceph-osd"
-    sudo=(sudo -n)
-  fi
-  mkdir -p "$CACHE/debs/partial"
-  local fetch=("${sudo[@]}" apt-get install -y --no-install-recommends --download-only
-    -o "Dir::Cache::archives=$CACHE/debs/" -o DPkg::Lock::Timeout=300 radosgw ceph-mon ceph-osd)
-  # The lists of packages may be missing, as in most containers, or too old.
-  "${fetch[@]}" >"$CACHE/apt.log" 2>&1 \
-    || { "${sudo[@]}" apt-get update && "${fetch[@]}"; } >>"$CACHE/apt.log" 2>&1 \
-    || die "apt-get could not download the Ceph packages: $(tail -n 3 "$CACHE/apt.log")"
+  unpack_debs "$CACHE" "radosgw ceph-mon ceph-osd ceph" radosgw ceph-mon ceph-osd
 }
 
 use_packages() {
@@ -248,7 +214,7 @@ tell() {
 
 case ${1:-} in
   start | stop | run) COMMAND=$1; shift ;;
-  install) mkdir -p "$CACHE"; install; exit 0 ;;
+  install) install; exit 0 ;;
   -h | --help) usage; exit 0 ;;
   *) COMMAND=start ;;
 esac

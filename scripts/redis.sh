@@ -21,43 +21,12 @@ die() {
   exit "${2:-1}"
 }
 
+# shellcheck source=scripts/debs.sh
+source "$(dirname "${BASH_SOURCE[0]}")/debs.sh"
 CACHE=${REDIS_CACHE:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.cache/redis}
 
-# ---- install, once: sets ROOT, the folder the packages are unpacked in ("" if it is installed)
-
 install() {
-  ROOT=
-  if type -P redis-server >/dev/null; then return; fi
-  ROOT=$CACHE/root
-  if [ -x "$ROOT/usr/bin/redis-server" ]; then return; fi
-  mkdir -p "$CACHE"
-  ( # two at a time: the second waits here, and finds it done
-    flock 9
-    if [ -x "$ROOT/usr/bin/redis-server" ]; then exit 0; fi
-    download
-    rm -rf "$ROOT.new"
-    mkdir "$ROOT.new"
-    for package in "$CACHE"/debs/*.deb; do dpkg-deb -x "$package" "$ROOT.new"; done
-    [ -x "$ROOT.new/usr/bin/redis-server" ] || die "the packages hold no redis-server; see $CACHE/apt.log"
-    mv "$ROOT.new" "$ROOT" # last, so that a half-unpacked folder is never taken for a whole one
-  ) 9>"$CACHE/install.lock"
-}
-
-download() {
-  local sudo=()
-  type -P apt-get >/dev/null || die "there is no apt-get here; install redis-server yourself"
-  if [ "$(id -u)" != 0 ]; then
-    sudo -n true 2>/dev/null \
-      || die "apt-get needs root to download packages; run this once as root, or install redis-server"
-    sudo=(sudo -n)
-  fi
-  mkdir -p "$CACHE/debs/partial"
-  local fetch=("${sudo[@]}" apt-get install -y --no-install-recommends --download-only
-    -o "Dir::Cache::archives=$CACHE/debs/" -o DPkg::Lock::Timeout=300 redis-server)
-  # The lists of packages may be missing, as in most containers, or too old.
-  "${fetch[@]}" >"$CACHE/apt.log" 2>&1 \
-    || { "${sudo[@]}" apt-get update && "${fetch[@]}"; } >>"$CACHE/apt.log" 2>&1 \
-    || die "apt-get could not download Redis: $(tail -n 3 "$CACHE/apt.log")"
+  unpack_debs "$CACHE" redis-server redis-server
 }
 
 # ---- the server: ended by its pid only
