@@ -30,9 +30,16 @@ class Section(NamedTuple):
 
 
 def figure_of(fields: dict[str, Any]) -> Figure:
-    """A figure from its JSON."""
+    """A figure from its JSON. Whether its goal is met is worked out anew."""
     goal = Goal(*fields["goal"]) if fields["goal"] else None
-    return Figure(**{**fields, "goal": goal})
+    return Figure(
+        **{name: value for name, value in fields.items() if name != "met"} | {"goal": goal}
+    )
+
+
+def section_of(fields: dict[str, Any]) -> Section:
+    """A section from its JSON."""
+    return Section(**fields | {"figures": tuple(map(figure_of, fields["figures"]))})
 
 
 def table(sections: Iterable[Section]) -> str:

@@ -9,8 +9,9 @@ import pytest
 
 from bench.__main__ import SECTIONS, title_of
 from bench.chart import comparable
+from bench.document import HEADING, with_figures
 from bench.figures import Figure, Goal, count, median, ratio, tail
-from bench.report import Section, figure_of, table
+from bench.report import Section, figure_of, save, section_of, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,6 +69,18 @@ def test_the_table_says_what_is_missed():
 def test_a_figure_is_the_same_after_json():
     figure = count("c", 3, goal=Goal("==", 3), note="by operation")
     assert figure_of(json.loads(json.dumps(figure._asdict()))) == figure
+
+
+def test_the_document_has_the_figures_that_were_saved(tmp_path):
+    measured = section(
+        Figure("a", 1.5, "ms", 1, 2, Goal("<=", 1)), count("c", 3, goal=Goal("==", 3))
+    )
+    save([measured], {}, tmp_path / "r.json", quick=False)
+    (told,) = json.loads((tmp_path / "r.json").read_text())["sections"]
+    assert section_of(told) == measured
+    document = with_figures(f"Words.\n{HEADING}old figures", table([section_of(told)]))
+    assert document.startswith(f"Words.\n{HEADING}\n```\n9. A section")
+    assert "old" not in document
 
 
 def test_a_panel_compares_what_has_the_same_unit():
