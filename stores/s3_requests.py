@@ -108,20 +108,17 @@ class S3Requests:
 
     def get(self, key: str, cached: Stored | None = None) -> Stored:
         """The object; `cached` itself, its age made new, if it is still that."""
-        condition = {"IfNoneMatch": cached.version} if cached else {}
+        condition = {"If-None-Match": cached.version} if cached else {}
         with self._errors(key):
             try:
-                answer = self._control.get_object(
-                    Bucket=self.config.bucket, Key=key, **cast("Any", condition)
-                )
+                headers, body = self._control_wire.get(key, condition)
             except ClientError as error:
                 if cached is None or _status(error) != 304:
                     raise
                 return _still(cached, error.response["ResponseMetadata"]["HTTPHeaders"])
-            data = self._read(answer["Body"])
-            modified = answer["LastModified"].timestamp()
-            age = _age(modified, answer["ResponseMetadata"]["HTTPHeaders"])
-            return Stored(data, _version(answer["ETag"]), modified, age)
+            data = self._read(body)
+            modified = parsedate_to_datetime(headers["Last-Modified"]).timestamp()
+            return Stored(data, _version(headers["ETag"]), modified, _age(modified, headers))
 
     def stat(self, key: str) -> ObjectFacts:
         """All but the bytes. Two requests for an object that is not there."""
@@ -296,11 +293,10 @@ class S3Requests:
             PreconditionRefused: another version is there.
             StorageUnavailable: also when it was stopped, or other bytes came.
         """
-        wanted = {"Range": f"bytes={offset}-{offset + length - 1}"}
         condition = {"If-Match": version} if version else {}
         with self._errors(key, conditional=True):
             try:
-                headers, body = self._file_wire.get(key, wanted | condition)
+                headers, body = self._file_wire.get(key, _range(offset, length) | condition)
             except ClientError as error:
                 if _status(error) != 416 or offset:
                     raise
@@ -320,16 +316,14 @@ class S3Requests:
         """Up to `length` bytes from `offset`; none at the end or beyond it."""
         with self._errors(key):
             try:
-                answer = self._files.get_object(
-                    Bucket=self.config.bucket,
-                    Key=key,
-                    Range=f"bytes={offset}-{offset + length - 1}",
-                )
+                headers, body = self._file_wire.get(key, _range(offset, length))
             except ClientError as error:
                 if _status(error) != 416:
                     raise
                 return b""
-            return self._read(answer["Body"])
+            with body:
+                _extent(headers, offset, length)
+                return self._read(body)
 
     def close(self) -> None:
         """Let go of connections."""
@@ -394,6 +388,10 @@ def _version(etag: str) -> str:
 
 def _status(error: ClientError) -> int:
     return error.response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+def _range(offset: int, length: int) -> dict[str, str]:
+    return {"Range": f"bytes={offset}-{offset + length - 1}"}
 
 
 def _extent(headers: Mapping[str, str], offset: int, length: int) -> tuple[int, int]:

@@ -2,12 +2,13 @@
 
 To build a request from botocore's model of S3, and to read the answer by it, takes more CPU time
 than to sign and send it (`bench/request_profile.py`); most files are small, and lists are long. A
-PUT and a GET of a file's bytes, a list of keys and a link to read are simple enough to be written
-down; all else goes by the client.
+GET, a list of keys, a PUT of a file's bytes and a link to read are simple enough to be written
+down; all else goes by the client, conditional writes above all.
 """
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
 
@@ -84,8 +85,8 @@ class Wire:
             headers["Expect"] = b"100-continue"  # bytes: what botocore's connection looks for
         if sha256 is None:
             sha256 = body.sha256() if self._signs_bodies else UNSIGNED_PAYLOAD
-        answer, rest = self._send(operation, "PUT", self._url(key, query), headers, sha256, body)
-        rest.read()  # nothing, but then the connection can be used again
+        url = self._url(key, query)
+        answer, _ = self._send(operation, "PUT", url, headers, sha256, body, whole=True)
         return answer["ETag"]
 
     def get(self, key: str, headers: Mapping[str, str]) -> tuple[Mapping[str, str], StreamingBody]:
@@ -101,7 +102,7 @@ class Wire:
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
         query |= {"max-keys": str(limit)} | ({"start-after": after} if after else {})
         url = f"{self._bucket_url}?{percent_encode_sequence(query)}"
-        _, body = self._send("ListObjectsV2", "GET", url, {}, EMPTY_SHA256)
+        _, body = self._send("ListObjectsV2", "GET", url, {}, EMPTY_SHA256, whole=True)
         return _read_list(body.read())
 
     def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
@@ -117,9 +118,13 @@ class Wire:
 
     def _send(
         self, operation: str, method: str, url: str, headers: Mapping[str, Any], sha256: str,
-        body: Body | None = None,
+        body: Body | None = None, *, whole: bool = False,
     ) -> tuple[Mapping[str, str], StreamingBody]:  # fmt: skip
-        """Raises ClientError for all that is not success."""
+        """With `whole`, all of the answer has come, or it counts as none.
+
+        Raises:
+            ClientError: for all that is not success.
+        """
         request = AWSRequest(method, url, {**AGENT, **headers}, body, stream_output=True)
         keys = self._credentials.get_frozen_credentials()
         _Signer(keys, self._region, sha256).add_auth(request)
@@ -129,6 +134,8 @@ class Wire:
             answer = self._http.send(prepared)
             came = StreamingBody(answer.raw, answer.headers.get("Content-Length"))
             parsed = _parsed(answer, came)
+            if whole:
+                came = _in_memory(came.read())
         except Exception as error:
             self._emit(f"after-call-error.s3.{operation}", exception=error)
             raise
@@ -136,6 +143,10 @@ class Wire:
         if answer.status_code >= 300:
             raise ClientError(parsed, operation)
         return answer.headers, came
+
+
+def _in_memory(data: bytes) -> StreamingBody:
+    return StreamingBody(BytesIO(data), len(data))
 
 
 class _Signer(S3SigV4Auth):
