@@ -22,9 +22,9 @@ from storage import (
     StorageUnavailable,
     Stored,
 )
-from stores.s3_client import new_client, new_session
-from stores.s3_errors import BOTO_ERRORS, PreconditionRefused, offset_from, translate
-from stores.s3_wire import Wire
+from stores.s3_client import new_client, new_session, parse_time
+from stores.s3_errors import BOTO_ERRORS, PreconditionRefused, aware, offset_from, translate
+from stores.s3_wire import Got, Wire
 from utils import utc_now
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from stores.s3_client import S3Config
     from stores.s3_files import Body, Memory, Stop
 
-#: A `Content-Range`: where the bytes begin, and how many there are in all.
-_RANGE = re.compile(r"bytes (\d+)-\d*/(\d+)")
+#: A `Content-Range`: the first byte, the last, and how many there are in all.
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 #: Bytes between two looks at whether to go on.
 CHUNK = 256 << 10
 
@@ -111,13 +111,13 @@ class S3Requests:
         condition = {"If-None-Match": cached.version} if cached else {}
         with self._errors(key):
             try:
-                headers, body = self._control_wire.get(key, condition)
+                _, headers, body = self._control_wire.get(key, condition)
             except ClientError as error:
                 if cached is None or _status(error) != 304:
                     raise
-                return _still(cached, error.response["ResponseMetadata"]["HTTPHeaders"])
-            data = self._read(body)
-            modified = parsedate_to_datetime(headers["Last-Modified"]).timestamp()
+                still = _still(cached, error.response["ResponseMetadata"]["HTTPHeaders"])
+                return still or self.get(key)
+            data, modified = self._read(body), _modified(headers)
             return Stored(data, _version(headers["ETag"]), modified, _age(modified, headers))
 
     def stat(self, key: str) -> ObjectFacts:
@@ -296,33 +296,33 @@ class S3Requests:
         condition = {"If-Match": version} if version else {}
         with self._errors(key, conditional=True):
             try:
-                headers, body = self._file_wire.get(key, _range(offset, length) | condition)
+                got = self._file_wire.get(key, _range(offset, length) | condition)
             except ClientError as error:
                 if _status(error) != 416 or offset:
                     raise
                 # an empty object has no first byte, and some stores say so
-                headers, body = self._file_wire.get(key, {})
-            with body:
-                size, total = _extent(headers, offset, length)
+                got = self._file_wire.get(key, {})
+            with got.body as body:
+                size, total = _extent(got, offset, length)
                 data, filled = memory.lend(size), 0
                 while chunk := body.read(CHUNK):
                     stop.check()
                     data[filled : filled + len(chunk)] = chunk
                     filled += len(chunk)
                     self._meter.moved("down", len(chunk))
-            return Range(data, _version(headers["ETag"]), total)
+            return Range(data, _version(got.headers["ETag"]), total)
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; none at the end or beyond it."""
         with self._errors(key):
             try:
-                headers, body = self._file_wire.get(key, _range(offset, length))
+                got = self._file_wire.get(key, _range(offset, length))
             except ClientError as error:
                 if _status(error) != 416:
                     raise
                 return b""
-            with body:
-                _extent(headers, offset, length)
+            with got.body as body:
+                _extent(got, offset, length)
                 return self._read(body)
 
     def close(self) -> None:
@@ -351,6 +351,9 @@ class S3Requests:
             if read_timeout not in self._wires:
                 client = self._made_client(read_timeout)
                 credentials = cast("Session", self._session).get_credentials()
+                if credentials is None:  # looked for anew the next time, by clients too
+                    self._session = None
+                    self._clients.clear()
                 self._wires[read_timeout] = Wire(client, credentials, self.config.bucket)
             return self._wires[read_timeout]
 
@@ -394,27 +397,44 @@ def _range(offset: int, length: int) -> dict[str, str]:
     return {"Range": f"bytes={offset}-{offset + length - 1}"}
 
 
-def _extent(headers: Mapping[str, str], offset: int, length: int) -> tuple[int, int]:
+def _extent(got: Got, offset: int, length: int) -> tuple[int, int]:
     """Bytes that come, and in all.
 
     Raises:
         ResponseParserError: they are not those that were asked for.
     """
-    size, told = headers.get("Content-Length", ""), headers.get("Content-Range")
-    match = _RANGE.fullmatch(f"bytes 0-/{size}" if told is None else told)
-    if match is None or not size.isdecimal():
+    size, told = int(got.headers["Content-Length"]), got.headers.get("Content-Range")
+    match = _RANGE.fullmatch(told or "")
+    if match:
+        start, last, total = map(int, match.groups())
+    elif got.status == 200 and told is None:
+        start, last, total = 0, size - 1, size
+    else:
         raise ResponseParserError("it is not said which bytes come")
-    start, total = map(int, match.groups())
-    if start != offset or int(size) != min(length, total - offset):
+    if start != offset or last - start + 1 != size or size != min(length, total - offset):
         raise ResponseParserError("other bytes come than those asked for")
-    return int(size), total
+    return size, total
 
 
-def _still(cached: Stored, headers: Mapping[str, str]) -> Stored:
-    """The same bytes may have been written anew, so their age comes from this answer."""
-    told = headers.get("last-modified")
-    modified = parsedate_to_datetime(told).timestamp() if told else cached.modified
+def _still(cached: Stored, headers: Mapping[str, str]) -> Stored | None:
+    """The same bytes may have been written anew, so their age comes from this answer; None: it does
+    not say."""
+    if "last-modified" not in headers:
+        return None
+    modified = _modified(headers)
     return cached._replace(modified=modified, age_seconds=_age(modified, headers))
+
+
+def _modified(headers: Mapping[str, str]) -> float:
+    """Raises ResponseParserError if it is no time."""
+    told = headers.get("last-modified", "")
+    try:
+        try:
+            return aware(parsedate_to_datetime(told)).timestamp()
+        except ValueError:
+            return aware(parse_time(told)).timestamp()
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise ResponseParserError("no time") from error
 
 
 def _age(modified: float, headers: Mapping[str, str]) -> float:

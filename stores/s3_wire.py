@@ -8,24 +8,23 @@ down; all else goes by the client, conditional writes above all.
 
 from __future__ import annotations
 
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from xml.etree import ElementTree
 
 import botocore
 from botocore.auth import UNSIGNED_PAYLOAD, S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.compat import unquote_str
-from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.exceptions import ClientError, NoCredentialsError, UnknownSignatureVersionError
 from botocore.parsers import ResponseParserError, RestXMLParser
 from botocore.response import StreamingBody
-from botocore.utils import lowercase_dict, percent_encode, percent_encode_sequence
+from botocore.utils import percent_encode, percent_encode_sequence
 
 from storage import Listed
 from stores.s3_client import parse_time
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from botocore.awsrequest import AWSResponse
     from botocore.credentials import Credentials
@@ -33,11 +32,22 @@ if TYPE_CHECKING:
 
     from stores.s3_files import Body
 
+T = TypeVar("T")
+
 AGENT = {"User-Agent": f"Botocore/{botocore.__version__}"}
 #: Of nothing, which is what a GET sends.
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 #: Bytes from which on a store is asked first whether it would take them.
 WORTH_ASKING = 1 << 20
+
+
+class Got(NamedTuple):
+    """A success."""
+
+    status: int
+    #: By names in any case.
+    headers: Mapping[str, str]
+    body: StreamingBody
 
 
 class Wire:
@@ -48,6 +58,7 @@ class Wire:
 
         Raises:
             NoCredentialsError: there are none.
+            UnknownSignatureVersionError: the bucket is of a kind that takes other signatures.
         """
         if credentials is None:
             raise NoCredentialsError
@@ -59,7 +70,10 @@ class Wire:
         )
         self._bucket_url = f"{url}/"
         self._signs_bodies = not url.startswith("https:")
-        self._region = properties["authSchemes"][0]["signingRegion"]
+        scheme = properties["authSchemes"][0]
+        if (scheme["name"], scheme["signingName"]) != ("sigv4", "s3"):
+            raise UnknownSignatureVersionError(signature_version=scheme["name"])
+        self._region = scheme["signingRegion"]
         self._credentials = credentials
         self._http = inside._endpoint.http_session
         self._emit = client.meta.events.emit
@@ -86,12 +100,11 @@ class Wire:
         if sha256 is None:
             sha256 = body.sha256() if self._signs_bodies else UNSIGNED_PAYLOAD
         url = self._url(key, query)
-        answer, _ = self._send(operation, "PUT", url, headers, sha256, body, whole=True)
-        return answer["ETag"]
+        return self._send(operation, "PUT", url, headers, sha256, _tag, body)
 
-    def get(self, key: str, headers: Mapping[str, str]) -> tuple[Mapping[str, str], StreamingBody]:
-        """Headers and bytes. Read all of them, or close them."""
-        return self._send("GetObject", "GET", self._url(key), headers, EMPTY_SHA256)
+    def get(self, key: str, headers: Mapping[str, str]) -> Got:
+        """Read all of its body, or close it."""
+        return self._send("GetObject", "GET", self._url(key), headers, EMPTY_SHA256, _got)
 
     def list(self, prefix: str, after: str | None, limit: int) -> tuple[list[Listed], bool]:
         """Up to `limit` objects in key order, and whether there are more.
@@ -102,8 +115,7 @@ class Wire:
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
         query |= {"max-keys": str(limit)} | ({"start-after": after} if after else {})
         url = f"{self._bucket_url}?{percent_encode_sequence(query)}"
-        _, body = self._send("ListObjectsV2", "GET", url, {}, EMPTY_SHA256, whole=True)
-        return _read_list(body.read())
+        return self._send("ListObjectsV2", "GET", url, {}, EMPTY_SHA256, _listed)
 
     def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
         """By which whoever has it may read the object. Asks the store nothing."""
@@ -118,9 +130,9 @@ class Wire:
 
     def _send(
         self, operation: str, method: str, url: str, headers: Mapping[str, Any], sha256: str,
-        body: Body | None = None, *, whole: bool = False,
-    ) -> tuple[Mapping[str, str], StreamingBody]:  # fmt: skip
-        """With `whole`, all of the answer has come, or it counts as none.
+        read: Callable[[Got], T], body: Body | None = None,
+    ) -> T:  # fmt: skip
+        """What `read` makes of a success. If it cannot, the answer counts as none.
 
         Raises:
             ClientError: for all that is not success.
@@ -132,21 +144,16 @@ class Wire:
         self._emit(f"before-send.s3.{operation}", request=prepared)
         try:
             answer = self._http.send(prepared)
-            came = StreamingBody(answer.raw, answer.headers.get("Content-Length"))
-            parsed = _parsed(answer, came)
-            if whole:
-                came = _in_memory(came.read())
+            refused = _refusal(answer) if answer.status_code >= 300 else None
+            result = None if refused else read(_success(answer))
         except Exception as error:
             self._emit(f"after-call-error.s3.{operation}", exception=error)
             raise
-        self._emit(f"response-received.s3.{operation}", parsed_response=parsed)
-        if answer.status_code >= 300:
-            raise ClientError(parsed, operation)
-        return answer.headers, came
-
-
-def _in_memory(data: bytes) -> StreamingBody:
-    return StreamingBody(BytesIO(data), len(data))
+        told = refused or {"ResponseMetadata": {"HTTPStatusCode": answer.status_code}}
+        self._emit(f"response-received.s3.{operation}", parsed_response=told)
+        if refused:
+            raise ClientError(refused, operation)
+        return cast("T", result)
 
 
 class _Signer(S3SigV4Auth):
@@ -160,36 +167,61 @@ class _Signer(S3SigV4Auth):
         return self._sha256
 
 
-def _parsed(answer: AWSResponse, came: StreamingBody) -> Any:
-    """As botocore tells of an answer; of a good one, only how it was."""
-    if answer.status_code < 300:
-        return {"ResponseMetadata": {
-            "HTTPStatusCode": answer.status_code, "HTTPHeaders": lowercase_dict(answer.headers),
-        }}  # fmt: skip
-    told = {"status_code": answer.status_code, "headers": answer.headers, "body": came.read()}
+def _refusal(answer: AWSResponse) -> Any:
+    """As botocore tells of one. How long it says it is does not matter: a 304 has no body, and may
+    say how long the object is."""
+    body = StreamingBody(answer.raw, cast("Any", None)).read()
+    told = {"status_code": answer.status_code, "headers": answer.headers, "body": body}
     return RestXMLParser().parse(told, cast("Any", None))  # errors have no model
 
 
-def _read_list(data: bytes) -> tuple[list[Listed], bool]:
-    """Raises ResponseParserError if it is none."""
+def _success(answer: AWSResponse) -> Got:
+    length = answer.headers.get("Content-Length")
+    if length is not None and not length.isdecimal():
+        raise ResponseParserError("a length that is none")
+    return Got(answer.status_code, answer.headers, StreamingBody(answer.raw, cast("Any", length)))
+
+
+def _got(answer: Got) -> Got:
+    return answer
+
+
+def _tag(answer: Got) -> str:
+    answer.body.read()  # nothing, but then the connection can be used again
+    return answer.headers["ETag"]
+
+
+def _listed(answer: Got) -> tuple[list[Listed], bool]:
+    """Raises ResponseParserError if it is no list."""
+    data = answer.body.read()
     try:
-        return _rows(ElementTree.fromstring(data))  # noqa: S314  # as botocore reads them
-    except (ElementTree.ParseError, ValueError) as error:
+        root = ElementTree.fromstring(data, ElementTree.XMLParser(encoding="utf-8"))  # noqa: S314
+        for element in root.iter():  # some stores have a namespace, and some have two
+            element.tag = element.tag.rpartition("}")[2]
+        if root.tag == "Error":  # S3 may find out that late
+            raise _late_failure(root)
+        return _rows(root)
+    except (ElementTree.ParseError, ValueError, RuntimeError, OverflowError) as error:
         raise ResponseParserError("not a list") from error
 
 
+def _late_failure(root: ElementTree.Element) -> ClientError:
+    told = {"Error": {"Code": root.findtext("Code", "")}}
+    metadata = {"HTTPStatusCode": 500, "HTTPHeaders": dict[str, str]()}
+    return ClientError(cast("Any", told | {"ResponseMetadata": metadata}), "ListObjectsV2")
+
+
 def _rows(root: ElementTree.Element) -> tuple[list[Listed], bool]:
-    space, _, name = root.tag.rpartition("}")
-    if name != "ListBucketResult":
-        raise ValueError(name)
-    space += "}" if space else ""
-    key, size, modified = f"{space}Key", f"{space}Size", f"{space}LastModified"
-    decode = unquote_str if root.findtext(f"{space}EncodingType") == "url" else str
+    if root.tag != "ListBucketResult":
+        raise ValueError(root.tag)
+    decode = unquote_str if root.findtext("EncodingType") == "url" else str
     rows = [
         Listed(
-            decode(row.findtext(key, "")), int(row.findtext(size, "")),
-            parse_time(row.findtext(modified, "")).timestamp(),
+            decode(row.findtext("Key", "")), int(row.findtext("Size", "")),
+            parse_time(row.findtext("LastModified", "")).timestamp(),
         )
-        for row in root.iter(f"{space}Contents")
+        for row in root.iter("Contents")
     ]  # fmt: skip
-    return rows, root.findtext(f"{space}IsTruncated") == "true"
+    if not all(row.key for row in rows):
+        raise ValueError("a row without a key")
+    return rows, root.findtext("IsTruncated") == "true"

@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import os
 import re
+import socketserver
+import threading
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ import urllib3
 from botocore.response import StreamingBody
 
 from meter import Meter
-from storage import FileFacts, StorageUnavailable, Wanted
+from storage import FileFacts, StorageUnavailable, Stored, Wanted
 from stores.s3_client import S3Config, new_client, new_session
 from stores.s3_files import PART, SMALL, Body, Memory, Stop, Target
 from stores.s3_links import attachment
@@ -250,6 +252,48 @@ async def test_what_breaks_while_an_answer_is_read_is_typed(
             await asyncio.to_thread(fetch)
 
 
+# ---- records
+
+
+async def test_an_unchanged_record_is_known_though_its_length_is_told(ceph: S3Server) -> None:
+    """RFC 9110, 8.6: a 304 has no body and may say how long the object is; some stores do."""
+    with a_server(
+        b'HTTP/1.1 304 Not Modified\r\nETag: "x"\r\nContent-Length: 1234\r\n'
+        b"Last-Modified: Wed, 21 Oct 2026 07:28:00 GMT\r\n\r\n"
+    ) as url:
+        store = S3Store(**ceph.place() | {"endpoint_url": url}, retry_seconds=1.0)  # type: ignore[arg-type]
+        cached = Stored(b"1", "x", 0.0, 0.0)
+        assert (await store.get("a", cached=cached)).data == b"1"
+        await store.close()
+
+
+@pytest.mark.parametrize("modified", ["garbage", "0 -0000"])
+async def test_a_record_without_a_time_is_not_a_wrong_setting(
+    store: S3Store, proxy: FaultyS3, modified: str
+) -> None:
+    proxy.rule = lambda _: Answer(200, b"1", (("ETag", '"x"'), ("Last-Modified", modified)))
+    with pytest.raises(StorageUnavailable, match="not S3's"):
+        await store.get("a")
+
+
+@contextmanager
+def a_server(answer: bytes) -> Iterator[str]:
+    """That says the same to everybody, byte by byte."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
 # ---- lists
 
 
@@ -276,6 +320,27 @@ async def test_an_answer_that_is_no_list_is_not_an_empty_one(
 ) -> None:
     proxy.rule = lambda _: Answer(200, answer)
     with pytest.raises(StorageUnavailable, match="not S3's"):
+        await store.list("")
+
+
+@pytest.mark.parametrize("answer", [
+    b'<ListBucketResult xmlns="u"><Contents xmlns="">%s</Contents></ListBucketResult>',
+    b'<s:ListBucketResult xmlns:s="u"><Contents>%s</Contents></s:ListBucketResult>',
+    b'<?xml version="1.0" encoding="odd"?><ListBucketResult><Contents>%s</Contents>'
+    b"</ListBucketResult>",
+])  # fmt: skip
+async def test_a_list_is_read_whatever_its_names_and_letters_are_said_to_be(
+    store: S3Store, proxy: FaultyS3, answer: bytes
+) -> None:
+    key = f"{store.url.partition('//')[2].partition('/')[2]}a"
+    row = f"<Key>{key}</Key><Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified>"
+    proxy.rule = lambda _: Answer(200, answer % row.encode())
+    assert [row.key for row in (await store.list("")).objects] == ["a"]
+
+
+async def test_a_failure_that_comes_as_a_success_is_one(store: S3Store, proxy: FaultyS3) -> None:
+    proxy.rule = lambda _: Answer(200, b"<Error><Code>SlowDown</Code></Error>")
+    with pytest.raises(StorageUnavailable, match="SlowDown, which should pass"):
         await store.list("")
 
 
