@@ -115,8 +115,7 @@ class S3Requests:
             except ClientError as error:
                 if cached is None or _status(error) != 304:
                     raise
-                still = _still(cached, error.response["ResponseMetadata"]["HTTPHeaders"])
-                return still or self.get(key)
+                return _still(cached, error.response["ResponseMetadata"]["HTTPHeaders"])
             data, modified = self._read(body), _modified(headers)
             return Stored(data, _version(headers["ETag"]), modified, _age(modified, headers))
 
@@ -302,10 +301,10 @@ class S3Requests:
                     raise
                 # an empty object has no first byte, and some stores say so
                 got = self._file_wire.get(key, {})
-            with got.body as body:
+            with got.body:  # whose `as` is urllib3's own, which checks no length
                 size, total = _extent(got, offset, length)
                 data, filled = memory.lend(size), 0
-                while chunk := body.read(CHUNK):
+                while chunk := got.body.read(CHUNK):
                     stop.check()
                     data[filled : filled + len(chunk)] = chunk
                     filled += len(chunk)
@@ -321,9 +320,9 @@ class S3Requests:
                 if _status(error) != 416:
                     raise
                 return b""
-            with got.body as body:
+            with got.body:
                 _extent(got, offset, length)
-                return self._read(body)
+                return self._read(got.body)
 
     def close(self) -> None:
         """Let go of connections."""
@@ -416,12 +415,10 @@ def _extent(got: Got, offset: int, length: int) -> tuple[int, int]:
     return size, total
 
 
-def _still(cached: Stored, headers: Mapping[str, str]) -> Stored | None:
-    """The same bytes may have been written anew, so their age comes from this answer; None: it does
-    not say."""
-    if "last-modified" not in headers:
-        return None
-    modified = _modified(headers)
+def _still(cached: Stored, headers: Mapping[str, str]) -> Stored:
+    """The same bytes may have been written anew, so their age comes from this answer, if it tells
+    one: Ceph RGW's does not."""
+    modified = _modified(headers) if "last-modified" in headers else cached.modified
     return cached._replace(modified=modified, age_seconds=_age(modified, headers))
 
 
