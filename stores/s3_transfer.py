@@ -33,6 +33,8 @@ T = TypeVar("T")
 #: Requests on their way at a time. A small file takes no other room, so that as many pass at once:
 #: most of their time is the way to the store and back.
 REQUESTS = 16
+#: Stretches of files that are read at a time, for archives: each thread keeps as much from malloc.
+STRETCHES = 4
 #: Parts in memory, of all transfers together: 48 MiB, and what is on its way in sockets.
 PARTS_HELD = 6
 #: Parts in memory of each stream, beside those: one is collected while two are on their way.
@@ -51,6 +53,7 @@ class Transfers:
         self._requests = requests
         self._patience = patience
         self._network = Lane("s3-files", REQUESTS)
+        self._stretches = Lane("s3-stretches", STRETCHES)
         self._disk = Lane("s3-disk", DISK_THREADS)
         self._memory = Memory(PARTS_HELD)
         self._room = asyncio.Semaphore(PARTS_HELD)
@@ -58,6 +61,7 @@ class Transfers:
     def close(self) -> None:
         """Take no more transfers."""
         self._network.close()
+        self._stretches.close()
         self._disk.close()
 
     async def upload(
@@ -110,8 +114,8 @@ class Transfers:
         return stream.facts
 
     async def run(self, call: Callable[[], T]) -> T:
-        """What one request about a file gives, with a transfer's threads and patience."""
-        return await retrying(lambda: self._network.run(call), self._patience)
+        """What one request about a file gives, with a transfer's patience."""
+        return await retrying(lambda: self._stretches.run(call), self._patience)
 
     async def download(
         self, key: str, path: Path, expected: FileFacts | None, on_bytes: Callable[[int], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -254,7 +254,7 @@ async def test_a_link_follows_and_cancels_a_process_without_asking_a_worker(
 ) -> None:
     async with endpoint.worker("w1", role="gpu"), httpx.AsyncClient(trust_env=False) as http:
         job = endpoint.start(**LONG)
-        await endpoint.plane.until(lambda: job.progress, "an update with links")
+        await endpoint.plane.until(lambda: _runs(job.progress), "an update with links")
         links = job.progress["links"]
         seen = (await http.get(links["status"])).json()
         assert (seen["process_id"], seen["status"]) == (job.id, "running")
@@ -271,7 +271,7 @@ async def test_a_link_works_when_no_worker_is_alive(endpoint: Endpoint) -> None:
     async with httpx.AsyncClient(trust_env=False) as http:
         async with endpoint.worker("w1") as worker:
             job = endpoint.start(**LONG)
-            await endpoint.plane.until(lambda: job.progress, "an update with links")
+            await endpoint.plane.until(lambda: _runs(job.progress), "an update with links")
             links = job.progress["links"]
             worker.kill()
         seen = (await http.get(links["status"])).json()
@@ -284,6 +284,10 @@ async def test_a_link_works_when_no_worker_is_alive(endpoint: Endpoint) -> None:
             assert not heir.children()
     assert job.output["status"] == "cancelled"
     assert [entry["status"] for entry in job.output["history"]].count("running") == 1
+
+
+def _runs(update: Any) -> bool:
+    return bool(update) and update["status"] == "running"
 
 
 async def _fetch(url: str) -> bytes:
