@@ -15,6 +15,7 @@ from tests import servers
 from tests.control_plane import ControlPlane
 from tests.crowd import Crowd
 from tests.endpoint import Endpoint
+from tests.faulty_s3 import FaultyS3
 from tests.fleet import Fleet, Sent
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ def ceph() -> Iterator[S3Server]:
     """A Ceph RGW server: the real thing."""
     with servers.run_ceph() as server:
         yield server
+
+
+@pytest.fixture
+def proxy(ceph: S3Server) -> Iterator[FaultyS3]:
+    """What breaks, on its way to Ceph RGW, what it is told to."""
+    with FaultyS3(ceph.endpoint_url) as proxy:
+        yield proxy
 
 
 @pytest.fixture(params=servers.STORES)

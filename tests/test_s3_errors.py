@@ -16,16 +16,8 @@ from stores.s3_store import S3Store
 from tests.faulty_s3 import Answer, FaultyS3
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from storage import StoreHealth
     from tests.servers import S3Server
-
-
-@pytest.fixture
-def proxy(ceph: S3Server) -> Iterator[FaultyS3]:
-    with FaultyS3(ceph.endpoint_url) as proxy:
-        yield proxy
 
 
 async def checked(server: S3Server, **wrong: Any) -> StoreHealth:

@@ -13,7 +13,7 @@ from stores.s3_store import S3Store
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, conditional, every, once
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from tests.faulty_s3 import Asked
     from tests.servers import S3Server
@@ -22,12 +22,6 @@ BREAKS = [Fault.LOST_REQUEST, Fault.LOST_ANSWER, Fault.SLOW_DOWN, Fault.FAILED_A
 #: Those after which a write may have been done.
 DONE_ANYWAY = [Fault.LOST_ANSWER, Fault.FAILED_AFTER, Fault.SILENT_AFTER]
 NOT_DONE = [Fault.LOST_REQUEST, Fault.SLOW_DOWN, Fault.SILENT]
-
-
-@pytest.fixture
-def proxy(ceph: S3Server) -> Iterator[FaultyS3]:
-    with FaultyS3(ceph.endpoint_url) as proxy:
-        yield proxy
 
 
 @pytest.fixture

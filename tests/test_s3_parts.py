@@ -22,7 +22,7 @@ from tests.test_s3_transfer import BREAKS, a_part, completion, unfinished
 from tests.test_storage_streams import BrokenSource, Chunks, cut
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from tests.faulty_s3 import Asked
     from tests.servers import S3Server
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 SIZE = 2 * PART + 1000
 DATA = os.urandom(SIZE)
 FACTS = FileFacts(SIZE, hashlib.sha256(DATA).hexdigest())
-
-
-@pytest.fixture
-def proxy(ceph: S3Server) -> Iterator[FaultyS3]:
-    with FaultyS3(ceph.endpoint_url) as proxy:
-        yield proxy
 
 
 @pytest.fixture

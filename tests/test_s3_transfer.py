@@ -20,7 +20,7 @@ from stores.s3_transfer import PARTS_HELD
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, every, once
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.faulty_s3 import Asked
@@ -29,12 +29,6 @@ if TYPE_CHECKING:
 BREAKS = [Fault.LOST_REQUEST, Fault.LOST_ANSWER, Fault.SLOW_DOWN, Fault.FAILED_AFTER]
 #: Three parts, the last of them short.
 SIZE = 2 * PART + 1000
-
-
-@pytest.fixture
-def proxy(ceph: S3Server) -> Iterator[FaultyS3]:
-    with FaultyS3(ceph.endpoint_url) as proxy:
-        yield proxy
 
 
 @pytest.fixture

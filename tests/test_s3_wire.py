@@ -37,12 +37,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def proxy(ceph: S3Server) -> Iterator[FaultyS3]:
-    with FaultyS3(ceph.endpoint_url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def store(ceph: S3Server, proxy: FaultyS3) -> AsyncIterator[S3Store]:
     store = S3Store(**ceph.place() | {"endpoint_url": proxy.url}, retry_seconds=1.0)  # type: ignore[arg-type]
     yield store

@@ -170,6 +170,7 @@ async def test_a_fork_of_which_nobody_hears_leaves_no_zombie(
     await result_of(template, tmp_path, "show_environment")  # spawned, as there was no answer
     template.close()
     await until(lambda: set(children()) <= before, "the fork and the templates are reaped")
+    assert set(children()) <= before
 
 
 async def test_a_template_that_cannot_start_is_given_up(
