@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from boto3.session import Session
 from botocore.config import Config
-from botocore.utils import parse_timestamp
 
 from storage import StorageMisconfigured
 from stores.s3_errors import BOTO_ERRORS, Place, translate
+from stores.s3_headers import parse_time
 from stores.s3_metering import count_requests
 
 if TYPE_CHECKING:
@@ -112,14 +111,6 @@ def _endpoint(config: S3Config) -> tuple[str | None, str]:
         host = parts.netloc.replace(f"{config.bucket}.", "", 1)
         return urlunsplit((parts.scheme, host, "", "", "")), "virtual"
     return config.endpoint_url.rstrip("/"), config.addressing_style
-
-
-def parse_time(text: str) -> datetime:
-    """What lists say (ISO 8601) is read at once, and what headers say as botocore reads it."""
-    try:
-        return datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return parse_timestamp(text)
 
 
 def _without_login(url: str | None) -> str | None:

@@ -6,20 +6,15 @@ links, so of theirs only the code is ever repeated.
 
 from __future__ import annotations
 
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from storage import ObjectNotFound, StorageMisconfigured, StorageUnavailable
-from utils import WorkerError, utc_now
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
+from stores.s3_headers import offset_from
+from utils import WorkerError
 
 
 class PreconditionRefused(WorkerError):
@@ -156,20 +151,6 @@ def clock_offset(error: BaseException | None) -> float | None:
     if not isinstance(error, boto.ClientError):
         return None
     return offset_from(error.response["ResponseMetadata"]["HTTPHeaders"])
-
-
-def aware(told: datetime) -> datetime:
-    """A header's time that names no zone (`-0000`) is UTC, as all of HTTP's are."""
-    return told if told.tzinfo else told.replace(tzinfo=UTC)
-
-
-def offset_from(headers: Mapping[str, str]) -> float | None:
-    """Our clock minus the store's by its `Date` header, in seconds; None if it has none."""
-    try:
-        theirs = parsedate_to_datetime(headers["date"])
-    except (KeyError, ValueError):
-        return None
-    return (utc_now() - aware(theirs)).total_seconds()
 
 
 def _answer(error: boto.ClientError, place: Place, key: str | None) -> WorkerError:

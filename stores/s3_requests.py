@@ -5,15 +5,12 @@ What to retry, and what an unclear answer means, is for the callers: only they k
 
 from __future__ import annotations
 
-import re
 import threading
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from boto3.session import Session
 from botocore.exceptions import ClientError
-from botocore.parsers import ResponseParserError
 
 from storage import (
     ObjectFacts,
@@ -22,14 +19,13 @@ from storage import (
     StorageUnavailable,
     Stored,
 )
-from stores.s3_client import new_client, new_session, parse_time
-from stores.s3_errors import BOTO_ERRORS, PreconditionRefused, aware, offset_from, translate
-from stores.s3_wire import Got, Wire
-from utils import utc_now
+from stores.s3_client import new_client, new_session
+from stores.s3_errors import BOTO_ERRORS, PreconditionRefused, translate
+from stores.s3_headers import age_of, byte_range, extent_of, modified_at, offset_from, version_of
+from stores.s3_wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from datetime import datetime
     from typing import Literal
 
     from botocore.response import StreamingBody
@@ -39,8 +35,6 @@ if TYPE_CHECKING:
     from stores.s3_client import S3Config
     from stores.s3_files import Body, Memory, Stop
 
-#: A `Content-Range`: the first byte, the last, and how many there are in all.
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 #: Bytes between two looks at whether to go on.
 CHUNK = 256 << 10
 
@@ -116,8 +110,8 @@ class S3Requests:
                 if cached is None or _status(error) != 304:
                     raise
                 return _still(cached, error.response["ResponseMetadata"]["HTTPHeaders"])
-            data, modified = self._read(body), _modified(headers)
-            return Stored(data, _version(headers["ETag"]), modified, _age(modified, headers))
+            data, modified = self._read(body), modified_at(headers)
+            return Stored(data, version_of(headers["ETag"]), modified, age_of(modified, headers))
 
     def stat(self, key: str) -> ObjectFacts:
         """All but the bytes. Two requests for an object that is not there."""
@@ -132,7 +126,7 @@ class S3Requests:
                 raise ObjectNotFound(f"there is no object {key!r}") from None
             return ObjectFacts(
                 answer["ContentLength"],
-                _version(answer["ETag"]),
+                version_of(answer["ETag"]),
                 answer["LastModified"].timestamp(),
             )
 
@@ -143,7 +137,7 @@ class S3Requests:
             answer = self._control.put_object(
                 Bucket=self.config.bucket, Key=key, Body=data, **cast("Any", typed)
             )
-            return _version(answer["ETag"])
+            return version_of(answer["ETag"])
 
     def put_if(self, key: str, data: bytes, version: str | None) -> str:
         """Write over exactly `version`; None: where nothing is. Returns the new version.
@@ -156,7 +150,7 @@ class S3Requests:
             answer = self._control.put_object(
                 Bucket=self.config.bucket, Key=key, Body=data, **cast("Any", condition)
             )
-            return _version(answer["ETag"])
+            return version_of(answer["ETag"])
 
     def list(self, prefix: str, start_after: str | None, limit: int) -> Page:
         """One page, by full keys."""
@@ -295,33 +289,33 @@ class S3Requests:
         condition = {"If-Match": version} if version else {}
         with self._errors(key, conditional=True):
             try:
-                got = self._file_wire.get(key, _range(offset, length) | condition)
+                got = self._file_wire.get(key, byte_range(offset, length) | condition)
             except ClientError as error:
                 if _status(error) != 416 or offset:
                     raise
                 # an empty object has no first byte, and some stores say so
                 got = self._file_wire.get(key, {})
             with got.body:  # whose `as` is urllib3's own, which checks no length
-                size, total = _extent(got, offset, length)
+                size, total = extent_of(got, offset, length)
                 data, filled = memory.lend(size), 0
                 while chunk := got.body.read(CHUNK):
                     stop.check()
                     data[filled : filled + len(chunk)] = chunk
                     filled += len(chunk)
                     self._meter.moved("down", len(chunk))
-            return Range(data, _version(got.headers["ETag"]), total)
+            return Range(data, version_of(got.headers["ETag"]), total)
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; none at the end or beyond it."""
         with self._errors(key):
             try:
-                got = self._file_wire.get(key, _range(offset, length))
+                got = self._file_wire.get(key, byte_range(offset, length))
             except ClientError as error:
                 if _status(error) != 416:
                     raise
                 return b""
             with got.body:
-                _extent(got, offset, length)
+                extent_of(got, offset, length)
                 return self._read(got.body)
 
     def close(self) -> None:
@@ -383,59 +377,12 @@ class S3Requests:
         return translate(ClientError(cast("Any", response), "DeleteObjects"), self.place)
 
 
-def _version(etag: str) -> str:
-    """Without its quotes: Ceph RGW never finds a quoted one equal in If-Match."""
-    return etag.strip('"')
-
-
 def _status(error: ClientError) -> int:
     return error.response["ResponseMetadata"]["HTTPStatusCode"]
-
-
-def _range(offset: int, length: int) -> dict[str, str]:
-    return {"Range": f"bytes={offset}-{offset + length - 1}"}
-
-
-def _extent(got: Got, offset: int, length: int) -> tuple[int, int]:
-    """Bytes that come, and in all.
-
-    Raises:
-        ResponseParserError: they are not those that were asked for.
-    """
-    size, told = int(got.headers["Content-Length"]), got.headers.get("Content-Range")
-    match = _RANGE.fullmatch(told or "")
-    if match:
-        start, last, total = map(int, match.groups())
-    elif got.status == 200 and told is None:
-        start, last, total = 0, size - 1, size
-    else:
-        raise ResponseParserError("it is not said which bytes come")
-    if start != offset or last - start + 1 != size or size != min(length, total - offset):
-        raise ResponseParserError("other bytes come than those asked for")
-    return size, total
 
 
 def _still(cached: Stored, headers: Mapping[str, str]) -> Stored:
     """The same bytes may have been written anew, so their age comes from this answer, if it tells
     one: Ceph RGW's does not."""
-    modified = _modified(headers) if "last-modified" in headers else cached.modified
-    return cached._replace(modified=modified, age_seconds=_age(modified, headers))
-
-
-def _modified(headers: Mapping[str, str]) -> float:
-    """Raises ResponseParserError if it is no time."""
-    told = headers.get("last-modified", "")
-    try:
-        try:
-            return aware(parsedate_to_datetime(told)).timestamp()
-        except ValueError:
-            return aware(parse_time(told)).timestamp()
-    except (ValueError, RuntimeError, OverflowError) as error:
-        raise ResponseParserError("no time") from error
-
-
-def _age(modified: float, headers: Mapping[str, str]) -> float:
-    """Seconds since `modified`, by the clock of the store alone."""
-    offset = offset_from(headers) or 0.0
-    now: datetime = utc_now()
-    return max(0.0, now.timestamp() - offset - modified)
+    modified = modified_at(headers) if "last-modified" in headers else cached.modified
+    return cached._replace(modified=modified, age_seconds=age_of(modified, headers))

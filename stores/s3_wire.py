@@ -21,7 +21,7 @@ from botocore.response import StreamingBody
 from botocore.utils import percent_encode, percent_encode_sequence
 
 from storage import Listed
-from stores.s3_client import parse_time
+from stores.s3_headers import parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
