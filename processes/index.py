@@ -1,12 +1,20 @@
 """The list of processes, newest first: zero-byte objects whose keys say it all.
 
-`index/{inverted created ms}~{id}~{kind}~{status}`: one LIST shows up to 1000 rows and no record is
-read. The record is the truth and is written first; a worker that dies in between leaves an old row
-or two rows for one process, which `read_rows` merges and the next `show` or `repair` removes.
+`index/{inverted created ms}~{id}~{kind}~{status}`, with a `/` after the first 7 of the 13 digits:
+one LIST shows up to 1000 rows and no record is read. A folder has no order, so that all names in
+it are read for a page; it keeps the rows of 17 minutes, a *slice*, and a page reads those it needs.
+
+The record is the truth and is written first; a worker that dies in between leaves an old row or two
+rows for one process, which `read_rows` merges and the next `show` or `repair` removes.
+
+Rows from before there were slices have no `/`: *flat* ones (decision 016). They are read, and gone
+with the next change, but not written. In a slice they come after all others, and so need not lie
+beside the other row of their process.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from itertools import groupby
@@ -15,6 +23,7 @@ from typing import NamedTuple
 from processes.record import Record, Status
 from storage import MAX_PAGE, Store
 from stores.prefixes import list_all
+from utils import together
 
 PREFIX = "index/"
 #: Asked for beside those of a page: while a status changes a process has two. A bucket takes, and
@@ -22,11 +31,16 @@ PREFIX = "index/"
 SPARE_ROWS = 50
 #: Later than any creation (year 2286), so that newer processes have smaller keys.
 _END_OF_TIME_MS = 9_999_999_999_999
+#: Digits of a slice's name; the other six count its 1,000,000 ms.
+_SLICE = 7
 #: Of two rows of one process the one further on is the newer, for a process that is not retried.
 _ORDER = [
     Status.QUEUED, Status.RUNNING, Status.INTERRUPTED, Status.FAILED, Status.CANCELLED,
     Status.COMPLETED,
 ]  # fmt: skip
+_KEY = re.compile(
+    rf"{PREFIX}([0-9]{{{_SLICE}}})/?([0-9]{{6}})~([^~]+)~([^~]+)~({'|'.join(_ORDER)})"
+)
 
 
 class Row(NamedTuple):
@@ -40,12 +54,21 @@ class Row(NamedTuple):
 
 
 def index_key(record: Record, status: Status | None = None) -> str:
-    name = f"{record.process_id}~{record.kind}~{status or record.status}"
-    return f"{_beginning(record.created_at)}~{name}"
+    return f"{_beginning(record.created_at)}~{_name(record, status or record.status)}"
 
 
 def _beginning(created_at: datetime) -> str:
-    return f"{PREFIX}{_END_OF_TIME_MS - int(created_at.timestamp() * 1000):013d}"
+    return _beginnings(created_at)[0]
+
+
+def _beginnings(created_at: datetime) -> tuple[str, str]:
+    """Of a row in its slice, and of a flat one."""
+    digits = f"{_END_OF_TIME_MS - int(created_at.timestamp() * 1000):013d}"
+    return f"{PREFIX}{digits[:_SLICE]}/{digits[_SLICE:]}", PREFIX + digits
+
+
+def _name(record: Record, status: Status) -> str:
+    return f"{record.process_id}~{record.kind}~{status}"
 
 
 class IndexEntry:
@@ -86,17 +109,20 @@ async def read_rows(
     One LIST. With a filter a page may be short, or even empty, and still have a cursor; without
     one it is short where `SPARE_ROWS` rows or more are second ones, and by one at the largest
     `limit`: whether a second row of the last process follows would be known of the next page only.
+    A process with a flat row beside another is shown once where one LIST has both, else twice.
     """
     asked = MAX_PAGE if status or kind else min(MAX_PAGE, limit + SPARE_ROWS)
     page = await store.list(PREFIX, start_after=PREFIX + cursor if cursor else None, limit=asked)
-    keys = [listed.key for listed in page.objects]
-    groups = [list(rows) for _, rows in groupby(filter(None, map(_parse, keys)), _identity)]
+    found = [row for listed in page.objects if (row := _parse(listed.key))]
+    groups = [list(rows) for _, rows in groupby(found, _identity)]
+    in_order = sorted(found, key=lambda row: _ORDER.index(row.status))
+    latest: dict[tuple[str, datetime], Row] = {_identity(row): row for row in in_order}
     if page.next is not None and len(groups) > 1:
         groups.pop()  # its other rows may be on the next page
     chosen: list[Row] = []
     for taken, rows in enumerate(groups, 1):
-        row = max(rows, key=lambda row: _ORDER.index(row.status))
-        if (status in (None, row.status)) and (kind in (None, row.kind)):
+        row = latest.pop(_identity(rows[0]), None)  # None: it has come already
+        if row and status in (None, row.status) and kind in (None, row.kind):
             chosen.append(row)
         more = taken < len(groups) or page.next is not None
         if len(chosen) == limit or taken == len(groups):
@@ -105,11 +131,14 @@ async def read_rows(
 
 
 async def rows_before(store: Store, moment: datetime) -> AsyncIterator[list[Row]]:
-    """All rows of each process that was created by then, newest first. One LIST for 1000 rows."""
+    """All rows of each process that was created by then, newest first. One LIST for 1000 rows.
+
+    A process with a flat row beside another may come twice.
+    """
     rows: list[Row] = []
     async for listed in list_all(store, PREFIX, _beginning(moment)):
         row = _parse(listed.key)
-        if row is None:
+        if row is None or row.created_at > moment:  # the flat ones of the whole slice come by
             continue
         if rows and _identity(rows[0]) != _identity(row):
             yield rows
@@ -120,20 +149,37 @@ async def rows_before(store: Store, moment: datetime) -> AsyncIterator[list[Row]
 
 
 async def rows_there(store: Store, record: Record) -> list[str]:
-    """The keys of those rows of the process that there are. One LIST of a few rows."""
-    mine = rows_of(record)
-    beginning = f"{_beginning(record.created_at)}~{record.process_id}~"
-    page = await store.list(PREFIX, start_after=beginning, limit=len(mine))
+    """The keys of those rows of the process that there are. Two LISTs of a few rows, at once."""
+    async with together() as group:
+        looks = [
+            group.create_task(_rows_at(store, record, beginning))
+            for beginning in _beginnings(record.created_at)
+        ]
+    return [key for look in looks for key in look.result()]
+
+
+async def _rows_at(store: Store, record: Record, beginning: str) -> list[str]:
+    mine = _rows_from(record, beginning)
+    folder = beginning[: beginning.rindex("/") + 1]
+    after = f"{beginning}~{record.process_id}~"
+    page = await store.list(folder, start_after=after, limit=len(mine))
     return [listed.key for listed in page.objects if listed.key in mine]
 
 
 def rows_of(record: Record) -> list[str]:
     """The keys of all rows that a process may have."""
-    return [index_key(record, status) for status in _ORDER]
+    return [
+        key for beginning in _beginnings(record.created_at) for key in _rows_from(record, beginning)
+    ]
+
+
+def _rows_from(record: Record, beginning: str) -> list[str]:
+    return [f"{beginning}~{_name(record, status)}" for status in _ORDER]
 
 
 def _others(record: Record) -> list[str]:
-    return [index_key(record, status) for status in _ORDER if status is not record.status]
+    right = index_key(record)
+    return [key for key in rows_of(record) if key != right]
 
 
 def _identity(row: Row) -> tuple[str, datetime]:
@@ -142,8 +188,9 @@ def _identity(row: Row) -> tuple[str, datetime]:
 
 def _parse(key: str) -> Row | None:
     """The row that a key is; None for what somebody else put there."""
-    parts = key.removeprefix(PREFIX).split("~")
-    if len(parts) != 4 or not parts[0].isdecimal() or parts[3] not in _ORDER:
+    parts = _KEY.fullmatch(key)
+    if parts is None:
         return None
-    created = datetime.fromtimestamp((_END_OF_TIME_MS - int(parts[0])) / 1000, UTC)
-    return Row(parts[1], parts[2], Status(parts[3]), created, key)
+    slice_, rest, process_id, kind, status = parts.groups()
+    created = datetime.fromtimestamp((_END_OF_TIME_MS - int(slice_ + rest)) / 1000, UTC)
+    return Row(process_id, kind, Status(status), created, key)
