@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
 from inputs.folder_files import PREFIX, manifest_key
 from inputs.touches import AGES, TOUCH_SECONDS, Touches, age_key, used_key
 from storage import Listed, ObjectNotFound
 from stores.prefixes import list_all
 from upkeep.clean_run import DAY, CleanRun, in_batches, rows_of_days, side_by_side
+from upkeep.sweep import in_turn
 from utils import day_of
 
-#: Folders that one run looks at to see whether their use is written down at all.
+#: Folders that one run looks at, at least, to see whether their use is written down at all.
 SWEPT_FOLDERS = 20
 
 
@@ -54,16 +56,20 @@ async def _last_use(run: CleanRun, folder: str, objects: list[Listed]) -> float:
     return max(times, default=0.0)
 
 
-async def sweep_folders(run: CleanRun, after: str | None) -> str | None:
+async def sweep_folders(run: CleanRun, cursors: dict[str, str]) -> None:
     """Begin to count for folders of which no use was ever written down: an operator's, or those
-    from before. Returns where to go on; None: from the beginning."""
-    page = await run.store.list_folders(PREFIX, start_after=after, limit=SWEPT_FOLDERS)
+    from before."""
+    if run.settings.input_days is None:
+        return
     touches = Touches(run.store, lambda: run.moment(0))
-    for folder in page.names:
-        try:
-            await run.store.stat(used_key(folder))
-        except ObjectNotFound:
-            await run.still_mine()
-            if not run.dry:
-                await touches.touch(folder)
-    return page.next
+    look_at = partial(_begin_to_count, run, touches)
+    await in_turn(run, cursors, "inputs", look_at, least=SWEPT_FOLDERS)
+
+
+async def _begin_to_count(run: CleanRun, touches: Touches, folder: str) -> None:
+    try:
+        await run.store.stat(used_key(folder))
+    except ObjectNotFound:
+        await run.still_mine()
+        if not run.dry:
+            await touches.touch(folder)

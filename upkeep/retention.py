@@ -71,9 +71,8 @@ async def _clean(run: CleanRun, cursors: dict[str, str]) -> None:
     await remove_expired_folders(run)
     await bury_erased(run)
     await _remove_leftovers(run)
-    for what, sweep in (("processes", sweep_processes), ("inputs", sweep_folders)):
-        if what != "inputs" or run.settings.input_days is not None:
-            cursors[what] = await sweep(run, cursors.get(what) or None) or ""
+    await sweep_processes(run, cursors)
+    await sweep_folders(run, cursors)
 
 
 async def _remove_leftovers(run: CleanRun) -> None:
