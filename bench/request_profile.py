@@ -53,7 +53,7 @@ def _requests(client: S3Client, wire: Wire, bucket: str) -> dict[str, Callable[[
             "PutObject", "k", Body(memoryview(data), stop), sha256=sha256
         ),
         "GET by boto3's client": lambda: _read(client.get_object(Bucket=bucket, Key="k")["Body"]),
-        "GET by the wire, as files": lambda: _read(wire.get("k", {})[1]),
+        "GET by the wire, as files": lambda: wire.read("k", {}),
     }
 
 
@@ -91,6 +91,8 @@ def _shares(request: Callable[[], Any]) -> list[tuple[float, str]]:
 
 def _whose(file: str, function: str) -> str:
     if file == "~":
+        if "Curl" in function:
+            return "libcurl"
         return "sockets" if "socket" in function or "poll" in function else "Python's own, in C"
     path = PurePath(file)
     if "site-packages" in path.parts:

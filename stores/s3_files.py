@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 PART = 8 << 20
 #: Bytes. What is no larger waits for no room, and its memory is not kept.
 SMALL = 1 << 20
-#: Bytes of a body between two looks at whether to go on.
-BITE = 256 << 10
 #: S3 takes no more; a file beyond 80 GB goes in larger ones.
 MAX_PARTS = 10_000
 
@@ -101,12 +99,16 @@ class Body:
     def __len__(self) -> int:
         return len(self._data)
 
-    def read(self, _size: int = -1) -> memoryview:
-        """The next bite, none at the end. Not of the size asked for, which is 16 KiB."""
+    def read(self, size: int) -> bytes:
+        """Up to `size` more, none at the end."""
         self._stop.check()
-        bite = self._data[self._at : self._at + BITE]
+        bite = bytes(self._data[self._at : self._at + size])
         self._at += len(bite)
         return bite
+
+    def seek(self, offset: int) -> None:
+        """Go on from there."""
+        self._at = offset
 
     def sha256(self) -> str:
         """Of all of it, in hex."""

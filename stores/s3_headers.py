@@ -1,4 +1,4 @@
-"""What the headers of an answer say: which bytes, which version, how old. Pure."""
+"""What the headers of an answer say: which bytes, which version, how old. Names in lower case."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils import utc_now
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stores.s3_wire import Got
+    from stores.s3_connections import Head
 
 #: A `Content-Range`: the first byte, the last, and how many there are in all.
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -30,17 +30,17 @@ def byte_range(offset: int, length: int) -> dict[str, str]:
     return {"Range": f"bytes={offset}-{offset + length - 1}"}
 
 
-def extent_of(got: Got, offset: int, length: int) -> tuple[int, int]:
+def extent_of(head: Head, offset: int, length: int) -> tuple[int, int]:
     """Bytes that come, and in all.
 
     Raises:
         ResponseParserError: they are not those that were asked for.
     """
-    size, told = int(got.headers["Content-Length"]), got.headers.get("Content-Range")
+    size, told = int(head.headers["content-length"]), head.headers.get("content-range")
     match = _RANGE.fullmatch(told or "")
     if match:
         start, last, total = map(int, match.groups())
-    elif got.status == 200 and told is None:
+    elif head.status == 200 and told is None:
         start, last, total = 0, size - 1, size
     else:
         raise ResponseParserError("it is not said which bytes come")

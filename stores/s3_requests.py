@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from boto3.session import Session
@@ -25,18 +26,15 @@ from stores.s3_headers import age_of, byte_range, extent_of, modified_at, offset
 from stores.s3_wire import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Literal
 
-    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
 
     from meter import Meter
     from stores.s3_client import S3Config
+    from stores.s3_connections import Head
     from stores.s3_files import Body, Memory, Stop
-
-#: Bytes between two looks at whether to go on.
-CHUNK = 256 << 10
 
 
 class Range(NamedTuple):
@@ -105,13 +103,14 @@ class S3Requests:
         condition = {"If-None-Match": cached.version} if cached else {}
         with self._errors(key):
             try:
-                _, headers, body = self._control_wire.get(key, condition)
+                (_, headers), data = self._control_wire.read(key, condition)
             except ClientError as error:
                 if cached is None or _status(error) != 304:
                     raise
                 return _still(cached, error.response["ResponseMetadata"]["HTTPHeaders"])
-            data, modified = self._read(body), modified_at(headers)
-            return Stored(data, version_of(headers["ETag"]), modified, age_of(modified, headers))
+            self._meter.moved("down", len(data))
+            modified = modified_at(headers)
+            return Stored(data, version_of(headers["etag"]), modified, age_of(modified, headers))
 
     def stat(self, key: str) -> ObjectFacts:
         """All but the bytes. Two requests for an object that is not there."""
@@ -287,51 +286,42 @@ class S3Requests:
             StorageUnavailable: also when it was stopped, or other bytes came.
         """
         condition = {"If-Match": version} if version else {}
+        taken = _Taken(partial(extent_of, offset=offset, length=length), stop, memory)
         with self._errors(key, conditional=True):
             try:
-                got = self._file_wire.get(key, byte_range(offset, length) | condition)
+                head = self._file_wire.get(key, byte_range(offset, length) | condition, taken.begin)
             except ClientError as error:
                 if _status(error) != 416 or offset:
                     raise
                 # an empty object has no first byte, and some stores say so
-                got = self._file_wire.get(key, {})
-            with got.body:  # whose `as` is urllib3's own, which checks no length
-                size, total = extent_of(got, offset, length)
-                data, filled = memory.lend(size), 0
-                while chunk := got.body.read(CHUNK):
-                    stop.check()
-                    data[filled : filled + len(chunk)] = chunk
-                    filled += len(chunk)
-                    self._meter.moved("down", len(chunk))
-            return Range(data, version_of(got.headers["ETag"]), total)
+                head = self._file_wire.get(key, {}, taken.begin)
+            self._meter.moved("down", len(taken.data))
+            return Range(taken.data, version_of(head.headers["etag"]), taken.total)
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; none at the end or beyond it."""
         with self._errors(key):
             try:
-                got = self._file_wire.get(key, byte_range(offset, length))
+                head, data = self._file_wire.read(key, byte_range(offset, length))
             except ClientError as error:
                 if _status(error) != 416:
                     raise
                 return b""
-            with got.body:
-                extent_of(got, offset, length)
-                return self._read(got.body)
+            extent_of(head, offset, length)
+            self._meter.moved("down", len(data))
+            return data
 
     def close(self) -> None:
         """Let go of connections."""
         with self._lock:
             for client in self._clients.values():
                 client.close()
+            for wire in self._wires.values():
+                wire.close()
             self._clients.clear()
             self._wires.clear()
 
     # ---- inside
-
-    def _read(self, body: StreamingBody) -> bytes:
-        data: bytes = body.read()
-        self._meter.moved("down", len(data))
-        return data
 
     def _client(self, read_timeout: float) -> S3Client:
         """A client per purpose, made at the first use: that takes 0.1 s, so never on the loop."""
@@ -375,6 +365,30 @@ class S3Requests:
         metadata = {**answer["ResponseMetadata"], "HTTPStatusCode": status}
         response = {"Error": {"Code": code}, "ResponseMetadata": metadata}
         return translate(ClientError(cast("Any", response), "DeleteObjects"), self.place)
+
+
+class _Taken:
+    """A stretch of an object as it comes."""
+
+    def __init__(
+        self, extent: Callable[[Head], tuple[int, int]], stop: Stop, memory: Memory
+    ) -> None:
+        self._extent = extent
+        self._stop = stop
+        self._memory = memory
+        self._filled = 0
+
+    def begin(self, head: Head) -> Callable[[bytes], None]:
+        """Raises ResponseParserError if other bytes come than those asked for."""
+        size, self.total = self._extent(head)
+        self.data = self._memory.lend(size)
+        return self._take
+
+    def _take(self, chunk: bytes) -> None:
+        self._stop.check()
+        end = self._filled + len(chunk)
+        self.data[self._filled : end] = chunk
+        self._filled = end
 
 
 def _status(error: ClientError) -> int:

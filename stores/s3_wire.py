@@ -1,38 +1,37 @@
-"""The requests that are made most or hold most: signed and sent by botocore, but not made by it.
+"""The requests that are made most or hold most: signed by botocore, sent by libcurl.
 
-To build a request from botocore's model of S3, and to read the answer by it, takes more CPU time
-than to sign and send it (`bench/request_profile.py`); most files are small, and lists are long. A
-GET, a list of keys, a PUT of a file's bytes and a link to read are simple enough to be written
-down; all else goes by the client, conditional writes above all.
+To build a request from botocore's model of S3, to send it and to read the answer by the model takes
+more CPU time than to sign it (`bench/request_profile.py`); most files are small, and lists are
+long. A GET, a list of keys, a PUT of a file's bytes and a link to read are simple enough to be
+written down; all else goes by the client, conditional writes above all.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
 
 import botocore
 from botocore.auth import UNSIGNED_PAYLOAD, S3SigV4Auth, S3SigV4QueryAuth
-from botocore.awsrequest import AWSRequest
+from botocore.awsrequest import AWSRequest, HeadersDict
 from botocore.compat import unquote_str
 from botocore.exceptions import ClientError, NoCredentialsError, UnknownSignatureVersionError
+from botocore.httpsession import get_cert_path
 from botocore.parsers import ResponseParserError, RestXMLParser
-from botocore.response import StreamingBody
 from botocore.utils import percent_encode, percent_encode_sequence
 
 from storage import Listed
+from stores.s3_connections import Connections, Head
 from stores.s3_headers import parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from botocore.awsrequest import AWSResponse
     from botocore.credentials import Credentials
     from mypy_boto3_s3 import S3Client
 
+    from stores.s3_connections import Answer, Taker
     from stores.s3_files import Body
-
-T = TypeVar("T")
 
 AGENT = {"User-Agent": f"Botocore/{botocore.__version__}"}
 #: Of nothing, which is what a GET sends.
@@ -41,20 +40,11 @@ EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
 WORTH_ASKING = 1 << 20
 
 
-class Got(NamedTuple):
-    """A success."""
-
-    status: int
-    #: By names in any case.
-    headers: Mapping[str, str]
-    body: StreamingBody
-
-
 class Wire:
     """A bucket by its URLs. Blocking, thread-safe; raises what `client` would."""
 
     def __init__(self, client: S3Client, credentials: Credentials | None, bucket: str) -> None:
-        """`client` says where the bucket is, lends its connections and hears of every request.
+        """`client` says where the bucket is and how to get there, and hears of every request.
 
         Raises:
             NoCredentialsError: there are none.
@@ -75,7 +65,7 @@ class Wire:
             raise UnknownSignatureVersionError(signature_version=scheme["name"])
         self._region = scheme["signingRegion"]
         self._credentials = credentials
-        self._http = inside._endpoint.http_session
+        self._connections = _connections(client, url)
         self._emit = client.meta.events.emit
 
     def put(
@@ -96,15 +86,22 @@ class Wire:
         if content_type:
             headers["Content-Type"] = content_type
         if len(body) > WORTH_ASKING:  # a refusal comes before the bytes are sent, not instead
-            headers["Expect"] = b"100-continue"  # bytes: what botocore's connection looks for
+            headers["Expect"] = "100-continue"
         if sha256 is None:
             sha256 = body.sha256() if self._signs_bodies else UNSIGNED_PAYLOAD
         url = self._url(key, query)
-        return self._send(operation, "PUT", url, headers, sha256, _tag, body)
+        head = self._send(operation, url, headers, sha256, _into_nothing, body)
+        return head.headers["etag"]
 
-    def get(self, key: str, headers: Mapping[str, str]) -> Got:
-        """Read all of its body, or close it."""
-        return self._send("GetObject", "GET", self._url(key), headers, EMPTY_SHA256, _got)
+    def get(self, key: str, headers: Mapping[str, str], taker: Taker) -> Head:
+        """`taker` is told how a success begins, and gives what takes its body, chunk by chunk."""
+        return self._send("GetObject", self._url(key), headers, EMPTY_SHA256, taker)
+
+    def read(self, key: str, headers: Mapping[str, str]) -> tuple[Head, bytes]:
+        """An object that is small."""
+        body = bytearray()
+        head = self.get(key, headers, lambda _: body.extend)
+        return head, bytes(body)
 
     def list(self, prefix: str, after: str | None, limit: int) -> tuple[list[Listed], bool]:
         """Up to `limit` objects in key order, and whether there are more.
@@ -115,7 +112,9 @@ class Wire:
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
         query |= {"max-keys": str(limit)} | ({"start-after": after} if after else {})
         url = f"{self._bucket_url}?{percent_encode_sequence(query)}"
-        return self._send("ListObjectsV2", "GET", url, {}, EMPTY_SHA256, _listed)
+        body = bytearray()
+        self._send("ListObjectsV2", url, {}, EMPTY_SHA256, lambda _: body.extend)
+        return _listed(bytes(body))
 
     def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
         """By which whoever has it may read the object. Asks the store nothing."""
@@ -128,32 +127,36 @@ class Wire:
         url = f"{self._bucket_url}{percent_encode(key, safe='/~')}"
         return f"{url}?{percent_encode_sequence(dict(query))}" if query else url
 
+    def close(self) -> None:
+        """Let go of connections."""
+        self._connections.close()
+
     def _send(
-        self, operation: str, method: str, url: str, headers: Mapping[str, Any], sha256: str,
-        read: Callable[[Got], T], body: Body | None = None,
-    ) -> T:  # fmt: skip
-        """What `read` makes of a success. If it cannot, the answer counts as none.
+        self, operation: str, url: str, headers: Mapping[str, Any], sha256: str, taker: Taker,
+        body: Body | None = None,
+    ) -> Head:  # fmt: skip
+        """A GET, or with a body a PUT.
 
         Raises:
             ClientError: for all that is not success.
         """
+        method = "GET" if body is None else "PUT"
         request = AWSRequest(method, url, {**AGENT, **headers}, body, stream_output=True)
         keys = self._credentials.get_frozen_credentials()
         _Signer(keys, self._region, sha256).add_auth(request)
         prepared = request.prepare()
         self._emit(f"before-send.s3.{operation}", request=prepared)
         try:
-            answer = self._http.send(prepared)
-            refused = _refusal(answer) if answer.status_code >= 300 else None
-            result = None if refused else read(_success(answer))
+            answer = self._connections.send(url, cast("Any", prepared.headers), body, taker)
+            refused = _refusal(answer) if answer.head.status >= 300 else None
         except Exception as error:
             self._emit(f"after-call-error.s3.{operation}", exception=error)
             raise
-        told = refused or {"ResponseMetadata": {"HTTPStatusCode": answer.status_code}}
+        told = refused or {"ResponseMetadata": {"HTTPStatusCode": answer.head.status}}
         self._emit(f"response-received.s3.{operation}", parsed_response=told)
         if refused:
             raise ClientError(refused, operation)
-        return cast("T", result)
+        return answer.head
 
 
 class _Signer(S3SigV4Auth):
@@ -167,33 +170,30 @@ class _Signer(S3SigV4Auth):
         return self._sha256
 
 
-def _refusal(answer: AWSResponse) -> Any:
-    """As botocore tells of one. How long it says it is does not matter: a 304 has no body, and may
-    say how long the object is."""
-    body = StreamingBody(answer.raw, cast("Any", None)).read()
-    told = {"status_code": answer.status_code, "headers": answer.headers, "body": body}
+def _connections(client: S3Client, url: str) -> Connections:
+    """To where `client` goes, as it would: what it waits for, trusts, and passes through."""
+    config, http = cast("Any", client.meta.config), cast("Any", client)._endpoint.http_session
+    return Connections(
+        connect_timeout=config.connect_timeout,
+        read_timeout=config.read_timeout,
+        certificates=cast("str", get_cert_path(http._verify)),
+        proxy=http._proxy_config.proxy_url_for(url),
+    )
+
+
+def _refusal(answer: Answer) -> Any:
+    """As botocore tells of one."""
+    head, body = answer
+    told = {"status_code": head.status, "headers": HeadersDict(head.headers), "body": body}
     return RestXMLParser().parse(told, cast("Any", None))  # errors have no model
 
 
-def _success(answer: AWSResponse) -> Got:
-    length = answer.headers.get("Content-Length")
-    if length is not None and not length.isdecimal():
-        raise ResponseParserError("a length that is none")
-    return Got(answer.status_code, answer.headers, StreamingBody(answer.raw, cast("Any", length)))
+def _into_nothing(_: Head) -> Callable[[bytes], object]:
+    return len
 
 
-def _got(answer: Got) -> Got:
-    return answer
-
-
-def _tag(answer: Got) -> str:
-    answer.body.read()  # nothing, but then the connection can be used again
-    return answer.headers["ETag"]
-
-
-def _listed(answer: Got) -> tuple[list[Listed], bool]:
+def _listed(data: bytes) -> tuple[list[Listed], bool]:
     """Raises ResponseParserError if it is no list."""
-    data = answer.body.read()
     try:
         root = ElementTree.fromstring(data, ElementTree.XMLParser(encoding="utf-8"))  # noqa: S314
         for element in root.iter():  # some stores have a namespace, and some have two

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import urllib3
-from botocore.response import StreamingBody
 
 from meter import Meter
 from storage import FileFacts, StorageUnavailable, Stored, Wanted
@@ -228,22 +226,6 @@ def test_a_thread_that_comes_late_makes_no_file(tmp_path: Path) -> None:
     with pytest.raises(StorageUnavailable, match="stopped"):
         later.appear(None)
     assert list(tmp_path.iterdir()) == []
-
-
-async def test_what_breaks_while_an_answer_is_read_is_typed(
-    store: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """urllib3 lets TLS' own errors through there."""
-    await store.put("a", b"1")
-
-    def read(*_: object) -> bytes:
-        raise urllib3.exceptions.SSLError("bad record mac")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(StreamingBody, "read", read)
-        fetch = partial(store._requests.get_range, "a", 0, 20, None, Stop(), Memory(1))
-        with pytest.raises(StorageUnavailable, match="broke off"):
-            await asyncio.to_thread(fetch)
 
 
 # ---- records

@@ -114,18 +114,24 @@ async def test_trap_10_a_list_is_one_request_however_long_it_is(crowd):
 async def test_trap_11_no_request_to_the_store_runs_on_the_event_loop(crowd, monkeypatch):
     from botocore.httpsession import URLLib3Session
 
+    from stores.s3_connections import Connections
+
     threads = []
+
+    def spy_on(where, name):
+        real = getattr(where, name)
+
+        def spied_on(self, *args):
+            threads.append(threading.current_thread())
+            return real(self, *args)
+
+        monkeypatch.setattr(where, name, spied_on)
+
     if isinstance(crowd.store, LocalStore):
-        where, name = LocalObjects, "_opened"
+        spy_on(LocalObjects, "_opened")
     else:
-        where, name = URLLib3Session, "send"
-    real = getattr(where, name)
-
-    def spied_on(self, *args):
-        threads.append(threading.current_thread())
-        return real(self, *args)
-
-    monkeypatch.setattr(where, name, spied_on)
+        spy_on(URLLib3Session, "send")
+        spy_on(Connections, "send")
     worker = crowd.worker()
     await worker.start("p", artifacts=1)
     await worker("processes")

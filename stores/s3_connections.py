@@ -1,0 +1,205 @@
+"""Requests sent by libcurl: to send and to receive is its work, not Python's.
+
+Many threads send files at a time. A http client in Python takes the interpreter's lock for each
+line that it reads, and all others wait for it, the event loop too; libcurl hands over whole chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+import pycurl
+from botocore import exceptions as boto
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from stores.s3_files import Body
+
+    #: Is told how a success begins and gives what takes its body, chunk by chunk.
+    Taker = Callable[["Head"], Callable[[bytes], object]]
+
+#: Bytes that libcurl sends or hands over at a time, at most.
+CHUNK = 256 << 10
+#: Bytes of a refusal that are read; S3's have some hundreds.
+MAX_REFUSAL = 1 << 20
+
+
+class Head(NamedTuple):
+    """How an answer begins."""
+
+    status: int
+    #: By names in lower case.
+    headers: Mapping[str, str]
+
+
+class Answer(NamedTuple):
+    """What came, without the body of a success: that went where the request said."""
+
+    head: Head
+    #: The body of what is no success.
+    refusal: bytes
+
+
+class Connections:
+    """To one place, kept open between requests. Blocking, thread-safe."""
+
+    def __init__(
+        self, *, connect_timeout: float, read_timeout: float, certificates: str, proxy: str | None
+    ) -> None:
+        """Times in seconds: to connect, and without a byte (in whole seconds, rounded up).
+
+        `certificates` is a file of those to trust.
+        """
+        self._options = {
+            pycurl.NOSIGNAL: 1,  # threads
+            pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
+            pycurl.PATH_AS_IS: 1,  # what was signed
+            pycurl.CAINFO: certificates,
+            pycurl.PROXY: proxy or "",  # and not what libcurl makes of the environment
+            pycurl.NOPROXY: "",
+            pycurl.CONNECTTIMEOUT_MS: math.ceil(1000 * connect_timeout),
+            pycurl.LOW_SPEED_LIMIT: 1,
+            pycurl.LOW_SPEED_TIME: math.ceil(read_timeout),
+            pycurl.TCP_KEEPALIVE: 1,
+            pycurl.BUFFERSIZE: CHUNK,
+            pycurl.UPLOAD_BUFFERSIZE: CHUNK,
+        }
+        self._idle: list[pycurl.Curl] = []
+        self._closed = False
+
+    def send(self, url: str, headers: Mapping[str, str], body: Body | None, taker: Taker) -> Answer:
+        """Send a GET, or with a body a PUT, and take the whole answer.
+
+        A request on a connection that the store had closed meanwhile is sent anew, on another one.
+
+        Raises:
+            BotoCoreError: there was no answer, as botocore says it.
+            Exception: what `body` or `taker` raised.
+        """
+        exchange = _Exchange(body, taker)
+        handle = self._handle()
+        try:
+            self._prepare(handle, url, headers, exchange)
+            handle.perform()
+        except pycurl.error as error:
+            raise exchange.failure or _failure(error, handle, url) from error
+        finally:
+            self._take_back(handle)
+        return exchange.answer()
+
+    def close(self) -> None:
+        """Let go of all that are idle, and of the others as they become so."""
+        self._closed = True
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
+    def _handle(self) -> pycurl.Curl:
+        try:
+            return self._idle.pop()  # the last one used: its connection is the surest to live
+        except IndexError:
+            return pycurl.Curl()
+
+    def _take_back(self, handle: pycurl.Curl) -> None:
+        handle.reset()  # lets go of bodies; connections stay
+        if self._closed:
+            handle.close()
+        else:
+            self._idle.append(handle)
+
+    def _prepare(
+        self, handle: pycurl.Curl, url: str, headers: Mapping[str, str], exchange: _Exchange
+    ) -> None:
+        for option, value in self._options.items():
+            handle.setopt(option, value)
+        handle.setopt(pycurl.URL, url)
+        handle.setopt(pycurl.HEADERFUNCTION, exchange.on_header)
+        handle.setopt(pycurl.WRITEFUNCTION, exchange.on_chunk)
+        # "Name:" keeps libcurl from sending its own
+        lines = {"Accept": "", "Expect": "", **headers}
+        if exchange.body is not None:
+            handle.setopt(pycurl.UPLOAD, 1)
+            handle.setopt(pycurl.INFILESIZE_LARGE, len(exchange.body))
+            handle.setopt(pycurl.READFUNCTION, exchange.on_read)
+            handle.setopt(pycurl.SEEKFUNCTION, exchange.on_seek)
+            del lines["Content-Length"]  # libcurl says it
+        handle.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in lines.items()])
+
+
+class _Exchange:
+    """One request on its way, as libcurl tells of it. What is raised here stops it."""
+
+    def __init__(self, body: Body | None, taker: Taker) -> None:
+        self.body = body
+        self._taker = taker
+        self._take: Callable[[bytes], object] | None = None
+        self._status = 0
+        self._headers: dict[str, str] = {}
+        self._refusal = bytearray()
+        #: What stopped it.
+        self.failure: Exception | None = None
+
+    def answer(self) -> Answer:
+        head = Head(self._status, self._headers)
+        if self._take is None and self._status < 300:
+            self._taker(head)  # a success without a body is told of, too
+        return Answer(head, bytes(self._refusal))
+
+    def on_header(self, line: bytes) -> None:
+        """A line of an answer's head; an interim answer may have come before it."""
+        text = line.decode("latin-1")
+        if text.startswith("HTTP/"):
+            self._status, self._headers = int(text.split(maxsplit=2)[1]), {}
+        elif ":" in text:
+            name, _, value = text.partition(":")
+            self._headers[name.strip().lower()] = value.strip()
+
+    def on_chunk(self, chunk: bytes) -> int:
+        try:
+            if self._status >= 300:
+                self._refusal += chunk[: MAX_REFUSAL - len(self._refusal)]
+            else:
+                if self._take is None:
+                    self._take = self._taker(Head(self._status, self._headers))
+                self._take(chunk)
+        except Exception as failure:  # noqa: BLE001  # raised again by `send`, in Python
+            self.failure = failure
+            return -1
+        return len(chunk)
+
+    def on_read(self, size: int) -> bytes | int:
+        assert self.body is not None
+        try:
+            return self.body.read(size)
+        except Exception as failure:  # noqa: BLE001  # as above
+            self.failure = failure
+            return int(pycurl.READFUNC_ABORT)
+
+    def on_seek(self, offset: int, _origin: int) -> int:
+        """To the beginning, when it has to be sent anew."""
+        assert self.body is not None
+        self.body.seek(offset)
+        return int(pycurl.SEEKFUNC_OK)
+
+
+def _failure(error: pycurl.error, handle: pycurl.Curl, url: str) -> boto.BotoCoreError:
+    code, reason = error.args
+    why = Exception(reason)
+    match code:
+        case pycurl.E_OPERATION_TIMEDOUT if not handle.getinfo(pycurl.PRETRANSFER_TIME):
+            return boto.ConnectTimeoutError(endpoint_url=url, error=why)
+        case pycurl.E_OPERATION_TIMEDOUT:
+            return boto.ReadTimeoutError(endpoint_url=url, error=why)
+        case pycurl.E_COULDNT_RESOLVE_HOST | pycurl.E_COULDNT_CONNECT:
+            return boto.EndpointConnectionError(endpoint_url=url, error=why)
+        case pycurl.E_PEER_FAILED_VERIFICATION | pycurl.E_SSL_CACERT_BADFILE:
+            return boto.SSLError(endpoint_url=url, error=Exception("CERTIFICATE_VERIFY_FAILED"))
+        case pycurl.E_SSL_CONNECT_ERROR if "wrong version number" in reason:
+            return boto.SSLError(endpoint_url=url, error=Exception("WRONG_VERSION_NUMBER"))
+        case pycurl.E_SSL_CONNECT_ERROR:
+            return boto.SSLError(endpoint_url=url, error=why)
+        case _:
+            return boto.ConnectionClosedError(endpoint_url=url, error=why)
