@@ -34,6 +34,16 @@ REGION = "us-east-1"
 #: More threads and larger parts than by default (10, 8 MiB).
 PARTS = TransferConfig(max_concurrency=16, multipart_chunksize=16 << 20, io_chunksize=1 << 20)
 THREADS = 16
+#: Checksums in trailers, by default, are more than R2, GCS and Ceph over TLS take.
+NO_TRAILERS = {
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+}
+
+
+def _trusted(server: S3Server) -> str | None:
+    """The certificate of a server that is reached over TLS."""
+    return str(server.certificate) if server.endpoint_url.startswith("https:") else None
 
 
 class Transfer(Protocol):
@@ -58,7 +68,7 @@ class OurStore:
         self._loop = loop
         self.store = S3Store(
             bucket=server.bucket, endpoint_url=server.endpoint_url, region=REGION,
-            addressing_style="path", **server.keys._asdict(),
+            addressing_style="path", tls_bundle=_trusted(server), **server.keys._asdict(),
         )  # fmt: skip
 
     def up(self, files: list[Path], prefix: str) -> None:
@@ -85,15 +95,21 @@ class OurStore:
 class PlainBoto3:
     """As users write it."""
 
-    note = "boto3's `upload_file` and `download_file` with their defaults, one after the other"
+    note = (
+        "boto3's `upload_file` and `download_file` with their defaults, one after the other; over "
+        "TLS without checksums of its own, which this server refuses there"
+    )
 
     def __init__(self, server: S3Server, **config: Any) -> None:
         self._bucket = server.bucket
         self._options: dict[str, Any] = {}
+        if _trusted(server):
+            config |= NO_TRAILERS
         self._s3 = boto3.client(
             "s3", endpoint_url=server.endpoint_url, region_name=REGION,
             aws_access_key_id=server.keys.access_key_id,
             aws_secret_access_key=server.keys.secret_access_key,
+            verify=_trusted(server),
             config=Config(max_pool_connections=64, **config),
         )  # fmt: skip
 
@@ -124,11 +140,7 @@ class TunedBoto3(PlainBoto3):
     )
 
     def __init__(self, server: S3Server) -> None:
-        super().__init__(
-            server,
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
+        super().__init__(server, **NO_TRAILERS)
         self._options = {"Config": PARTS}
 
     def _each(self, calls: list[Callable[[], None]]) -> None:
@@ -150,8 +162,8 @@ class Crt:
         "awscrt by s3transfer's CRTTransferManager, all files at once. By "
         "TransferConfig(preferred_transfer_client='crt') boto3 uses it for AWS itself alone: it "
         "drops the client's endpoint_url and wants TLS. Without its trailing checksums, which this "
-        "server refuses, and with unsigned bodies, its default: boto3 and the worker sign theirs, "
-        "which both ends then hash"
+        "server refuses, and with unsigned bodies, its default: over plain HTTP boto3 and the "
+        "worker sign theirs, which both ends then hash"
     )
 
     def __init__(self, server: S3Server) -> None:
@@ -162,7 +174,10 @@ class Crt:
         place = {"region_name": REGION, "endpoint_url": server.endpoint_url}
         self._requests = BotocoreCRTRequestSerializer(session, place)
         provider = keys.to_crt_credentials_provider()
-        self._client = create_s3_crt_client(REGION, provider, use_ssl=False)
+        trusted = _trusted(server)
+        self._client = create_s3_crt_client(
+            REGION, provider, use_ssl=trusted is not None, verify=trusted
+        )
 
     def up(self, files: list[Path], prefix: str) -> None:
         with self._manager() as manager:
@@ -195,6 +210,8 @@ class S5cmd:
             "AWS_REGION": REGION,
             "S3_ENDPOINT_URL": server.endpoint_url,
         }
+        if trusted := _trusted(server):
+            self._env["SSL_CERT_FILE"] = trusted
 
     def up(self, files: list[Path], prefix: str) -> None:
         source = files[0] if len(files) == 1 else f"{files[0].parent}/*"

@@ -1,7 +1,8 @@
 """5. Files on one Ceph RGW.
 
 One large file and many small ones, up and down, by this worker's store and by what one would use
-instead, in turn. The server keeps its objects in memory and takes its share of the same cores.
+instead, in turn: over TLS, as buckets are reached, and over plain HTTP. The server keeps its
+objects in memory and takes its share of the same cores.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +54,7 @@ class Cost(NamedTuple):
     cpu: float
 
 
-#: By what was moved (`1 GB up`) and how: one a round.
+#: By what was moved (`1 GB up over TLS`) and how: one a round.
 Costs = dict[tuple[str, str], list[Cost]]
 
 
@@ -62,20 +64,27 @@ def run(quick: bool) -> list[Figure]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = stack.enter_context(run_ceph())
-        bench = _Bench(server, stack.enter_context(_all_ways(server)), folder)
-        bench.round(WARM_UP, backwards=False)  # the first use of everything does not count
+        assert server.tls_url is not None
+        ways = {
+            wire: stack.enter_context(_all_ways(server._replace(endpoint_url=url)))
+            for wire, url in (("over TLS", server.tls_url), ("over HTTP", server.endpoint_url))
+        }
+        bench = _Bench(server, ways, folder)
+        for wire in ways:
+            bench.round(WARM_UP, wire, backwards=False)  # the first use of everything
         bench.costs.clear()
         rounds = 1 if quick else 3
-        with bar(rounds * len(loads), "rounds of transfers") as shown:
+        with bar(rounds * len(loads) * len(ways), "rounds of transfers") as shown:
             for number in range(rounds):
-                for load in loads:
-                    bench.round(load, backwards=bool(number % 2))
+                for load, wire in product(loads, ways):
+                    bench.round(load, wire, backwards=bool(number % 2))
                     shown.update()
     return [
         figure
+        for wire in ways
         for load in loads
         for way in ("up", "down")
-        for figure in _figures(f"{load.name} {way}", bench)
+        for figure in _figures(f"{load.name} {way} {wire}", bench, ways[wire])
     ]
 
 
@@ -99,7 +108,9 @@ def _all_ways(server: S3Server) -> Iterator[dict[str, Transfer]]:
 class _Bench:
     """Moves files, and looks whether they arrived."""
 
-    def __init__(self, server: S3Server, ways: dict[str, Transfer], folder: Path) -> None:
+    def __init__(
+        self, server: S3Server, ways: dict[str, dict[str, Transfer]], folder: Path
+    ) -> None:
         self.ways = ways
         self.costs: Costs = {}
         self._s3 = client(server.endpoint_url, server.keys)
@@ -109,27 +120,27 @@ class _Bench:
         self._sources: dict[Load, Path] = {}
         self._digests: dict[Load, str] = {}
 
-    def round(self, load: Load, *, backwards: bool) -> None:
+    def round(self, load: Load, wire: str, *, backwards: bool) -> None:
         """Up and down, each way in turn."""
-        for name in list(self.ways)[:: -1 if backwards else 1]:
+        for name in list(self.ways[wire])[:: -1 if backwards else 1]:
             target = self._folder / "target"
             target.mkdir()
             try:
-                self._there_and_back(load, name, target)
+                self._there_and_back(load, wire, name, target)
             finally:
                 shutil.rmtree(target)
                 self._clear(f"{load.name}/")
 
-    def _there_and_back(self, load: Load, name: str, target: Path) -> None:
-        source, way, prefix = self._source(load), self.ways[name], f"{load.name}/"
+    def _there_and_back(self, load: Load, wire: str, name: str, target: Path) -> None:
+        source, way, prefix = self._source(load), self.ways[wire][name], f"{load.name}/"
         files = sorted(source.iterdir())
         self._touch_memory(load)
-        self._measure(f"{load.name} up", name, partial(way.up, files, prefix))
+        self._measure(f"{load.name} up {wire}", name, partial(way.up, files, prefix))
         sizes = [row["Size"] for row in self._rows(prefix)]
         assert sizes == [load.size] * load.count, f"{name}: {len(sizes)} objects"
         names = [file.name for file in files]
         self._touch_memory(load)
-        self._measure(f"{load.name} down", name, partial(way.down, names, prefix, target))
+        self._measure(f"{load.name} down {wire}", name, partial(way.down, names, prefix, target))
         assert _digest(target) == self._digests[load], f"{name}: other bytes came back"
 
     def _measure(self, what: str, name: str, move: Callable[[], None]) -> None:
@@ -188,10 +199,10 @@ def _cpu() -> float:
     return sum(each.ru_utime + each.ru_stime for each in both)
 
 
-def _figures(what: str, bench: _Bench) -> list[Figure]:
+def _figures(what: str, bench: _Bench, ways: dict[str, Transfer]) -> list[Figure]:
     figures = []
-    walls = {name: [cost.wall for cost in bench.costs[what, name]] for name in bench.ways}
-    for name, way in bench.ways.items():
+    walls = {name: [cost.wall for cost in bench.costs[what, name]] for name in ways}
+    for name, way in ways.items():
         cpu = [cost.cpu for cost in bench.costs[what, name]]
         figures += [
             median(f"{what}, {name}", walls[name], "s", note=f"{way.note}; {SHARED}"),
@@ -199,6 +210,8 @@ def _figures(what: str, bench: _Bench) -> list[Figure]:
         ]
     best = min((name for name in walls if name != OURS), key=lambda n: statistics.median(walls[n]))
     # Seconds of theirs by seconds of ours: our rate by theirs.
-    beside = ratio(f"{what}, rate to the best of the others", walls[best], walls[OURS], goal=GOAL,
-                   note=f"the best was {best}")  # fmt: skip
+    beside = ratio(
+        f"{what}, rate to the best of the others", walls[best], walls[OURS], goal=GOAL,
+        note=f"the best was {best}",
+    )  # fmt: skip
     return [*figures, beside]
