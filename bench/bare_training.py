@@ -1,12 +1,11 @@
 """The loop of train_diffusion and nothing around it: no worker, no progress, no files.
 
-python bench/bare_training.py PARAMS FIRST_STEP     (JSON; prints steps/s from FIRST_STEP on)
+python bench/bare_training.py PARAMS     (JSON; prints the number of each step as it is done)
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,22 +20,17 @@ from jobs.train_diffusion import Params
 
 
 def main() -> None:
-    """Train, and print how fast it went."""
-    params, first = Params.model_validate_json(sys.argv[1]), int(sys.argv[2])
+    """Train until there are no more steps."""
+    params = Params.model_validate_json(sys.argv[1])
     size = (params.image_size, params.image_size)
     images = sorted((EXAMPLES.parent / params.dataset).rglob("*.png"))
     pixels = np.stack([np.asarray(Image.open(path).convert("L").resize(size)) for path in images])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.use_deterministic_algorithms(device.type == "cpu")  # as the kind does: it costs time
     training = Training(params, pixels[..., None], device)
-    began = 0.0
     while training.step < params.steps:
-        if training.step == first:
-            began = time.perf_counter()
         training.take_step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    print((params.steps - first) / (time.perf_counter() - began))
+        print(training.step, flush=True)
 
 
 if __name__ == "__main__":

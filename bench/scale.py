@@ -198,7 +198,6 @@ def _figures(
             taken[name],
             taken[smallest],
             goal=FLAT,
-            note="a folder's grows with the names in it" if name.endswith("folder") else "",
         )
         for name in others
     ]

@@ -183,7 +183,7 @@ async def _simulate(
         *await _lists(large),
         await _seeking(),
         *await _fleet(folder),
-        count(f"clean-up of {EXPIRED:,} among {SMALL:,}", few.total(), goal=Goal("<=", 5_700)),
+        count(f"clean-up of {EXPIRED:,} among {SMALL:,}", few.total(), goal=Goal("<=", 5_900)),
         count(f"clean-up of {EXPIRED:,} among {large:,}", many.total(),
               goal=Goal("==", few.total())),
     ]  # fmt: skip

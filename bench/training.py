@@ -1,79 +1,169 @@
-"""11. train_diffusion: steps per second in the worker against the same loop run bare."""
+"""11. train_diffusion: steps per second in the worker against the same loop run bare.
+
+All are there all the time and have the machine in turn, some seconds each, while the others are
+frozen: what a shared machine gives changes by a tenth within ten seconds, and so all get the same.
+And all begin several times: two runs of one program differ by some percent for as long as they
+live, by where its memory lies.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
+import os
+import signal
 import sys
 import tempfile
-from itertools import count
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import psutil
+from tqdm import tqdm
 
 from bench.figures import Figure, Goal, median, ratio
-from bench.in_turn import seconds_in_turn
+from bench.in_turn import bar
+from jobs.child_environment import child_environment
 from stores.local_store import LocalStore
 from tests.kit import Caller
 
 BARE = Path(__file__).with_name("bare_training.py")
 #: The first steps make room and warm caches.
 FIRST_STEP = 10
-#: Neither samples nor checkpoints before the end: those are the kind's work, not the worker's.
+#: How often all begin, and how often and for how many seconds each then has the machine.
+ROUNDS, TURNS, TURN_SECONDS = 5, 6, 2.0
+#: Neither samples nor checkpoints nor an end: those are the kind's work, not the worker's.
 PARAMS: dict[str, Any] = {
     "dataset": "examples/digits/images", "image_size": 16, "channels": 16, "batch_size": 64,
-    "sample_every": 100_000, "checkpoint_every": 100_000, "device": "auto",
+    "sample_every": 100_000, "checkpoint_every": 100_000, "steps": 100_000, "device": "auto",
 }  # fmt: skip
+
+ALIKE = "OpenMP's threads wait in it by spinning for a while only (jobs/child_environment.py)"
+
+
+class Way(NamedTuple):
+    """A training that is under way."""
+
+    #: The last step that it took.
+    step: Callable[[], int]
+    processes: list[psutil.Process]
+
+    def send(self, number: int) -> None:
+        for process in self.processes:
+            process.send_signal(number)
 
 
 def run(quick: bool) -> list[Figure]:
-    """Medians of steps/s, and the ratio."""
-    with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(_measure(Path(folder), steps=40 if quick else 300, quick=quick))
-
-
-async def _measure(folder: Path, *, steps: int, quick: bool) -> list[Figure]:
-    worker = Caller(LocalStore(folder / "store"), folder / "scratch", background=False,
-                    heartbeat_seconds=10, lease_seconds=30, progress_write_seconds=5,
-                    cancel_poll_seconds=2)  # fmt: skip
-    params = PARAMS | {"steps": steps}
-    rates: dict[str, list[float]] = {"worker": [], "bare": []}
-    numbers = count()
-
-    async def bare() -> None:
-        rates["bare"].append(await asyncio.to_thread(_bare, params))
-
-    async def in_worker() -> None:
-        rates["worker"].append(await _in_worker(worker, f"t-{next(numbers)}", params))
-
-    rounds = 1 if quick else 5
-    await seconds_in_turn({"bare": bare, "worker": in_worker}, rounds, "training", warm_up=0)
+    """Medians of steps/s, and the ratios."""
+    rates: dict[str, list[float]] = {name: [] for name in ("worker", "bare", "bare, alike")}
+    with bar(TURNS * (1 if quick else ROUNDS), "turns of training") as shown:
+        for _ in range(1 if quick else ROUNDS):
+            with tempfile.TemporaryDirectory() as folder:
+                asyncio.run(_round(Path(folder), rates, shown))
     return [
         median("steps/s in the worker", rates["worker"], "1/s"),
         median("steps/s of the bare loop", rates["bare"], "1/s"),
+        median(
+            "steps/s of the bare loop in a child's environment",
+            rates["bare, alike"],
+            "1/s",
+            note=ALIKE,
+        ),
         ratio("worker to bare", rates["worker"], rates["bare"], goal=Goal(">=", 0.97)),
+        ratio("worker to bare in a child's environment", rates["worker"], rates["bare, alike"]),
     ]
 
 
-def _bare(params: dict[str, Any]) -> float:
-    """Steps per second of the loop in a process of its own."""
-    command = [sys.executable, str(BARE), json.dumps(params), str(FIRST_STEP)]
-    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(ended.stdout)
+async def _round(folder: Path, rates: dict[str, list[float]], shown: tqdm[None]) -> None:
+    """Begin them, and give them the machine in turn."""
+    environment = child_environment(os.environ, {})
+    async with AsyncExitStack() as stack:
+        ways = {}
+        for name, begun in (("worker", _in_worker(folder)), ("bare", _bare(dict(os.environ))),
+                            ("bare, alike", _bare(environment))):  # fmt: skip
+            ways[name] = await stack.enter_async_context(begun)
+            await stack.enter_async_context(_frozen(ways[name]))
+        for number in range(TURNS):
+            for name in list(ways)[:: 1 if number % 2 else -1]:
+                rates[name].append(await _turn(ways[name]))
+            shown.update()
 
 
-async def _in_worker(worker: Caller, name: str, params: dict[str, Any]) -> float:
-    """Steps per second between the first progress seen after `FIRST_STEP` and the last."""
-    start = worker("start", kind="train_diffusion", process_id=name, params=params)
+@asynccontextmanager
+async def _frozen(way: Way) -> AsyncIterator[None]:
+    """But for its turns."""
+    way.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        way.send(signal.SIGCONT)
+
+
+async def _turn(way: Way) -> float:
+    """Steps per second. A step that is cut off goes on in the next turn."""
+    before, began = way.step(), time.perf_counter()
+    way.send(signal.SIGCONT)
+    await asyncio.sleep(TURN_SECONDS)
+    way.send(signal.SIGSTOP)
+    seconds = time.perf_counter() - began
+    await asyncio.sleep(0.05)  # what was said last is on its way
+    return (way.step() - before) / seconds
+
+
+@asynccontextmanager
+async def _in_worker(folder: Path) -> AsyncIterator[Way]:
+    """A process of this worker; frozen is the child, and what guards it, not the worker."""
+    worker = Caller(LocalStore(folder / "store"), folder / "scratch", background=False,
+                    heartbeat_seconds=10, lease_seconds=30, progress_write_seconds=5,
+                    cancel_poll_seconds=2)  # fmt: skip
+    start = worker("start", kind="train_diffusion", process_id="t", params=PARAMS)
     task = asyncio.create_task(start)
-    first = last = None
-    while not task.done():
-        await asyncio.wait([task], timeout=0.2)  # seldom: whoever looks takes the loop's time
-        run = worker.manager.lookup.held(name)
+
+    def step() -> int:
+        run = worker.manager.lookup.held("t")
         progress = run.lease.record.progress if run else None
-        if progress and progress.at and progress.step >= FIRST_STEP:
-            first, last = first or progress, progress
-    reply = await task
-    if reply["status"] != "completed" or first is None or last is None or last.step <= first.step:
-        raise RuntimeError(f"the training ended as {reply['status']}: {reply['failure']}")
-    return (last.step - first.step) / (last.at - first.at).total_seconds()
+        return progress.step if progress else 0
+
+    try:
+        await _warm(step, task.done)
+        yield Way(step, psutil.Process().children(recursive=True))
+    finally:
+        await worker("cancel", process_id="t")
+        await task
+
+
+@asynccontextmanager
+async def _bare(environment: dict[str, str]) -> AsyncIterator[Way]:
+    """The loop in a process of its own, which says each step."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        BARE,
+        json.dumps(PARAMS),
+        stdout=asyncio.subprocess.PIPE,
+        env=environment,
+    )
+    assert process.stdout is not None
+    steps = [0]
+
+    async def listen(said: asyncio.StreamReader) -> None:
+        async for line in said:
+            steps[0] = int(line)
+
+    listening = asyncio.create_task(listen(process.stdout))
+    try:
+        await _warm(lambda: steps[0], lambda: process.returncode is not None)
+        yield Way(lambda: steps[0], [psutil.Process(process.pid)])
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await listening
+
+
+async def _warm(step: Callable[[], int], ended: Callable[[], bool]) -> None:
+    while step() < FIRST_STEP:
+        if ended():
+            raise RuntimeError("the training ended before it had begun")
+        await asyncio.sleep(0.2)
