@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pycurl
 from botocore import exceptions as boto
@@ -34,6 +35,10 @@ class Head(NamedTuple):
     #: By names in lower case.
     headers: Mapping[str, str]
 
+    @property
+    def success(self) -> bool:
+        return 200 <= self.status < 300
+
 
 class Answer(NamedTuple):
     """What came, without the body of a success: that went where the request said."""
@@ -55,9 +60,11 @@ class Connections:
         """
         self._options = {
             pycurl.NOSIGNAL: 1,  # threads
+            pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
             pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
             pycurl.PATH_AS_IS: 1,  # what was signed
             pycurl.CAINFO: certificates,
+            pycurl.PROXY_CAINFO: certificates,
             pycurl.PROXY: proxy or "",  # and not what libcurl makes of the environment
             pycurl.NOPROXY: "",
             pycurl.CONNECTTIMEOUT_MS: math.ceil(1000 * connect_timeout),
@@ -76,7 +83,8 @@ class Connections:
         A request on a connection that the store had closed meanwhile is sent anew, on another one.
 
         Raises:
-            BotoCoreError: there was no answer, as botocore says it.
+            BotoCoreError: there was no answer, or half of one, as botocore says it.
+            ValueError: a header cannot be sent.
             Exception: what `body` or `taker` raised.
         """
         exchange = _Exchange(body, taker)
@@ -85,10 +93,13 @@ class Connections:
             self._prepare(handle, url, headers, exchange)
             handle.perform()
         except pycurl.error as error:
-            raise exchange.failure or _failure(error, handle, url) from error
+            # popped: what is raised must not lead to what was to be received, nor that back to it
+            if exchange.failures:
+                raise exchange.failures.pop() from None
+            raise _failure(error, handle, url) from None  # libcurl's words may name a proxy's login
         finally:
             self._take_back(handle)
-        return exchange.answer()
+        return exchange.answer(url)
 
     def close(self) -> None:
         """Let go of all that are idle, and of the others as they become so."""
@@ -116,68 +127,105 @@ class Connections:
         for option, value in self._options.items():
             handle.setopt(option, value)
         handle.setopt(pycurl.URL, url)
+        handle.setopt(pycurl.HTTPHEADER, _lines(headers))
         handle.setopt(pycurl.HEADERFUNCTION, exchange.on_header)
         handle.setopt(pycurl.WRITEFUNCTION, exchange.on_chunk)
-        # "Name:" keeps libcurl from sending its own
-        lines = {"Accept": "", "Expect": "", **headers}
         if exchange.body is not None:
             handle.setopt(pycurl.UPLOAD, 1)
             handle.setopt(pycurl.INFILESIZE_LARGE, len(exchange.body))
             handle.setopt(pycurl.READFUNCTION, exchange.on_read)
             handle.setopt(pycurl.SEEKFUNCTION, exchange.on_seek)
-            del lines["Content-Length"]  # libcurl says it
-        handle.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in lines.items()])
+
+
+def _lines(headers: Mapping[str, str]) -> list[str]:
+    """As libcurl wants them: without a value a header of its own is not sent."""
+    lines = ["Accept:"] if "Expect" in headers else ["Accept:", "Expect:"]
+    for name, value in headers.items():
+        if any(character in value for character in "\r\n\0"):
+            raise ValueError(f"the header {name} has a line break in it")
+        if name != "Content-Length":  # libcurl says it
+            lines.append(f"{name}: {value}" if value else f"{name};")
+    return lines
+
+
+def _stopping(with_: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What a callback raises stops the request and is raised by `send`; pycurl would print it."""
+
+    def decorate(call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def guarded(exchange: _Exchange, *args: Any) -> Any:
+            try:
+                return call(exchange, *args)
+            except Exception as failure:  # noqa: BLE001
+                exchange.failures.append(failure)
+                return with_
+
+        return guarded
+
+    return decorate
 
 
 class _Exchange:
-    """One request on its way, as libcurl tells of it. What is raised here stops it."""
+    """One request on its way, as libcurl tells of it."""
 
     def __init__(self, body: Body | None, taker: Taker) -> None:
         self.body = body
         self._taker = taker
-        self._take: Callable[[bytes], object] | None = None
-        self._status = 0
-        self._headers: dict[str, str] = {}
-        self._refusal = bytearray()
+        self._begin(0)
         #: What stopped it.
-        self.failure: Exception | None = None
+        self.failures: list[Exception] = []
 
-    def answer(self) -> Answer:
+    def _begin(self, status: int) -> None:
+        """An answer, after which another one may come: interim ones, a proxy's, a 417."""
+        self._status = status
+        self._headers: dict[str, str] = {}
+        self._head_ended = False
+        self._take: Callable[[bytes], object] | None = None
+        self._came = 0
+        self._refusal = bytearray()
+
+    def answer(self, url: str) -> Answer:
+        """Raises BotoCoreError if it is not whole. libcurl believes chunks before a length, and
+        takes the end of a connection for the end of a head."""
+        if not self._head_ended:
+            raise boto.ConnectionClosedError(endpoint_url=url)
         head = Head(self._status, self._headers)
-        if self._take is None and self._status < 300:
-            self._taker(head)  # a success without a body is told of, too
+        if head.success:
+            told = int(head.headers.get("content-length", self._came))
+            if told != self._came:
+                raise boto.IncompleteReadError(actual_bytes=self._came, expected_bytes=told)
+            if self._take is None:
+                self._taker(head)  # one without a body is told of, too
         return Answer(head, bytes(self._refusal))
 
+    @_stopping(-1)
     def on_header(self, line: bytes) -> None:
-        """A line of an answer's head; an interim answer may have come before it."""
-        text = line.decode("latin-1")
+        text = line.decode("latin-1").rstrip("\r\n")
         if text.startswith("HTTP/"):
-            self._status, self._headers = int(text.split(maxsplit=2)[1]), {}
+            self._begin(int(text.split(maxsplit=2)[1]))
         elif ":" in text:
             name, _, value = text.partition(":")
             self._headers[name.strip().lower()] = value.strip()
+        elif not text:
+            self._head_ended = True
 
-    def on_chunk(self, chunk: bytes) -> int:
-        try:
-            if self._status >= 300:
-                self._refusal += chunk[: MAX_REFUSAL - len(self._refusal)]
-            else:
-                if self._take is None:
-                    self._take = self._taker(Head(self._status, self._headers))
-                self._take(chunk)
-        except Exception as failure:  # noqa: BLE001  # raised again by `send`, in Python
-            self.failure = failure
-            return -1
-        return len(chunk)
+    @_stopping(-1)
+    def on_chunk(self, chunk: bytes) -> None:
+        head = Head(self._status, self._headers)
+        if not head.success:
+            self._refusal += chunk[: MAX_REFUSAL - len(self._refusal)]
+            return
+        if self._take is None:
+            self._take = self._taker(head)
+        self._take(chunk)
+        self._came += len(chunk)
 
-    def on_read(self, size: int) -> bytes | int:
+    @_stopping(pycurl.READFUNC_ABORT)
+    def on_read(self, size: int) -> bytes:
         assert self.body is not None
-        try:
-            return self.body.read(size)
-        except Exception as failure:  # noqa: BLE001  # as above
-            self.failure = failure
-            return int(pycurl.READFUNC_ABORT)
+        return self.body.read(size)
 
+    @_stopping(pycurl.SEEKFUNC_FAIL)
     def on_seek(self, offset: int, _origin: int) -> int:
         """To the beginning, when it has to be sent anew."""
         assert self.body is not None
@@ -186,8 +234,9 @@ class _Exchange:
 
 
 def _failure(error: pycurl.error, handle: pycurl.Curl, url: str) -> boto.BotoCoreError:
-    code, reason = error.args
-    why = Exception(reason)
+    """As botocore would say it, without libcurl's words."""
+    code, words = error.args
+    why = Exception(f"libcurl's error {code}")
     match code:
         case pycurl.E_OPERATION_TIMEDOUT if not handle.getinfo(pycurl.PRETRANSFER_TIME):
             return boto.ConnectTimeoutError(endpoint_url=url, error=why)
@@ -197,7 +246,7 @@ def _failure(error: pycurl.error, handle: pycurl.Curl, url: str) -> boto.BotoCor
             return boto.EndpointConnectionError(endpoint_url=url, error=why)
         case pycurl.E_PEER_FAILED_VERIFICATION | pycurl.E_SSL_CACERT_BADFILE:
             return boto.SSLError(endpoint_url=url, error=Exception("CERTIFICATE_VERIFY_FAILED"))
-        case pycurl.E_SSL_CONNECT_ERROR if "wrong version number" in reason:
+        case pycurl.E_SSL_CONNECT_ERROR if "wrong version number" in words:
             return boto.SSLError(endpoint_url=url, error=Exception("WRONG_VERSION_NUMBER"))
         case pycurl.E_SSL_CONNECT_ERROR:
             return boto.SSLError(endpoint_url=url, error=why)

@@ -93,8 +93,8 @@ _PASSING_STATUS = {408, 425, 429}
 _BROKEN_OFF = (
     boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, HTTPError, OSError,
 )  # fmt: skip
-#: All that a request by botocore may raise: its own, what of urllib3's it lets through while a body
-#: is read, and what a malformed answer or setting ends in.
+#: All that a request by botocore or the wire may raise: botocore's own, what of urllib3's it lets
+#: through while a body is read, and what a malformed answer or setting ends in.
 BOTO_ERRORS = (
     boto.ClientError,
     boto.BotoCoreError,

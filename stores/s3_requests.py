@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from boto3.session import Session
 from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 
 from storage import (
     ObjectFacts,
@@ -286,7 +287,8 @@ class S3Requests:
             StorageUnavailable: also when it was stopped, or other bytes came.
         """
         condition = {"If-Match": version} if version else {}
-        taken = _Taken(partial(extent_of, offset=offset, length=length), stop, memory)
+        extent = partial(extent_of, offset=offset, length=length)
+        taken = _Taken(extent, stop, memory, partial(self._meter.moved, "down"))
         with self._errors(key, conditional=True):
             try:
                 head = self._file_wire.get(key, byte_range(offset, length) | condition, taken.begin)
@@ -295,7 +297,6 @@ class S3Requests:
                     raise
                 # an empty object has no first byte, and some stores say so
                 head = self._file_wire.get(key, {}, taken.begin)
-            self._meter.moved("down", len(taken.data))
             return Range(taken.data, version_of(head.headers["etag"]), taken.total)
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
@@ -371,11 +372,16 @@ class _Taken:
     """A stretch of an object as it comes."""
 
     def __init__(
-        self, extent: Callable[[Head], tuple[int, int]], stop: Stop, memory: Memory
+        self,
+        extent: Callable[[Head], tuple[int, int]],
+        stop: Stop,
+        memory: Memory,
+        on_bytes: Callable[[int], None],
     ) -> None:
         self._extent = extent
         self._stop = stop
         self._memory = memory
+        self._on_bytes = on_bytes
         self._filled = 0
 
     def begin(self, head: Head) -> Callable[[bytes], None]:
@@ -387,8 +393,11 @@ class _Taken:
     def _take(self, chunk: bytes) -> None:
         self._stop.check()
         end = self._filled + len(chunk)
+        if end > len(self.data):
+            raise ResponseParserError("more bytes come than were told")
         self.data[self._filled : end] = chunk
         self._filled = end
+        self._on_bytes(len(chunk))
 
 
 def _status(error: ClientError) -> int:

@@ -8,7 +8,8 @@ written down; all else goes by the client, conditional writes above all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import urlsplit, urlunsplit
 from xml.etree import ElementTree
 
 import botocore
@@ -21,7 +22,7 @@ from botocore.parsers import ResponseParserError, RestXMLParser
 from botocore.utils import percent_encode, percent_encode_sequence
 
 from storage import Listed
-from stores.s3_connections import Connections, Head
+from stores.s3_connections import Connections
 from stores.s3_headers import parse_time
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from botocore.credentials import Credentials
     from mypy_boto3_s3 import S3Client
 
-    from stores.s3_connections import Answer, Taker
+    from stores.s3_connections import Answer, Head, Taker
     from stores.s3_files import Body
+
+T = TypeVar("T")
 
 AGENT = {"User-Agent": f"Botocore/{botocore.__version__}"}
 #: Of nothing, which is what a GET sends.
@@ -58,7 +61,9 @@ class Wire:
             {"Bucket": bucket, "Key": "k"},
             {"client_config": client.meta.config, "has_streaming_input": True, "auth_type": None},
         )
-        self._bucket_url = f"{url}/"
+        # a host is signed in small letters, and libcurl sends it as it is written
+        parts = urlsplit(url)
+        self._bucket_url = f"{urlunsplit(parts._replace(netloc=parts.netloc.lower()))}/"
         self._signs_bodies = not url.startswith("https:")
         scheme = properties["authSchemes"][0]
         if (scheme["name"], scheme["signingName"]) != ("sigv4", "s3"):
@@ -90,12 +95,11 @@ class Wire:
         if sha256 is None:
             sha256 = body.sha256() if self._signs_bodies else UNSIGNED_PAYLOAD
         url = self._url(key, query)
-        head = self._send(operation, url, headers, sha256, _into_nothing, body)
-        return head.headers["etag"]
+        return self._send(operation, url, headers, sha256, _into_nothing, _tag, body)
 
     def get(self, key: str, headers: Mapping[str, str], taker: Taker) -> Head:
         """`taker` is told how a success begins, and gives what takes its body, chunk by chunk."""
-        return self._send("GetObject", self._url(key), headers, EMPTY_SHA256, taker)
+        return self._send("GetObject", self._url(key), headers, EMPTY_SHA256, taker, _itself)
 
     def read(self, key: str, headers: Mapping[str, str]) -> tuple[Head, bytes]:
         """An object that is small."""
@@ -113,8 +117,9 @@ class Wire:
         query |= {"max-keys": str(limit)} | ({"start-after": after} if after else {})
         url = f"{self._bucket_url}?{percent_encode_sequence(query)}"
         body = bytearray()
-        self._send("ListObjectsV2", url, {}, EMPTY_SHA256, lambda _: body.extend)
-        return _listed(bytes(body))
+        return self._send(
+            "ListObjectsV2", url, {}, EMPTY_SHA256, lambda _: body.extend, lambda _: _listed(body)
+        )
 
     def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
         """By which whoever has it may read the object. Asks the store nothing."""
@@ -133,9 +138,10 @@ class Wire:
 
     def _send(
         self, operation: str, url: str, headers: Mapping[str, Any], sha256: str, taker: Taker,
-        body: Body | None = None,
-    ) -> Head:  # fmt: skip
-        """A GET, or with a body a PUT.
+        read: Callable[[Head], T], body: Body | None = None,
+    ) -> T:  # fmt: skip
+        """A GET, or with a body a PUT: what `read` makes of a success when all of it was taken. If
+        it cannot, the answer counts as none.
 
         Raises:
             ClientError: for all that is not success.
@@ -148,7 +154,8 @@ class Wire:
         self._emit(f"before-send.s3.{operation}", request=prepared)
         try:
             answer = self._connections.send(url, cast("Any", prepared.headers), body, taker)
-            refused = _refusal(answer) if answer.head.status >= 300 else None
+            refused = None if answer.head.success else _refusal(answer)
+            result = None if refused else read(answer.head)
         except Exception as error:
             self._emit(f"after-call-error.s3.{operation}", exception=error)
             raise
@@ -156,7 +163,7 @@ class Wire:
         self._emit(f"response-received.s3.{operation}", parsed_response=told)
         if refused:
             raise ClientError(refused, operation)
-        return answer.head
+        return cast("T", result)
 
 
 class _Signer(S3SigV4Auth):
@@ -192,7 +199,15 @@ def _into_nothing(_: Head) -> Callable[[bytes], object]:
     return len
 
 
-def _listed(data: bytes) -> tuple[list[Listed], bool]:
+def _itself(head: Head) -> Head:
+    return head
+
+
+def _tag(head: Head) -> str:
+    return head.headers["etag"]
+
+
+def _listed(data: bytearray) -> tuple[list[Listed], bool]:
     """Raises ResponseParserError if it is no list."""
     try:
         root = ElementTree.fromstring(data, ElementTree.XMLParser(encoding="utf-8"))  # noqa: S314

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
-from contextlib import closing, contextmanager
+import traceback
+import weakref
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import certifi
@@ -136,7 +139,10 @@ def test_the_last_head_counts_whatever_came_before_it() -> None:
     b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
-], ids=["none", "not http", "no length", "cut short", "chunks cut short", "no chunks"])  # fmt: skip
+    b'HTTP/1.1 200 OK\r\nETag: "x"\r\n',
+    b"HTTP/odd: answer\r\n\r\n",
+], ids=["none", "not http", "no length", "cut short", "chunks cut short", "no chunks",
+        "head cut short", "no status"])  # fmt: skip
 def test_half_an_answer_is_none(answer: bytes) -> None:
     with (
         closing(Server([[answer]])) as server,
@@ -144,6 +150,57 @@ def test_half_an_answer_is_none(answer: bytes) -> None:
         pytest.raises(boto.ConnectionClosedError),
     ):
         sending.send(server.url, {}, None, collected(bytearray()))
+
+
+@pytest.mark.parametrize("told", [1, 3])
+def test_chunks_of_another_length_than_was_told_are_not_taken(told: int) -> None:
+    answer = (
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"2\r\nok\r\n0\r\n\r\n"
+    )
+    with (
+        closing(Server([[answer % told]])) as server,
+        connections() as sending,
+        pytest.raises(boto.IncompleteReadError),
+    ):
+        sending.send(server.url, {}, None, collected(bytearray()))
+
+
+@pytest.mark.parametrize("value", ["a\nEvil: 1", "a\r", "a\0"])
+def test_a_header_is_one_line(value: str) -> None:
+    with connections() as sending, pytest.raises(ValueError, match="line break"):
+        sending.send("http://127.0.0.1:1/", {"x-amz-security-token": value}, None, nothing_taken)
+
+
+def test_what_was_signed_is_sent_though_it_is_empty() -> None:
+    with closing(Server([[OK]])) as server, connections() as sending:
+        sending.send(server.url, {"x-amz-meta": ""}, None, collected(bytearray()))
+    assert b"\r\nx-amz-meta:\r\n" in server.heard[0]
+
+
+def test_a_login_of_a_proxy_is_in_no_error() -> None:
+    with connections(proxy="http://us er:hidden@[bad") as sending:
+        with pytest.raises(boto.BotoCoreError) as raised:
+            sending.send("http://127.0.0.1:1/", {}, None, nothing_taken)
+        assert "hidden" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_what_was_stopped_keeps_no_memory() -> None:
+    class Taken:
+        def take(self, _: bytes) -> None:
+            raise StorageUnavailable("stopped")
+
+    taken = Taken()
+    seen = weakref.ref(taken)
+    gc.disable()
+    try:
+        with closing(Server([[OK]])) as server, connections() as sending:
+            with suppress(StorageUnavailable):
+                sending.send(server.url, {}, None, lambda _, taken=taken: taken.take)  # type: ignore[misc]
+            del taken
+            assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_a_silent_server_is_given_up() -> None:
@@ -193,6 +250,14 @@ async def test_reads_go_through_the_proxy_of_the_environment(
     assert (await store.get("a")).data == b"1"
     await store.close()
     assert proxy.asked[0].path.startswith("http://store.invalid/")
+
+
+async def test_a_host_in_capitals_is_signed_as_it_is_sent(ceph: S3Server, proxy: FaultyS3) -> None:
+    url = proxy.url.replace("127.0.0.1", "LocalHost")
+    store = S3Store(**ceph.place() | {"endpoint_url": url})  # type: ignore[arg-type]
+    await store.put("a", b"1")
+    assert (await store.get("a")).data == b"1"
+    await store.close()
 
 
 @pytest.mark.parametrize(("scheme", "says"), [
