@@ -33,7 +33,7 @@ BARE = Path(__file__).with_name("bare_training.py")
 #: The first steps make room and warm caches.
 FIRST_STEP = 10
 #: How often all begin, and how often and for how many seconds each then has the machine.
-ROUNDS, TURNS, TURN_SECONDS = 5, 6, 2.0
+ROUNDS, TURNS, QUICK_TURNS, TURN_SECONDS = 5, 6, 2, 2.0
 #: Neither samples nor checkpoints nor an end: those are the kind's work, not the worker's.
 PARAMS: dict[str, Any] = {
     "dataset": "examples/digits/images", "image_size": 16, "channels": 16, "batch_size": 64,
@@ -58,10 +58,11 @@ class Way(NamedTuple):
 def run(quick: bool) -> list[Figure]:
     """Medians of steps/s, and the ratios."""
     rates: dict[str, list[float]] = {name: [] for name in ("worker", "bare", "bare, alike")}
-    with bar(TURNS * (1 if quick else ROUNDS), "turns of training") as shown:
-        for _ in range(1 if quick else ROUNDS):
+    rounds, turns = (1, QUICK_TURNS) if quick else (ROUNDS, TURNS)
+    with bar(rounds * turns, "turns of training") as shown:
+        for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
-                asyncio.run(_round(Path(folder), rates, shown))
+                asyncio.run(_round(Path(folder), turns, rates, shown))
     return [
         median("steps/s in the worker", rates["worker"], "1/s"),
         median("steps/s of the bare loop", rates["bare"], "1/s"),
@@ -76,7 +77,9 @@ def run(quick: bool) -> list[Figure]:
     ]
 
 
-async def _round(folder: Path, rates: dict[str, list[float]], shown: tqdm[None]) -> None:
+async def _round(
+    folder: Path, turns: int, rates: dict[str, list[float]], shown: tqdm[None]
+) -> None:
     """Begin them, and give them the machine in turn."""
     environment = child_environment(os.environ, {})
     async with AsyncExitStack() as stack:
@@ -85,7 +88,7 @@ async def _round(folder: Path, rates: dict[str, list[float]], shown: tqdm[None])
                             ("bare, alike", _bare(environment))):  # fmt: skip
             ways[name] = await stack.enter_async_context(begun)
             await stack.enter_async_context(_frozen(ways[name]))
-        for number in range(TURNS):
+        for number in range(turns):
             for name in list(ways)[:: 1 if number % 2 else -1]:
                 rates[name].append(await _turn(ways[name]))
             shown.update()
