@@ -8,6 +8,7 @@ written down; all else goes by the client, conditional writes above all.
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 from xml.etree import ElementTree
@@ -103,9 +104,9 @@ class Wire:
 
     def read(self, key: str, headers: Mapping[str, str]) -> tuple[Head, bytes]:
         """An object that is small."""
-        body = bytearray()
-        head = self.get(key, headers, lambda _: body.extend)
-        return head, bytes(body)
+        body = BytesIO()  # gives what it holds without another copy
+        head = self.get(key, headers, lambda _: body.write)
+        return head, body.getvalue()
 
     def list(self, prefix: str, after: str | None, limit: int) -> tuple[list[Listed], bool]:
         """Up to `limit` objects in key order, and whether there are more.
@@ -116,10 +117,11 @@ class Wire:
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
         query |= {"max-keys": str(limit)} | ({"start-after": after} if after else {})
         url = f"{self._bucket_url}?{percent_encode_sequence(query)}"
-        body = bytearray()
+        body = BytesIO()
         return self._send(
-            "ListObjectsV2", url, {}, EMPTY_SHA256, lambda _: body.extend, lambda _: _listed(body)
-        )
+            "ListObjectsV2", url, {}, EMPTY_SHA256, lambda _: body.write,
+            lambda _: _listed(body.getvalue()),
+        )  # fmt: skip
 
     def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
         """By which whoever has it may read the object. Asks the store nothing."""
@@ -207,7 +209,7 @@ def _tag(head: Head) -> str:
     return head.headers["etag"]
 
 
-def _listed(data: bytearray) -> tuple[list[Listed], bool]:
+def _listed(data: bytes) -> tuple[list[Listed], bool]:
     """Raises ResponseParserError if it is no list."""
     try:
         root = ElementTree.fromstring(data, ElementTree.XMLParser(encoding="utf-8"))  # noqa: S314

@@ -284,8 +284,11 @@ async def test_what_became_of_a_request_is_counted_with_it(ceph):
             after = figures(meter.families())["store_requests"].get("ListObjectsV2", {})
             repeated = len(proxy.asked) - asked
             assert repeated > 1
-            assert after.get(outcome, 0) - before.get(outcome, 0) == repeated, fault
-            assert sum(after.values()) - sum(before.values()) == repeated, fault
+            # the first goes by a kept connection: if that breaks, libcurl repeats it unseen
+            unseen = int(fault in (Fault.LOST_ANSWER, Fault.LOST_REQUEST))
+            counted = after.get(outcome, 0) - before.get(outcome, 0)
+            assert repeated - unseen <= counted <= repeated, fault
+            assert sum(after.values()) - sum(before.values()) == counted, fault
         await store.close()
 
 
