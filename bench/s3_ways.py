@@ -211,7 +211,7 @@ class S5cmd:
             "S3_ENDPOINT_URL": server.endpoint_url,
         }
         if trusted := _trusted(server):
-            self._env["SSL_CERT_FILE"] = trusted
+            self._env["AWS_CA_BUNDLE"] = trusted
 
     def up(self, files: list[Path], prefix: str) -> None:
         source = files[0] if len(files) == 1 else f"{files[0].parent}/*"

@@ -180,7 +180,7 @@ class _Exchange:
         self._status = status
         self._headers: dict[str, str] = {}
         self._head_ended = False
-        self._take: Callable[[bytes], object] | None = None
+        self._take: Callable[[bytes], object] = self._take_first
         self._came = 0
         self._refusal = bytearray()
 
@@ -194,7 +194,7 @@ class _Exchange:
             told = int(head.headers.get("content-length", self._came))
             if told != self._came:
                 raise boto.IncompleteReadError(actual_bytes=self._came, expected_bytes=told)
-            if self._take is None:
+            if not self._came:
                 self._taker(head)  # one without a body is told of, too
         return Answer(head, bytes(self._refusal))
 
@@ -209,16 +209,23 @@ class _Exchange:
         elif not text:
             self._head_ended = True
 
-    @_stopping(-1)
-    def on_chunk(self, chunk: bytes) -> None:
-        head = Head(self._status, self._headers)
-        if not head.success:
-            self._refusal += chunk[: MAX_REFUSAL - len(self._refusal)]
-            return
-        if self._take is None:
-            self._take = self._taker(head)
-        self._take(chunk)
+    def on_chunk(self, chunk: bytes) -> int | None:
+        """Called for every 16 KiB, with Python's lock held: nothing here that need not be."""
+        try:
+            self._take(chunk)
+        except Exception as failure:  # noqa: BLE001
+            self.failures.append(failure)
+            return -1
         self._came += len(chunk)
+        return None
+
+    def _take_first(self, chunk: bytes) -> None:
+        head = Head(self._status, self._headers)
+        self._take = self._taker(head) if head.success else self._refuse
+        self._take(chunk)
+
+    def _refuse(self, chunk: bytes) -> None:
+        self._refusal += chunk[: MAX_REFUSAL - len(self._refusal)]
 
     @_stopping(pycurl.READFUNC_ABORT)
     def on_read(self, size: int) -> bytes:

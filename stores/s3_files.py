@@ -1,4 +1,4 @@
-"""The file at the near end of a transfer: read or written in order, hashed on the way. Blocking."""
+"""The file at the near end of a transfer: read or written, and hashed in order. Blocking."""
 
 from __future__ import annotations
 
@@ -200,25 +200,28 @@ class Target:
         self._partial = path.with_name(f".{secrets.token_hex(8)}.partial")
         self._file: FileIO | None = None
         self._hash = hashlib.sha256()
-        self._written = 0
+        self._hashed = 0
         #: One at a time: a thread that nobody waits for any more may be late.
         self._lock = threading.Lock()
         self._discarded = False
         #: It has its name; nothing is left to be discarded.
         self.appeared = False
 
-    def write(self, data: memoryview) -> None:
-        """The next bytes. Raises StorageUnavailable once it is discarded."""
+    def write(self, data: memoryview, offset: int) -> None:
+        """Bytes that belong there, in any order. Raises StorageUnavailable once it is discarded."""
         with self._lock:
             self._check()
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._partial.open("xb", buffering=0)
-            rest = data
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            self._hash.update(data)
-            self._written += len(data)
+            while data:
+                count = os.pwrite(self._file.fileno(), data, offset)
+                data, offset = data[count:], offset + count
+
+    def hash(self, data: memoryview) -> None:
+        """The next bytes, once they are written."""
+        self._hash.update(data)
+        self._hashed += len(data)
 
     def appear(self, expected: FileFacts | None) -> None:
         """Take the name. Raises ChecksumMismatch if it is not what was expected."""
@@ -246,4 +249,4 @@ class Target:
     @property
     def facts(self) -> FileFacts:
         """What was written."""
-        return FileFacts(self._written, self._hash.hexdigest())
+        return FileFacts(self._hashed, self._hash.hexdigest())

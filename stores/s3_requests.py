@@ -39,6 +39,14 @@ if TYPE_CHECKING:
     from stores.s3_files import Body, Memory, Stop
 
 
+#: Bytes that are passed on at a time while they come: few enough to be still in a core's cache.
+BITE = 256 << 10
+
+
+def _kept(_data: memoryview, _at: int) -> None:
+    """Nothing is done with bytes before all of a range have come."""
+
+
 class Range(NamedTuple):
     """A stretch of an object."""
 
@@ -279,9 +287,12 @@ class S3Requests:
         return answer["Metadata"].get("upload")
 
     def get_range(
-        self, key: str, offset: int, length: int, version: str | None, stop: Stop, memory: Memory
-    ) -> Range:
+        self, key: str, offset: int, length: int, version: str | None, stop: Stop, memory: Memory,
+        on_bite: Callable[[memoryview, int], object] = _kept,
+    ) -> Range:  # fmt: skip
         """Up to `length` bytes from `offset` of exactly `version`, if it is given.
+
+        `on_bite` is given each bite of them as it comes, and where in the object it begins.
 
         Raises:
             PreconditionRefused: another version is there.
@@ -289,7 +300,7 @@ class S3Requests:
         """
         condition = {"If-Match": version} if version else {}
         extent = partial(extent_of, offset=offset, length=length)
-        taken = _Taken(extent, stop, memory, partial(self._meter.moved, "down"))
+        taken = _Taken(extent, stop, memory, lambda data, at: on_bite(data, offset + at))
         with self._errors(key, conditional=True):
             try:
                 head = self._file_wire.get(key, byte_range(offset, length) | condition, taken.begin)
@@ -298,6 +309,8 @@ class S3Requests:
                     raise
                 # an empty object has no first byte, and some stores say so
                 head = self._file_wire.get(key, {}, taken.begin)
+            finally:
+                self._meter.moved("down", taken.filled)
             return Range(taken.data, version_of(head.headers["etag"]), taken.total)
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
@@ -382,13 +395,15 @@ class _Taken:
         extent: Callable[[Head], tuple[int, int]],
         stop: Stop,
         memory: Memory,
-        on_bytes: Callable[[int], None],
+        on_bite: Callable[[memoryview, int], object],
     ) -> None:
         self._extent = extent
         self._stop = stop
         self._memory = memory
-        self._on_bytes = on_bytes
-        self._filled = 0
+        self._on_bite = on_bite
+        self._bitten = 0
+        #: Bytes that have come.
+        self.filled = 0
 
     def begin(self, head: Head) -> Callable[[bytes], None]:
         """Raises ResponseParserError if other bytes come than those asked for."""
@@ -398,12 +413,14 @@ class _Taken:
 
     def _take(self, chunk: bytes) -> None:
         self._stop.check()
-        end = self._filled + len(chunk)
+        end = self.filled + len(chunk)
         if end > len(self.data):
             raise ResponseParserError("more bytes come than were told")
-        self.data[self._filled : end] = chunk
-        self._filled = end
-        self._on_bytes(len(chunk))
+        self.data[self.filled : end] = chunk
+        self.filled = end
+        if end - self._bitten >= BITE or end == len(self.data):
+            self._on_bite(self.data[self._bitten : end], self._bitten)
+            self._bitten = end
 
 
 def _status(error: ClientError) -> int:

@@ -250,40 +250,62 @@ class Transfers:
 
     def _get_small(self, job: _Job, key: str, target: Target, expected: FileFacts | None) -> Range:
         """Blocking: the first bytes, which for most files are all; then the file has its name."""
-        first = self._fetch(job, key, 0, SMALL, None)
+        first = self._requests.get_range(key, 0, SMALL, None, job.stop, self._memory)
         if expected is not None and first.total != expected.size:
             raise ChecksumMismatch(f"{key} has {first.total} bytes, not {expected.size}")
-        target.write(first.data)
+        target.write(first.data, 0)
+        target.hash(first.data)
         if first.total == len(first.data):
             target.appear(expected)
         return first
 
-    def _fetch(self, job: _Job, key: str, offset: int, size: int, version: str | None) -> Range:
-        return self._requests.get_range(key, offset, size, version, job.stop, self._memory)
-
     async def _rest(
         self, job: _Job, group: asyncio.TaskGroup, target: Target, key: str, first: Range
     ) -> None:
-        """All parts after the first: fetched ahead, written and hashed in order."""
+        """All parts after the first: written as they come, hashed in order."""
         offsets = deque(range(len(first.data), first.total, PART))
         coming: deque[asyncio.Task[Range]] = deque()
         while offsets or coming:
             # never wait for room while holding some: that could be waiting for oneself
             if offsets and not (coming and self._room.locked()):
                 await job.take()
-                fetch = self._range(job, key, offsets.popleft(), first.version)
+                fetch = self._range(job, target, key, offsets.popleft(), first.version)
                 coming.append(group.create_task(fetch))
             else:
                 await self._keep(job, target, await coming.popleft())
 
-    async def _range(self, job: _Job, key: str, offset: int, version: str | None) -> Range:
+    async def _range(
+        self, job: _Job, target: Target, key: str, offset: int, version: str | None
+    ) -> Range:
         try:
-            return await self._tried(job, partial(self._fetch, job, key, offset, PART, version))
+            return await self._tried(job, partial(self._fetch, job, target, key, offset, version))
         except PreconditionRefused:
             raise StorageUnavailable(f"{key} was replaced while it was downloaded") from None
 
+    def _fetch(
+        self, job: _Job, target: Target, key: str, offset: int, version: str | None
+    ) -> Range:
+        """Blocking: a part; its bytes go to the disk while they are in the core's cache."""
+        failures: list[OSError] = []
+
+        def write(data: memoryview, at: int) -> None:
+            try:
+                target.write(data, at)
+            except OSError as failure:
+                failures.append(failure)
+                raise
+
+        try:
+            return self._requests.get_range(
+                key, offset, PART, version, job.stop, self._memory, write
+            )
+        except WorkerError:
+            if failures:  # not the store's
+                raise failures.pop() from None
+            raise
+
     async def _keep(self, job: _Job, target: Target, part: Range) -> None:
-        await job.run(self._disk, partial(target.write, part.data))
+        await job.run(self._disk, partial(target.hash, part.data))
         job.passed(len(part.data))
         job.give(part.data)
 
