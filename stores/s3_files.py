@@ -8,13 +8,13 @@ import os
 import secrets
 import threading
 from contextlib import suppress
+from io import FileIO
 from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import TYPE_CHECKING
 
 from storage import ChecksumMismatch, FileFacts, StorageUnavailable
 
 if TYPE_CHECKING:
-    from io import FileIO
     from pathlib import Path
 
 #: Bytes. Large enough that a request's overhead is small, small enough to repeat lightly.
@@ -212,8 +212,7 @@ class Target:
         with self._lock:
             self._check()
             if self._file is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._partial.open("xb", buffering=0)
+                self._file = self._create()
             while data:
                 count = os.pwrite(self._file.fileno(), data, offset)
                 data, offset = data[count:], offset + count
@@ -241,6 +240,14 @@ class Target:
             if self._file is not None:
                 self._file.close()
                 self._partial.unlink(missing_ok=True)
+
+    def _create(self) -> FileIO:
+        """Nobody but us writes into it."""
+        try:
+            return FileIO(self._partial, "xb")
+        except FileNotFoundError:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return FileIO(self._partial, "xb")
 
     def _check(self) -> None:
         if self._discarded:

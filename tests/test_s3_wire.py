@@ -218,11 +218,11 @@ async def test_bytes_that_were_not_asked_for_are_not_taken(
 
 def test_a_thread_that_comes_late_makes_no_file(tmp_path: Path) -> None:
     late, later = Target(tmp_path / "a"), Target(tmp_path / "b")
-    later.write(memoryview(b"1"))
+    later.write(memoryview(b"1"), 0)
     for target in (late, later):
         target.discard()
     with pytest.raises(StorageUnavailable, match="stopped"):
-        late.write(memoryview(b"1"))
+        late.write(memoryview(b"1"), 0)
     with pytest.raises(StorageUnavailable, match="stopped"):
         later.appear(None)
     assert list(tmp_path.iterdir()) == []
