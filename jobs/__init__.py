@@ -52,6 +52,7 @@ JOBS: dict[str, Job] = {
         generate_images.Params,
         generate_images.run,
         keep=Keep(generate_images.kept_input, generate_images.load),
+        gpu_bytes=train_diffusion.GPU_BYTES,
     ),
     "sleep": Job(sleep.Params, sleep.run),
     "train_diffusion": Job(

@@ -27,6 +27,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 from jobs.child_environment import child_environment
 from jobs.confine import confine_writes, confined
 from jobs.context import JobFailed, JobStopped
+from jobs.ending import CUDA_MEMORY_WORDS
 from jobs.guardian import adopt_orphans, children
 from jobs.program_files import CheckpointFiles, OutputFiles
 from jobs.program_params import plain_values
@@ -46,8 +47,10 @@ FILES_SECONDS = 1.0
 LEFT_SECONDS = 5.0
 #: Read of what it prints at a time, in bytes.
 CHUNK = 64 * 1024
-#: What programs need to write to beside their own folders.
-DEVICES = Path("/dev")
+#: What programs need to write to beside their own folders. CUDA first of all names a thread, in
+#: /proc/self/task/*/comm; where that is refused it finds no GPU (its error 304). A rule for
+#: /proc/self would be for this process alone, not for those that it starts.
+SYSTEM = (Path("/dev"), Path("/proc"))
 #: A longer path of the folder for temporary files leaves no room for the name of a socket in it,
 #: which takes 108 bytes at most: torch's data loaders could not speak to each other.
 TEMPORARY_PATH_LIMIT = 70
@@ -212,7 +215,7 @@ class _Running:
 
     def _start_confined(self) -> subprocess.Popen[bytes]:
         if self._program.confine:
-            own = [self._root, self._temporary, DEVICES]
+            own = [self._root, self._temporary, *SYSTEM]
             if not confine_writes([*own, *map(Path, self._program.writable)]):
                 raise JobFailed("program_not_confined", NOT_CONFINED, retryable=True)
         else:
@@ -277,7 +280,7 @@ class _Running:
     # ---- how it ended
 
     def _failure(self, code: int) -> JobFailed:
-        if "CUDA out of memory" in self._lines.tail:
+        if any(words in self._lines.tail for words in CUDA_MEMORY_WORDS):
             return JobFailed("cuda_out_of_memory", "The program ran out of GPU memory.")
         if code == -signal.SIGKILL:
             sentence = "Something killed the program: most likely host memory ran out."

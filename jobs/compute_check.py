@@ -31,4 +31,9 @@ def compute() -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps({"message": compute()}) + "\n")
+    try:
+        message = compute()
+    except Exception as error:  # noqa: BLE001  # whatever torch raises
+        # what happened stands in the first line; CUDA's errors end in advice
+        sys.exit(f"{type(error).__name__}: {error}".partition("\n")[0])
+    sys.stdout.write(json.dumps({"message": message}) + "\n")

@@ -18,6 +18,8 @@ CODE: Final = r"[a-z][a-z0-9_]{0,63}"
 DISK_FAULTS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 #: How libraries that hide the errno say it.
 DISK_WORDS: Final = ("No space left on device", "Read-only file system", "Disk quota exceeded")
+#: How torch says that a GPU's memory ran out: as it allocates, and as it loads a context or kernel.
+CUDA_MEMORY_WORDS: Final = ("CUDA out of memory", "CUDA error: out of memory")
 #: How torch and the driver say that there is no GPU any more, or that it is broken. (An illegal
 #: access or a failed assertion on it is the job's own.)
 GPU_WORDS: Final = (
@@ -63,7 +65,8 @@ def without_values(error: ValidationError) -> str:
 
 def _code_of(error: Exception) -> str:
     text = str(error)
-    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
+    out_of_memory = any(words in text for words in CUDA_MEMORY_WORDS)
+    if out_of_memory or type(error).__name__ == "OutOfMemoryError":
         return "cuda_out_of_memory"
     if (
         isinstance(error, MemoryError)

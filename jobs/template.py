@@ -32,7 +32,10 @@ from jobs.forks import fork_name
 from jobs.guardian import die_with_parent
 
 #: What takes a child most of its start: torch, and what the kinds that ship here compute with.
-PRELOADED: Final = ("torch", "numpy", "PIL.Image", "safetensors.torch", "jobs.diffusion_training")
+PRELOADED: Final = (
+    "torch", "numpy", "PIL.Image", "safetensors.torch", "jobs.diffusion_training",
+    "torch._inductor.config",  # `torch.use_deterministic_algorithms` imports it: seconds, 70 MB
+)  # fmt: skip
 REQUEST_LIMIT: Final = 1 << 17
 #: An orphan comes to the worker at once; longer only if the worker is no longer there.
 ADOPTED_SECONDS: Final = 5.0

@@ -156,6 +156,7 @@ async def test_a_program_that_is_not_there_fails_with_that_word(odd):
     [
         (("fail", "3", "my own words"), "program_failed", "exit code 3"),
         (("fail", "1", "RuntimeError: CUDA out of memory. Tried"), "cuda_out_of_memory", "GPU"),
+        (("fail", "1", "CUDA error: out of memory"), "cuda_out_of_memory", "GPU"),
         (("die",), "host_out_of_memory", "memory"),
     ],
 )
@@ -244,6 +245,12 @@ async def test_no_link_has_the_worker_write_outside_of_the_folder_for_a_program(
     assert failure["code"] == "output_missing"
     assert "'sub/evil.py' has no place" in failure["message"]
     assert list((tmp_path / "victim").iterdir()) == []
+
+
+@needs_landlock
+async def test_a_program_may_name_its_threads_as_cuda_does_before_it_looks_for_a_gpu(odd):
+    odd.declare("write", "/proc/thread-self/comm")
+    assert (await odd.start())["status"] == "completed"
 
 
 async def test_a_program_may_write_where_its_declaration_says(odd, tmp_path):

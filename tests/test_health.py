@@ -1,5 +1,6 @@
 """`health` tells what is: of the store, the disk, the GPUs, and what to change."""
 
+import asyncio
 import errno
 import json
 import os
@@ -220,6 +221,20 @@ async def test_a_deep_check_tries_the_store_anew_and_computes(crowd):
     reply = await crowd.worker()("health", deep=True)
     assert reply["status"] == "ready"
     assert reply["store"]["capabilities"]["conditional_writes"] is True
+
+
+async def test_of_an_error_of_cuda_what_happened_is_shown_and_not_its_advice():
+    script = (
+        "import runpy, torch\n"
+        "def broken(*_, **__): raise RuntimeError('CUDA error: out of memory\\nCompile with X.')\n"
+        "torch.ones = broken\n"
+        "runpy.run_module('jobs.compute_check', run_name='__main__')"
+    )
+    ended = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == "RuntimeError: CUDA error: out of memory"
 
 
 async def test_what_cannot_compute_is_broken(crowd, monkeypatch, tmp_path):

@@ -32,7 +32,12 @@ async def test_a_job_can_name_its_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [("memory", "host_out_of_memory"), ("cuda", "cuda_out_of_memory")]
+    ("error", "code"),
+    [
+        ("memory", "host_out_of_memory"),
+        ("cuda", "cuda_out_of_memory"),
+        ("context", "cuda_out_of_memory"),
+    ],
 )
 async def test_out_of_memory_has_codes_of_its_own(tmp_path: Path, error: str, code: str) -> None:
     assert (await failure_of(tmp_path, "raise_error", error=error)).code == code

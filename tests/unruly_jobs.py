@@ -113,6 +113,7 @@ def raise_error(_context: JobContext, params: dict[str, Any]) -> JsonValue:
         "named": JobFailed("dataset_empty", "No images.", retryable=True),
         "memory": MemoryError("too big"),
         "cuda": RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        "context": RuntimeError("CUDA error: out of memory"),
         "stopped": JobStopped(),
     }[params["error"]]
     raise error
