@@ -63,7 +63,10 @@ async def together() -> AsyncIterator[asyncio.TaskGroup]:
     except BaseExceptionGroup as failures:
         first = failures.exceptions[0]
     if first is not None:
-        raise first
+        try:
+            raise first
+        finally:
+            del first  # or it would lead to itself, and hold what its frames hold
 
 
 def day_of(moment: datetime) -> str:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 #: Every checkpoint carries the sample grids made so far, so their number is limited.
 MAX_SAMPLE_GRIDS = 200
-#: Less than this free, and not even the smallest net fits beside a CUDA context.
-GPU_BYTES = 1 << 30
 #: From noise to image.
 SAMPLER_STEPS = 50
 

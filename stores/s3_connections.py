@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pycurl
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     #: Is told how a success begins and gives what takes its body, chunk by chunk.
     Taker = Callable[["Head"], Callable[[bytes], object]]
 
-#: Bytes that libcurl sends or hands over at a time, at most.
+#: Bytes that libcurl sends, or asks the system for, at a time, at most.
 CHUNK = 256 << 10
 #: Bytes of a refusal that are read; S3's have some hundreds.
 MAX_REFUSAL = 1 << 20
@@ -180,7 +180,7 @@ class _Exchange:
         self._status = status
         self._headers: dict[str, str] = {}
         self._head_ended = False
-        self._take: Callable[[bytes], object] = self._take_first
+        self._take: Callable[[bytes], object] | None = None
         self._came = 0
         self._refusal = bytearray()
 
@@ -210,8 +210,11 @@ class _Exchange:
             self._head_ended = True
 
     def on_chunk(self, chunk: bytes) -> int | None:
-        """Called for every 16 KiB, with Python's lock held: nothing here that need not be."""
+        """Called for every 16 KiB, which is as much as libcurl hands over at a time, with Python's
+        lock held: nothing here that need not be."""
         try:
+            if self._take is None:
+                self._take = self._first_taker()
             self._take(chunk)
         except Exception as failure:  # noqa: BLE001
             self.failures.append(failure)
@@ -219,13 +222,10 @@ class _Exchange:
         self._came += len(chunk)
         return None
 
-    def _take_first(self, chunk: bytes) -> None:
+    def _first_taker(self) -> Callable[[bytes], object]:
+        """Never a method of this exchange: it would hold itself, and the body that it sent."""
         head = Head(self._status, self._headers)
-        self._take = self._taker(head) if head.success else self._refuse
-        self._take(chunk)
-
-    def _refuse(self, chunk: bytes) -> None:
-        self._refusal += chunk[: MAX_REFUSAL - len(self._refusal)]
+        return self._taker(head) if head.success else partial(_keep, self._refusal)
 
     @_stopping(pycurl.READFUNC_ABORT)
     def on_read(self, size: int) -> bytes:
@@ -238,6 +238,10 @@ class _Exchange:
         assert self.body is not None
         self.body.seek(offset)
         return int(pycurl.SEEKFUNC_OK)
+
+
+def _keep(refusal: bytearray, chunk: bytes) -> None:
+    refusal += chunk[: MAX_REFUSAL - len(refusal)]
 
 
 def _failure(error: pycurl.error, handle: pycurl.Curl, url: str) -> boto.BotoCoreError:

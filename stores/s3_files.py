@@ -201,7 +201,8 @@ class Target:
         self._file: FileIO | None = None
         self._hash = hashlib.sha256()
         self._hashed = 0
-        #: One at a time: a thread that nobody waits for any more may be late.
+        #: One at a time, as for the file itself: a thread that nobody waits for any more may be
+        #: late, and must not write into what has since been opened under this one's number.
         self._lock = threading.Lock()
         self._discarded = False
         #: It has its name; nothing is left to be discarded.
@@ -242,7 +243,8 @@ class Target:
                 self._partial.unlink(missing_ok=True)
 
     def _create(self) -> FileIO:
-        """Nobody but us writes into it."""
+        """A file of ours alone. Its folder is made only if it is missing: that is one call less for
+        each of many small files."""
         try:
             return FileIO(self._partial, "xb")
         except FileNotFoundError:
@@ -255,5 +257,5 @@ class Target:
 
     @property
     def facts(self) -> FileFacts:
-        """What was written."""
+        """What was written and hashed."""
         return FileFacts(self._hashed, self._hash.hexdigest())

@@ -26,6 +26,7 @@ from stores.s3_client import new_client, new_session
 from stores.s3_errors import BOTO_ERRORS, PreconditionRefused, translate
 from stores.s3_headers import age_of, byte_range, extent_of, modified_at, offset_from, version_of
 from stores.s3_wire import Wire
+from utils import WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,10 +42,6 @@ if TYPE_CHECKING:
 
 #: Bytes that are passed on at a time while they come: few enough to be still in a core's cache.
 BITE = 256 << 10
-
-
-def _kept(_data: memoryview, _at: int) -> None:
-    """Nothing is done with bytes before all of a range have come."""
 
 
 class Range(NamedTuple):
@@ -288,7 +285,7 @@ class S3Requests:
 
     def get_range(
         self, key: str, offset: int, length: int, version: str | None, stop: Stop, memory: Memory,
-        on_bite: Callable[[memoryview, int], object] = _kept,
+        on_bite: Callable[[memoryview, int], object] | None = None,
     ) -> Range:  # fmt: skip
         """Up to `length` bytes from `offset` of exactly `version`, if it is given.
 
@@ -300,7 +297,7 @@ class S3Requests:
         """
         condition = {"If-Match": version} if version else {}
         extent = partial(extent_of, offset=offset, length=length)
-        taken = _Taken(extent, stop, memory, lambda data, at: on_bite(data, offset + at))
+        taken = _Taken(extent, stop, memory, offset, on_bite)
         with self._errors(key, conditional=True):
             try:
                 head = self._file_wire.get(key, byte_range(offset, length) | condition, taken.begin)
@@ -374,10 +371,14 @@ class S3Requests:
         try:
             yield
         except BOTO_ERRORS as error:
-            failure = translate(error, self.place, key)
-            if isinstance(failure, PreconditionRefused) and not conditional:
-                failure = StorageUnavailable(f"{self.place} refused a condition nobody made")
-            raise failure from error
+            # in no variable: what is raised leads to this frame, and would to itself
+            raise self._meaning(error, key, conditional=conditional) from error
+
+    def _meaning(self, error: Exception, key: str, *, conditional: bool) -> WorkerError:
+        failure = translate(error, self.place, key)
+        if isinstance(failure, PreconditionRefused) and not conditional:
+            return StorageUnavailable(f"{self.place} refused a condition nobody made")
+        return failure
 
     def _failure_within(self, code: str, answer: Any) -> Exception:
         """Some keys of a multi-delete failed: as if the whole request had."""
@@ -395,11 +396,13 @@ class _Taken:
         extent: Callable[[Head], tuple[int, int]],
         stop: Stop,
         memory: Memory,
-        on_bite: Callable[[memoryview, int], object],
+        offset: int,
+        on_bite: Callable[[memoryview, int], object] | None,
     ) -> None:
         self._extent = extent
         self._stop = stop
         self._memory = memory
+        self._offset = offset
         self._on_bite = on_bite
         self._bitten = 0
         #: Bytes that have come.
@@ -418,8 +421,8 @@ class _Taken:
             raise ResponseParserError("more bytes come than were told")
         self.data[self.filled : end] = chunk
         self.filled = end
-        if end - self._bitten >= BITE or end == len(self.data):
-            self._on_bite(self.data[self._bitten : end], self._bitten)
+        if self._on_bite and (end - self._bitten >= BITE or end == len(self.data)):
+            self._on_bite(self.data[self._bitten : end], self._offset + self._bitten)
             self._bitten = end
 
 

@@ -1,9 +1,9 @@
 """Files to and from the bucket, in parts, many at once, hashed in order as they pass.
 
-boto3's own s3transfer is not used. Its downloads write parts in any order, so that hashing needs
-a second pass; told to write in order it waits for itself for ever once a file has more parts than
-it may hold (0.19.3, with checksums `when_required`); it repeats broken reads without a pause, and
-nobody can wait for it to have stopped.
+boto3's own s3transfer is not used. It hashes nothing, and its downloads write parts in any order,
+so that hashing needs a second pass; told to write in order it waits for itself for ever once a file
+has more parts than it may hold (0.19.3, with checksums `when_required`); it repeats broken reads
+without a pause, and nobody can wait for it to have stopped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STRETCHES = 4
 PARTS_HELD = 6
 #: Parts in memory of each stream, beside those: one is collected while two are on their way.
 STREAM_PARTS = 3
-#: Threads that read, hash and write large files: a disk is one.
+#: Threads that read large files and hash them: a disk is one.
 DISK_THREADS = 2
 #: Seconds. How long a part is tried anew, and how long a cancelled transfer may take to stop.
 PATIENCE = 30.0
@@ -269,18 +269,18 @@ class Transfers:
             # never wait for room while holding some: that could be waiting for oneself
             if offsets and not (coming and self._room.locked()):
                 await job.take()
-                fetch = self._range(job, target, key, offsets.popleft(), first.version)
+                fetch = self._range(job, target, key, offsets.popleft(), first)
                 coming.append(group.create_task(fetch))
             else:
                 await self._keep(job, target, await coming.popleft())
 
-    async def _range(
-        self, job: _Job, target: Target, key: str, offset: int, version: str | None
-    ) -> Range:
-        try:
-            return await self._tried(job, partial(self._fetch, job, target, key, offset, version))
-        except PreconditionRefused:
-            raise StorageUnavailable(f"{key} was replaced while it was downloaded") from None
+    async def _range(self, job: _Job, target: Target, key: str, offset: int, first: Range) -> Range:
+        fetch = partial(self._fetch, job, target, key, offset, first.version)
+        with suppress(PreconditionRefused):
+            part = await self._tried(job, fetch)
+            if part[1:] == first[1:]:  # some stores heed no condition
+                return part
+        raise StorageUnavailable(f"{key} was replaced while it was downloaded")
 
     def _fetch(
         self, job: _Job, target: Target, key: str, offset: int, version: str | None
@@ -290,19 +290,15 @@ class Transfers:
 
         def write(data: memoryview, at: int) -> None:
             try:
-                target.write(data, at)
+                if not failures:
+                    target.write(data, at)
             except OSError as failure:
                 failures.append(failure)
-                raise
 
-        try:
-            return self._requests.get_range(
-                key, offset, PART, version, job.stop, self._memory, write
-            )
-        except WorkerError:
-            if failures:  # not the store's
-                raise failures.pop() from None
-            raise
+        part = self._requests.get_range(key, offset, PART, version, job.stop, self._memory, write)
+        if failures:  # the disk's, not the store's, which has given all
+            raise failures.pop()
+        return part
 
     async def _keep(self, job: _Job, target: Target, part: Range) -> None:
         await job.run(self._disk, partial(target.hash, part.data))
@@ -356,9 +352,11 @@ class _Job:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             self.stop.set()
-            await asyncio.wait({work}, timeout=STOPPING)
             work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            await asyncio.wait({work}, timeout=STOPPING)
             raise
+        finally:
+            del work  # what it raised leads to this frame, and would to itself
 
     def stop_all(self) -> None:
         """However it went: nothing of it goes on, nothing stays held."""

@@ -203,6 +203,22 @@ def test_what_was_stopped_keeps_no_memory() -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("status", [b"200 OK", b"503 Slow Down"])
+@pytest.mark.parametrize("says", [b"", b"ok"], ids=["no body", "a body"])
+def test_what_was_sent_is_not_kept(status: bytes, says: bytes) -> None:
+    answer = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(says), says)
+    body = Body(memoryview(b"1"), Stop())
+    seen = weakref.ref(body)
+    gc.disable()
+    try:
+        with closing(Server([[answer]])) as server, connections() as sending:
+            sending.send(server.url, {"Content-Length": "1"}, body, collected(bytearray()))
+            del body
+            assert seen() is None
+    finally:
+        gc.enable()
+
+
 def test_a_silent_server_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, connections() as sending:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"

@@ -6,6 +6,7 @@ On Ceph RGW, through a proxy.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 from typing import TYPE_CHECKING
@@ -234,3 +235,44 @@ async def test_an_object_that_is_replaced_while_it_comes_down_is_not_mixed(
     ranges = [asked for asked in proxy.asked if a_part(asked) and asked.method == "GET"]
     assert all("if-match" in asked.headers for asked in ranges)
     assert not (tmp_path / "mixed").exists()
+
+
+async def test_a_store_that_heeds_no_condition_mixes_no_objects(
+    store: S3Store, proxy: FaultyS3, file: Path, tmp_path: Path
+) -> None:
+    await store.upload(file, "a")
+
+    def another(asked: Asked) -> Answer | None:
+        if not a_part(asked):
+            return None
+        first = int(asked.headers["range"].removeprefix("bytes=").partition("-")[0])
+        told = f"bytes {first}-{first + 9}/{first + 10}"
+        return Answer(206, bytes(10), (("ETag", '"another"'), ("Content-Range", told)))
+
+    proxy.rule = another
+    with pytest.raises(StorageUnavailable, match="replaced while it was downloaded"):
+        await store.download("a", tmp_path / "new" / "got")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+# ---- a disk that takes no more
+
+
+async def test_a_full_disk_is_not_the_stores_failure_and_nothing_is_tried_anew(
+    store: S3Store, proxy: FaultyS3, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.upload(file, "a")
+    proxy.asked.clear()
+    pwrite = os.pwrite
+
+    def full_behind_the_first(descriptor: int, data: memoryview, offset: int) -> int:
+        if offset >= PART:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full_behind_the_first)
+    with pytest.raises(OSError, match="No space left") as raised:
+        await store.download("a", tmp_path / "new" / "got")
+    assert raised.value.errno == errno.ENOSPC
+    assert len(proxy.asked) <= 3
+    assert list((tmp_path / "new").iterdir()) == []
