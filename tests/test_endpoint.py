@@ -222,7 +222,7 @@ async def test_sigterm_saves_the_work_and_leaves_the_job_to_another_worker(
         assert record.status == "interrupted"
         assert len(record.checkpoints) == 1  # made because it was asked to
         assert job.status == "IN_PROGRESS"  # not answered: RunPod has to deliver it again
-        assert not first.descendants()
+        await eventually(lambda: not first.descendants(), "all that it had is gone")
         endpoint.plane.lose("w1")
         async with endpoint.worker("w2"):
             await endpoint.plane.finished(job.id)  # without waiting for any lease
