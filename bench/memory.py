@@ -28,7 +28,7 @@ from tests.worker_process import Worker
 
 MB = 1e6
 #: Processes that warm a worker up, and those after which it should not have grown.
-FEW, MANY, QUICK_FEW, QUICK_MANY = 100, 500, 20, 60
+FEW, MANY, QUICK_FEW, QUICK_MANY = 100, 500, 10, 30
 #: Of the zip, in bytes.
 ZIP, QUICK_ZIP = 5_000_000_000, 256_000_000
 #: At a time, so that the SDK takes them in batches.

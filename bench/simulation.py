@@ -174,7 +174,7 @@ async def _simulate(
 ) -> tuple[list[Figure], dict[str, float], dict[str, float]]:
     """Figures; the requests that a clean-up takes for each process that expires; those of the
     sweep in a day."""
-    large = 10 * SMALL if quick else LARGE
+    large = 3 * SMALL if quick else LARGE
     hour = EXPIRED if quick else round(PROCESSES_A_DAY / HOURS)
     found: list[Figure] = []
     few = await _cleaned(folder, SMALL, EXPIRED)

@@ -42,7 +42,7 @@ class Load(NamedTuple):
 
 
 FULL = Load("1 GB", 1, 10**9), Load("1000 x 64 KB", 1000, 64 << 10)
-WARM_UP = Load("warm-up", 20, 64 << 10)
+WARM_UPS = Load("warm-up", 20, 64 << 10), Load("warm-up in parts", 1, 32 << 20)
 QUICK = Load("128 MB", 1, 128 * 10**6), Load("100 x 64 KB", 100, 64 << 10)
 
 
@@ -71,8 +71,8 @@ def run(quick: bool) -> list[Figure]:
             if not (quick and wire == "over HTTP")
         }
         bench = _Bench(server, ways, folder)
-        for wire in ways:
-            bench.round(WARM_UP, wire, backwards=False)  # the first use of everything
+        for load, wire in product(WARM_UPS, ways):  # the first use of everything
+            bench.round(load, wire, backwards=False)
         bench.costs.clear()
         bench.hashing.clear()
         rounds = 1 if quick else 3
