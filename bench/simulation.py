@@ -9,7 +9,6 @@ means is in `docs/scale.md`.
 from __future__ import annotations
 
 import asyncio
-import logging
 import resource
 import tempfile
 from collections import Counter
@@ -28,7 +27,7 @@ from processes.worker import Worker, new_worker
 from redaction import Redactor
 from settings import Settings
 from tests.kit import settings
-from tests.servers import run_moto
+from tests.servers import run_ceph
 from upkeep.clean_run import AT_ONCE, CleanReport, CleanRun
 from upkeep.presence import Presence
 from upkeep.retention import clean
@@ -71,8 +70,7 @@ PRICES = {
 
 def run(quick: bool) -> list[Figure]:
     """Counts are exact; the rest follows from them, and from what is assumed above."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder, run_moto() as server:
+    with tempfile.TemporaryDirectory() as folder, run_ceph() as server:
         costs = asyncio.run(measure(server, Path(folder)))
         listed, cleaned, swept = asyncio.run(_simulate(Path(folder), quick=quick))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
