@@ -1,7 +1,7 @@
 """What the parts of a worker's day cost a bucket: requests by operation, measured one by one.
 
-At Ceph RGW: moto compares and swaps in two steps, which the probe may find out. What follows a clock
-(heartbeats, the look for a cancel note, presence) is measured for one turn, and everything else
+At Ceph RGW: moto compares and swaps in two steps, which the probe may find out. What follows a
+clock (heartbeats, the look for a cancel note, presence) is measured for one turn, and all else
 without any.
 """
 
