@@ -40,22 +40,22 @@ class Examiner:
         `deep`: the store's abilities are tried anew, and every GPU computes; takes seconds.
         `compute`: unless a job has the GPU, whose memory that would take.
         """
-        (health, capabilities, of_store), of_machine = await asyncio.gather(
-            ask_store(self._store, deep=deep), self._examine_machine(deep=deep and compute)
+        (health, capabilities, of_store), (gpus, disk, of_machine) = await asyncio.gather(
+            ask_store(self._store, deep=deep), self._look_at_machine()
         )
-        gpus, disk, findings = of_machine
-        return Examined((*of_store, *findings), health, capabilities, gpus, disk)
+        # Afterwards: beside a program that imports torch, the loop and the store would be late.
+        tried = (await try_compute(),) if deep and compute and self._runs_jobs else ()
+        return Examined((*of_store, *of_machine, *tried), health, capabilities, gpus, disk)
 
     async def examine_machine(self) -> tuple[Finding, ...]:
         """What can be told without the store."""
-        return (await self._examine_machine(deep=False))[2]
+        return (await self._look_at_machine())[2]
 
-    async def _examine_machine(self, *, deep: bool) -> tuple[Gpus, Disk, tuple[Finding, ...]]:
+    async def _look_at_machine(self) -> tuple[Gpus, Disk, tuple[Finding, ...]]:
         scratch, settings = self._settings.scratch_dir, self._settings
         written = await asyncio.to_thread(try_disk, scratch, settings.min_free_bytes)
         gpus, of_gpus = await self._gpus.look()
-        computed = (await try_compute(),) if deep and self._runs_jobs else ()
-        return gpus, await asyncio.to_thread(see_disk, scratch), (written, *of_gpus, *computed)
+        return gpus, await asyncio.to_thread(see_disk, scratch), (written, *of_gpus)
 
 
 async def health(

@@ -10,7 +10,7 @@ import hashlib
 import os
 import ssl
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from threading import Barrier
@@ -57,15 +57,17 @@ def probe(requests: S3Requests, folder: str, patience: float) -> Capabilities:
         StorageUnavailable: the store failed on the way; nothing is known.
         StorageMisconfigured: it does not take the plainest write.
     """
-    bench = _Bench(requests, folder, patience)
-    try:
-        bench.write("plain")
-        conditional = bench.try_conditional_writes()
-        presign = bench.try_links()
-        multi_delete = bench.try_multi_delete()
-        bench.write("plain")  # what was refused above was not refused because all is refused
-    finally:
-        bench.clear()
+    # One pool for all races: to start a thread holds up each pool there is, and the event loop.
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="s3-probe") as writers:
+        bench = _Bench(requests, folder, patience, writers)
+        try:
+            bench.write("plain")
+            conditional = bench.try_conditional_writes()
+            presign = bench.try_links()
+            multi_delete = bench.try_multi_delete()
+            bench.write("plain")  # what was refused above was not refused because all is refused
+        finally:
+            bench.clear()
     lacks = [(conditional, NO_CONDITIONS), (presign, NO_LINKS), (multi_delete, NO_MULTI_DELETE)]
     return Capabilities(
         conditional, presign, multi_delete, tuple(text for can, text in lacks if not can)
@@ -89,9 +91,12 @@ class _Race(NamedTuple):
 
 
 class _Bench:
-    def __init__(self, requests: S3Requests, folder: str, patience: float) -> None:
+    def __init__(
+        self, requests: S3Requests, folder: str, patience: float, writers: Executor
+    ) -> None:
         self._requests = requests
         self._patience = patience
+        self._writers = writers
         self._folder = folder
         self._keys: set[str] = set()
 
@@ -127,8 +132,7 @@ class _Bench:
                 return data
             return None
 
-        with ThreadPoolExecutor(WRITERS, thread_name_prefix="s3-probe") as writers:
-            winners = [data for data in writers.map(write, range(WRITERS)) if data]
+        winners = [data for data in self._writers.map(write, range(WRITERS)) if data]
         found = (
             _patiently(partial(self._requests.get, key), self._patience).data if winners else None
         )
