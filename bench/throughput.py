@@ -131,6 +131,7 @@ async def _measure(ways: list[Way], rounds: int) -> Rounds:
     with bar(rounds * len(steps), "rounds of callers") as shown:
         for number in range(rounds):
             for way, callers, sends in steps[:: 1 if number % 2 else -1]:
+                await way.calling(1, 1)  # so that each begins right after the loop went to sleep
                 taken[way.name, callers].append(await way.calling(callers, sends))
                 shown.update()
     return taken
