@@ -29,8 +29,6 @@ RUNNING = {"action": "start", "kind": "sleep", "process_id": PROCESS, "detach": 
 
 #: Callers at a time, and how many each sends in a round: for two seconds, or some more.
 STATUSES = {1: 15, 4: 3, 16: 2, 50: 1}
-#: With so many callers the rates of one worker differ twentyfold: see `CHANCE`.
-CHAOTIC = (4,)
 STARTS = {1: 5, 16: 1}
 QUEUED = {1: 60, 16: 20}
 #: Callers of what the table compares.
@@ -43,10 +41,6 @@ LOOP = (
     f"both take {CONCURRENCY} jobs at a time (the worker's default: role all, 1 slot). The SDK's "
     "loop sets the pace: it sleeps 0.1 s when it has no job, and 1 s when jobs, those not begun "
     "counted twice, are as many as it takes"
-)
-CHANCE = (
-    "no goal: with as many callers as half of what it takes, it is the loop's chance whether it "
-    "sleeps 1 s, 0.1 s or not at all, for both alike"
 )
 NOTES = {
     "status": "read from the worker's RAM; writes nothing",
@@ -149,13 +143,7 @@ def _statuses(way: Way, taken: Rounds) -> list[Figure]:
         figures += [
             median(f"process_status, {callers} callers", ours, "1/s", note=LOOP),
             median(f"empty handler, {callers} callers", empty, "1/s", note=LOOP),
-            ratio(
-                f"rate to the empty handler's, {callers} callers",
-                ours,
-                empty,
-                goal=None if callers in CHAOTIC else GOAL,
-                note=CHANCE if callers in CHAOTIC else "",
-            ),
+            ratio(f"rate to the empty handler's, {callers} callers", ours, empty, goal=GOAL),
         ]
     return figures
 

@@ -33,7 +33,7 @@ BARE = Path(__file__).with_name("bare_training.py")
 #: The first steps make room and warm caches.
 FIRST_STEP = 10
 #: How often all begin, and how often and for how many seconds each then has the machine.
-ROUNDS, TURNS, QUICK_TURNS, TURN_SECONDS = 5, 6, 1, 2.0
+ROUNDS, TURNS, QUICK_TURNS, TURN_SECONDS = 8, 4, 1, 2.0
 #: Neither samples nor checkpoints nor an end: those are the kind's work, not the worker's.
 PARAMS: dict[str, Any] = {
     "dataset": "examples/digits/images", "image_size": 16, "channels": 16, "batch_size": 64,

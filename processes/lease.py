@@ -136,8 +136,9 @@ class Lease:
         """Progress and counts: seen at once by whoever asks here, stored when a write is due."""
         if not self._wish.released:  # what comes after the end comes too late
             self._wish = change(self._wish).redacted(self.redactor, self._wish)
-            self._progress_is_new = True
-            self._wake.set()
+            if not self._progress_is_new:  # what comes before the next write is written with it
+                self._progress_is_new = True
+                self._wake.set()
 
     def submit(self, change: Change) -> None:
         """Wish for a change; it is written at once, or merged into what waits for the store."""
