@@ -40,11 +40,11 @@ class Examiner:
         `deep`: the store's abilities are tried anew, and every GPU computes; takes seconds.
         `compute`: unless a job has the GPU, whose memory that would take.
         """
+        # First, while `compute` is still true; and not beside the store's trial, which it slows.
+        tried = (await try_compute(),) if deep and compute and self._runs_jobs else ()
         (health, capabilities, of_store), (gpus, disk, of_machine) = await asyncio.gather(
             ask_store(self._store, deep=deep), self._look_at_machine()
         )
-        # Afterwards: beside a program that imports torch, the loop and the store would be late.
-        tried = (await try_compute(),) if deep and compute and self._runs_jobs else ()
         return Examined((*of_store, *of_machine, *tried), health, capabilities, gpus, disk)
 
     async def examine_machine(self) -> tuple[Finding, ...]:

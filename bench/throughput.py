@@ -125,7 +125,7 @@ async def _measure(ways: list[Way], rounds: int) -> Rounds:
     with bar(rounds * len(steps), "rounds of callers") as shown:
         for number in range(rounds):
             for way, callers, sends in steps[:: 1 if number % 2 else -1]:
-                await way.calling(1, 1)  # so that each begins right after the loop went to sleep
+                await way.calling(1, 1)  # the SDK's loop is where it is in its sleep after a job
                 taken[way.name, callers].append(await way.calling(callers, sends))
                 shown.update()
     return taken

@@ -136,7 +136,7 @@ class Lease:
         """Progress and counts: seen at once by whoever asks here, stored when a write is due."""
         if not self._wish.released:  # what comes after the end comes too late
             self._wish = change(self._wish).redacted(self.redactor, self._wish)
-            if not self._progress_is_new:  # what comes before the next write is written with it
+            if not self._progress_is_new:  # or the keeper knows, and sleeps no longer than it may
                 self._progress_is_new = True
                 self._wake.set()
 
@@ -198,6 +198,7 @@ class Lease:
             self._failures, self._trouble = 0, None
         except AWAY as error:
             self._failures += 1
+            self._progress_is_new = True  # if any was, it still is
             self._trouble = Trouble(code=error.code, message=str(error))
             if self._failures == 1:
                 log.warning("the store is away, changes wait here: %s", error)
@@ -237,6 +238,8 @@ class Lease:
             return
         if record == self._wish.written(record.updated_at, revision=record.revision):
             self._sent = sending
+        else:
+            self._progress_is_new = True
         await self._took(record, found.version)
 
     async def _took(self, record: Record, version: str) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import ssl
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from threading import Barrier
@@ -57,7 +57,7 @@ def probe(requests: S3Requests, folder: str, patience: float) -> Capabilities:
         StorageUnavailable: the store failed on the way; nothing is known.
         StorageMisconfigured: it does not take the plainest write.
     """
-    # One pool for all races: to start a thread holds up each pool there is, and the event loop.
+    # One pool for all races: while a pool starts a thread, whoever hands another one work waits.
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="s3-probe") as writers:
         bench = _Bench(requests, folder, patience, writers)
         try:
@@ -132,7 +132,9 @@ class _Bench:
                 return data
             return None
 
-        winners = [data for data in self._writers.map(write, range(WRITERS)) if data]
+        racing = [self._writers.submit(write, number) for number in range(WRITERS)]
+        wait(racing)  # all of them, however one has fared: what comes next is not to meet them
+        winners = [data for data in (each.result() for each in racing) if data]
         found = (
             _patiently(partial(self._requests.get, key), self._patience).data if winners else None
         )

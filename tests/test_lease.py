@@ -141,6 +141,28 @@ async def test_progress_is_seen_at_once_and_stored_when_it_is_due(lease_of):
     assert step > 4
 
 
+async def test_progress_whose_write_failed_is_written_before_a_heartbeat(lease_of):
+    """Though the job says no more: it is shown where it stands."""
+    lease = await lease_of(**(SLOW | {"progress_write_seconds": 0.1}))
+    lease.store.fail("replace")
+    lease.report(at_step(1))
+    async with asyncio.timeout(SLOW["heartbeat_seconds"] / 2):
+        await until(lambda: lease.store.stored[-1].progress == ProgressSeen(step=1))
+    assert len(lease.store.asked("replace")) == 2
+
+
+async def test_progress_that_came_while_an_answer_was_lost_waits_for_no_heartbeat(lease_of):
+    lease = await lease_of(**(SLOW | {"progress_write_seconds": 0.1}))
+    answer = lease.store.pause_after("replace")
+    lease.store.lose_answer("replace")
+    lease.report(at_step(1))
+    await answer.reached.wait()
+    lease.report(at_step(2))
+    answer.go.set()
+    async with asyncio.timeout(SLOW["heartbeat_seconds"] / 2):
+        await until(lambda: lease.store.stored[-1].progress == ProgressSeen(step=2))
+
+
 async def test_a_heartbeat_goes_out_when_nothing_changes(lease_of):
     lease = await lease_of()
     await lease.revision_above(3)
