@@ -33,7 +33,7 @@ BARE = Path(__file__).with_name("bare_training.py")
 #: The first steps make room and warm caches.
 FIRST_STEP = 10
 #: How often all begin, and how often and for how many seconds each then has the machine.
-ROUNDS, TURNS, QUICK_TURNS, TURN_SECONDS = 8, 4, 1, 2.0
+ROUNDS, TURNS, QUICK_TURNS, TURN_SECONDS = 8, 6, 1, 2.0
 #: Neither samples nor checkpoints nor an end: those are the kind's work, not the worker's.
 PARAMS: dict[str, Any] = {
     "dataset": "examples/digits/images", "image_size": 16, "channels": 16, "batch_size": 64,
@@ -80,7 +80,10 @@ def run(quick: bool) -> list[Figure]:
 async def _round(
     folder: Path, turns: int, rates: dict[str, list[float]], shown: tqdm[None]
 ) -> None:
-    """Begin them, and give them the machine in turn."""
+    """Begin them, and give them the machine in turn; of each, the rate of all its turns together.
+
+    In one turn there are so few steps that one more or less is a twentieth.
+    """
     environment = child_environment(os.environ, {})
     async with AsyncExitStack() as stack:
         ways = {}
@@ -88,10 +91,15 @@ async def _round(
                             ("bare, alike", _bare(environment))):  # fmt: skip
             ways[name] = await stack.enter_async_context(begun)
             await stack.enter_async_context(_frozen(ways[name]))
+        steps, seconds = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0)
         for number in range(turns):
             for name in list(ways)[:: 1 if number % 2 else -1]:
-                rates[name].append(await _turn(ways[name]))
+                taken, lasted = await _turn(ways[name])
+                steps[name] += taken
+                seconds[name] += lasted
             shown.update()
+    for name in ways:
+        rates[name].append(steps[name] / seconds[name])
 
 
 @asynccontextmanager
@@ -104,15 +112,15 @@ async def _frozen(way: Way) -> AsyncIterator[None]:
         way.send(signal.SIGCONT)
 
 
-async def _turn(way: Way) -> float:
-    """Steps per second. A step that is cut off goes on in the next turn."""
+async def _turn(way: Way) -> tuple[int, float]:
+    """Steps, and seconds. A step that is cut off goes on in the next turn."""
     before, began = way.step(), time.perf_counter()
     way.send(signal.SIGCONT)
     await asyncio.sleep(TURN_SECONDS)
     way.send(signal.SIGSTOP)
     seconds = time.perf_counter() - began
     await asyncio.sleep(0.05)  # what was said last is on its way
-    return (way.step() - before) / seconds
+    return way.step() - before, seconds
 
 
 @asynccontextmanager

@@ -113,9 +113,7 @@ class Lease:
     def record(self) -> Record:
         """What callers may be told: what is stored, and how the attempt comes along since."""
         wish = self._wish
-        stored = self._stored.with_progress(wish.progress).with_artifacts(wish.artifacts)
-        stored = stored.model_copy(update={"phase": wish.phase, "phase_at": wish.phase_at})
-        return stored.with_trouble(self._trouble or wish.trouble)
+        return self._stored.along_with(wish, self._trouble or wish.trouble)
 
     @property
     def wish(self) -> Record:

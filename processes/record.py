@@ -307,6 +307,13 @@ class Record(RecordPart):
     def with_progress(self, progress: ProgressSeen | None) -> Record:
         return self._with(progress=progress)
 
+    def along_with(self, newer: Record, trouble: Trouble | None) -> Record:
+        """This one, with how its attempt comes along as `newer` has it."""
+        return self._with(
+            progress=newer.progress, artifacts=newer.artifacts, phase=newer.phase,
+            phase_at=newer.phase_at, trouble=trouble,
+        )  # fmt: skip
+
     def redacted(self, redactor: Redactor, before: Record) -> Record:
         """Without secrets in what was said of the process since `before`."""
         changes: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from storage import (
     MAX_PAGE,
     FolderPage,
     InvalidKey,
+    Listed,
     ObjectChanged,
     ObjectExists,
     ObjectNotFound,
@@ -207,7 +208,7 @@ class S3Store:
         full = self._prefix + check_prefix(prefix)
         page = await self._read(partial(self._requests.list, full, after, min(limit, MAX_PAGE)))
         own = len(self._prefix)
-        rows = [row._replace(key=row.key[own:]) for row in page.objects]
+        rows = [Listed(row.key[own:], row.size, row.modified) for row in page.objects]
         return Page(rows, page.next and page.next[own:])
 
     async def list_folders(
