@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from heapq import merge
 from itertools import islice
 
@@ -42,6 +43,8 @@ class ManyProcesses:
         self._born = self._now = now
         #: Keys in order: the row of each, then artifact and record of each.
         self._computed = range(3 * there)
+        #: Each search among them begins at the same ones.
+        self._key = lru_cache(maxsize=1 << 16)(self._computed_key)
         self._written: dict[str, tuple[bytes, datetime]] = {}
         #: Those of `_written` that are not computed.
         self._new: list[str] = []
@@ -129,7 +132,7 @@ class ManyProcesses:
             if key not in self._removed:
                 yield key
 
-    def _key(self, place: int) -> str:
+    def _computed_key(self, place: int) -> str:
         if place < self.there:
             return self.row(place)
         number, of_record = divmod(place - self.there, 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from bench.in_turn import bar
 from bench.queues import EVERYSEC, POLL_SECONDS, celery, redis_server, saq
 from bench.sdk_workers import CONCURRENCY, EMPTY, IDLE, OURS, sdk_workers
 
+Keeping = tuple[str, tuple[str, ...]]
 PROCESS = "p"
 STATUS = {"action": "process_status", "process_id": PROCESS}
 START = {"action": "start", "kind": "sleep", "params": {"seconds": 0, "steps": 1}}
@@ -33,8 +35,10 @@ STARTS = {1: 5, 16: 1}
 QUEUED = {1: 60, 16: 20}
 #: Callers of what the table compares.
 COMPARED = (1, 16)
-#: A quick run sends so much less, and has no more callers than the table.
+#: A quick run sends so much less, has no more callers than the table, and no queue on a disk.
 QUICK = 4
+#: How Redis keeps what it is given, and its options for that.
+REDIS: tuple[Keeping, ...] = (("memory", ()), ("AOF", EVERYSEC))
 GOAL = Goal(">=", 0.97)
 
 LOOP = (
@@ -81,7 +85,7 @@ def run(quick: bool) -> list[Figure]:
 async def _run(quick: bool) -> list[Figure]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ways = await _ways(stack, folder)
+        ways = await _ways(stack, folder, REDIS[:1] if quick else REDIS)
         if quick:
             ways = [way._replace(sends=_less(way.sends)) for way in ways]
         taken = await _measure(ways, 1 if quick else 5)
@@ -92,7 +96,7 @@ def _less(sends: dict[int, int]) -> dict[int, int]:
     return {callers: -(-sends[callers] // QUICK) for callers in sends if callers <= max(COMPARED)}
 
 
-async def _ways(stack: AsyncExitStack, folder: Path) -> list[Way]:
+async def _ways(stack: AsyncExitStack, folder: Path, redis: Sequence[Keeping]) -> list[Way]:
     """All of them, started and warm: the first is that of statuses."""
     plane = await stack.enter_async_context(sdk_workers(folder))
     status, empty, start = (
@@ -104,7 +108,7 @@ async def _ways(stack: AsyncExitStack, folder: Path) -> list[Way]:
         Way("empty handler", empty, STATUSES, NOTES["empty"]),
         Way("start", start, STARTS, NOTES["start"]),
     ]
-    for kept, options in (("memory", ()), ("AOF", EVERYSEC)):
+    for kept, options in redis:
         url = stack.enter_context(redis_server(*options))
         for pool in ("prefork", "threads") if kept == "memory" else ("prefork",):
             callers = stack.enter_context(celery(url, pool, folder, max(QUEUED)))

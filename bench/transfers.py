@@ -43,7 +43,7 @@ class Load(NamedTuple):
 
 FULL = Load("1 GB", 1, 10**9), Load("1000 x 64 KB", 1000, 64 << 10)
 WARM_UPS = Load("warm-up", 20, 64 << 10), Load("warm-up in parts", 1, 32 << 20)
-QUICK = Load("128 MB", 1, 128 * 10**6), Load("100 x 64 KB", 100, 64 << 10)
+QUICK = Load("64 MB", 1, 64 * 10**6), Load("50 x 64 KB", 50, 64 << 10)
 
 
 class Cost(NamedTuple):
