@@ -24,6 +24,7 @@ from storage import (
 )
 from stores.s3_client import new_client, new_session
 from stores.s3_errors import BOTO_ERRORS, PreconditionRefused, translate
+from stores.s3_files import Body, Stop
 from stores.s3_headers import age_of, byte_range, extent_of, modified_at, offset_from, version_of
 from stores.s3_wire import Wire
 from utils import WorkerError
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from meter import Meter
     from stores.s3_client import S3Config
     from stores.s3_connections import Head
-    from stores.s3_files import Body, Memory, Stop
+    from stores.s3_files import Memory
 
 
 #: Bytes that are passed on at a time while they come: few enough to be still in a core's cache.
@@ -138,12 +139,10 @@ class S3Requests:
 
     def put(self, key: str, data: bytes, content_type: str | None = None) -> str:
         """Write, whatever is there. Returns the version."""
-        typed = {"ContentType": content_type} if content_type else {}
+        body = Body(memoryview(data), Stop())
         with self._errors(key):
-            answer = self._control.put_object(
-                Bucket=self.config.bucket, Key=key, Body=data, **cast("Any", typed)
-            )
-            return version_of(answer["ETag"])
+            tag = self._control_wire.put("PutObject", key, body, content_type=content_type)
+            return version_of(tag)
 
     def put_if(self, key: str, data: bytes, version: str | None) -> str:
         """Write over exactly `version`; None: where nothing is. Returns the new version.
