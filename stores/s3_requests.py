@@ -141,7 +141,9 @@ class S3Requests:
         """Write, whatever is there. Returns the version."""
         body = Body(memoryview(data), Stop())
         with self._errors(key):
-            tag = self._control_wire.put("PutObject", key, body, content_type=content_type)
+            tag = self._control_wire.put(
+                "PutObject", key, body, content_type=content_type, sha256=body.sha256()
+            )
             return version_of(tag)
 
     def put_if(self, key: str, data: bytes, version: str | None) -> str:

@@ -2,7 +2,7 @@
 
 To build a request from botocore's model of S3, to send it and to read the answer by the model takes
 more CPU time than to sign it (`bench/request_profile.py`); most files are small, and lists are
-long. A GET, a list of keys, a PUT of a file's bytes and a link to read are simple enough to be
+long. A GET, a list of keys, a PUT without a condition and a link to read are simple enough to be
 written down; all else goes by the client, conditional writes above all.
 """
 
