@@ -106,14 +106,14 @@ async def _put(store: Store, records: list[Record]) -> None:
 def run(quick: bool) -> list[Figure]:
     """Of each size: requests, which have to be the same, and times beside the smallest one's."""
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(_in_folders(Path(folder), QUICK_FOLDERS if quick else FOLDERS))
-        if not quick:
-            with run_ceph() as server:
-                found += asyncio.run(_in_buckets(server, Path(folder)))
-    return found
+        if quick:
+            return asyncio.run(_in_folders(Path(folder), QUICK_FOLDERS, clean_ups=1))
+        found = asyncio.run(_in_folders(Path(folder), FOLDERS, CLEAN_UPS))
+        with run_ceph() as server:
+            return found + asyncio.run(_in_buckets(server, Path(folder)))
 
 
-async def _in_folders(folder: Path, sizes: tuple[int, ...]) -> list[Figure]:
+async def _in_folders(folder: Path, sizes: tuple[int, ...], clean_ups: int) -> list[Figure]:
     places = []
     with bar(sum(sizes), "processes in folders") as shown:
         for there in sizes:
@@ -122,7 +122,7 @@ async def _in_folders(folder: Path, sizes: tuple[int, ...]) -> list[Figure]:
             await asyncio.to_thread(_write_rows, root, place.rows())
             places.append(place)
             shown.update(there)
-    return await _measure(places)
+    return await _measure(places, clean_ups)
 
 
 def _write_rows(root: Path, keys: list[str]) -> None:
@@ -141,7 +141,7 @@ async def _in_buckets(server: S3Server, folder: Path) -> list[Figure]:
             place = Place("bucket", there, store, meter, folder / f"bucket-{there}")
             await _put_rows(store, place.rows(), shown)
             places.append(place)
-    return await _measure(places)
+    return await _measure(places, CLEAN_UPS)
 
 
 async def _put_rows(store: Store, keys: list[str], shown: tqdm[None]) -> None:
@@ -159,7 +159,7 @@ async def _put_rows(store: Store, keys: list[str], shown: tqdm[None]) -> None:
         await asyncio.gather(*(send() for _ in range(SENDERS)))
 
 
-async def _measure(places: list[Place]) -> list[Figure]:
+async def _measure(places: list[Place], clean_ups: int) -> list[Figure]:
     """Of places from the smallest to the largest, what each costs. Closes them."""
     found: list[Figure] = []
     for place in places:
@@ -171,8 +171,8 @@ async def _measure(places: list[Place]) -> list[Figure]:
         asked = [await place.requests(ways[place.name]) for place in places]
         found += _figures(f"{what} of {LIMIT}", taken, asked, Goal("==", 1))
     cleanings: dict[str, list[tuple[float, int]]] = {place.name: [] for place in places}
-    with bar(CLEAN_UPS * len(places), "clean-up") as shown:
-        for number in range(CLEAN_UPS):
+    with bar(clean_ups * len(places), "clean-up") as shown:
+        for number in range(clean_ups):
             for place in places[:: 1 if number % 2 else -1]:
                 cleanings[place.name].append(await place.clean())
                 shown.update()

@@ -21,7 +21,7 @@ DELAY_SECONDS = 0.03
 def run(quick: bool) -> list[Figure]:
     """Times in milliseconds; the delay is added where botocore sends, as a far bucket would."""
     with tempfile.TemporaryDirectory() as folder, run_ceph() as server:
-        return asyncio.run(_measure(server, Path(folder), 3 if quick else 30))
+        return asyncio.run(_measure(server, Path(folder), 1 if quick else 30))
 
 
 async def _measure(server: S3Server, folder: Path, rounds: int) -> list[Figure]:

@@ -21,7 +21,6 @@ from bench.in_turn import bar
 from bench.queues import EVERYSEC, POLL_SECONDS, celery, redis_server, saq
 from bench.sdk_workers import CONCURRENCY, EMPTY, IDLE, OURS, sdk_workers
 
-Keeping = tuple[str, tuple[str, ...]]
 PROCESS = "p"
 STATUS = {"action": "process_status", "process_id": PROCESS}
 START = {"action": "start", "kind": "sleep", "params": {"seconds": 0, "steps": 1}}
@@ -35,10 +34,8 @@ STARTS = {1: 5, 16: 1}
 QUEUED = {1: 60, 16: 20}
 #: Callers of what the table compares.
 COMPARED = (1, 16)
-#: A quick run sends so much less, has no more callers than the table, and no queue on a disk.
+#: A quick run sends so much less, has no more callers than the table, and one Redis and one pool.
 QUICK = 4
-#: How Redis keeps what it is given, and its options for that.
-REDIS: tuple[Keeping, ...] = (("memory", ()), ("AOF", EVERYSEC))
 GOAL = Goal(">=", 0.97)
 
 LOOP = (
@@ -63,6 +60,23 @@ NOTES = {
 }
 
 
+class Redis(NamedTuple):
+    """A server for Celery and SAQ."""
+
+    #: What it does with what it is given.
+    kept: str
+    options: tuple[str, ...]
+    #: Celery's.
+    pools: tuple[str, ...]
+
+
+SERVERS = (
+    Redis("memory", (), ("prefork", "threads")),
+    Redis("AOF", EVERYSEC, ("prefork",)),
+)
+QUICK_SERVERS = (Redis("memory", (), ("prefork",)),)
+
+
 class Way(NamedTuple):
     """A way to have something done."""
 
@@ -85,7 +99,7 @@ def run(quick: bool) -> list[Figure]:
 async def _run(quick: bool) -> list[Figure]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ways = await _ways(stack, folder, REDIS[:1] if quick else REDIS)
+        ways = await _ways(stack, folder, QUICK_SERVERS if quick else SERVERS)
         if quick:
             ways = [way._replace(sends=_less(way.sends)) for way in ways]
         taken = await _measure(ways, 1 if quick else 5)
@@ -96,7 +110,7 @@ def _less(sends: dict[int, int]) -> dict[int, int]:
     return {callers: -(-sends[callers] // QUICK) for callers in sends if callers <= max(COMPARED)}
 
 
-async def _ways(stack: AsyncExitStack, folder: Path, redis: Sequence[Keeping]) -> list[Way]:
+async def _ways(stack: AsyncExitStack, folder: Path, servers: Sequence[Redis]) -> list[Way]:
     """All of them, started and warm: the first is that of statuses."""
     plane = await stack.enter_async_context(sdk_workers(folder))
     status, empty, start = (
@@ -108,9 +122,9 @@ async def _ways(stack: AsyncExitStack, folder: Path, redis: Sequence[Keeping]) -
         Way("empty handler", empty, STATUSES, NOTES["empty"]),
         Way("start", start, STARTS, NOTES["start"]),
     ]
-    for kept, options in redis:
+    for kept, options, pools in servers:
         url = stack.enter_context(redis_server(*options))
-        for pool in ("prefork", "threads") if kept == "memory" else ("prefork",):
+        for pool in pools:
             callers = stack.enter_context(celery(url, pool, folder, max(QUEUED)))
             note = f"{NOTES['celery']}; {NOTES[kept]}"
             ways.append(Way(f"Celery ({pool}, {kept})", callers, QUEUED, note))
