@@ -1,17 +1,15 @@
-"""What a store in a folder asks of its filesystem: locks, safe copies, listings, clear errors."""
+"""What a store in a folder asks of its filesystem: safe copies, listings, clear errors."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import hashlib
 import os
-import random
 import secrets
+import shutil
 import stat
 import threading
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from heapq import heapify, heappop, heappush
 from pathlib import Path
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
 #: The store's own folder in its root; never a key.
 HIDDEN = ".local-store"
-#: A worker frozen in mid-write holds its lock until it thaws. Others give up, loudly.
-LOCK_SECONDS = 20.0
 _CHUNK = 1 << 20
 
 _SENTENCES = {
@@ -82,33 +78,6 @@ def temporary(folder: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone among all threads and processes that lock this file, which is made and never removed.
-
-    Raises:
-        StorageUnavailable: somebody else kept the lock for too long.
-    """
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-    try:
-        _wait_for_lock(descriptor)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _wait_for_lock(descriptor: int) -> None:
-    deadline, pause = time.monotonic() + LOCK_SECONDS, 0.001
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StorageUnavailable("another worker keeps a lock on this object") from None
-        time.sleep(pause * random.random())  # noqa: S311 - spreads the waiters, keeps no secret
-        pause = min(pause * 2, 0.03)
 
 
 def copy(source: FileIO, target: BinaryIO, transfer: Transfer) -> FileFacts:
@@ -177,12 +146,6 @@ def sync_folders(folders: Sequence[Path]) -> None:
             os.close(descriptor)
 
 
-def unlink(path: Path) -> None:
-    """Remove the object, if there is one. A folder is none."""
-    with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        path.unlink()
-
-
 def walk(folder: Path, prefix: str, start_after: str) -> Iterator[Listed]:
     """The objects below `folder` in key order, from the first one after `start_after`."""
     for row in _in_order(folder, prefix, start_after):
@@ -231,6 +194,20 @@ def _in_order(folder: Path, prefix: str, start_after: str) -> Iterator[Listed]:
                 f"{name}/" > after or after.startswith(f"{name}/")
             ):
                 heappush(names, f"{name}/")
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is one, or a link, which is not followed; not a folder."""
+    facts = _facts(path)
+    return facts is not None and not stat.S_ISDIR(facts.st_mode)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, or a folder and what is in it."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _facts(path: Path) -> os.stat_result | None:

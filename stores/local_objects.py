@@ -7,8 +7,8 @@ Why it holds:
 
 - A write makes a new file beside the objects, syncs it and renames it into place, so a kill at
   any instant leaves the old object or the new one, and a reader never sees half of either.
-- Whoever writes or removes a key holds a lock while it compares and renames. The lock is `flock`
-  on one of a fixed number of files: the kernel drops it when its holder dies, however it dies.
+- Whoever writes or removes a key holds one of a fixed number of locks while it compares and renames
+  (`local_locks`). A holder that died has none, and one that stands still has lost it when it moves.
 - A version is the SHA-256 of the bytes. Two writes of the same bytes share one, as on S3, so a
   compare-and-swap cannot tell A from A after B. Whoever cares writes a nonce or a revision into
   the bytes, as records do. A time stamp would tell them apart on a local disk, but some network
@@ -49,15 +49,18 @@ from storage import (
     check_range,
 )
 from stores import local_files
+from stores.local_locks import Locks, left_behind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 #: Two keys that share a lock wait for each other, but never wrongly; 256 make that rare.
 _LOCKS = 256
 #: A file nobody has written to for so long lost its writer. Were that wrong, the writer's rename
 #: would fail as `StorageUnavailable` and nothing would be damaged.
 _ABANDONED_SECONDS = 3600.0
+#: What an object is called in the pen that takes it.
+_REMOVED = "removed"
 
 
 class LocalObjects:
@@ -68,6 +71,7 @@ class LocalObjects:
         # Resolved once, so that a link met later on is one inside the store.
         self.root = root.resolve()
         self._hidden = self.root / local_files.HIDDEN
+        self._locks = Locks(self._hidden / "locks", self._hidden / "writing")
         self._prepared = False
 
     def get(self, key: str, cached: Stored | None) -> Stored:
@@ -95,21 +99,27 @@ class LocalObjects:
 
     def write(self, key: str, data: bytes) -> str:
         path = self._path(key)
-        with self._at_work(), self._locked(key):
-            self._store(data, path)
+        with self._at_work(), self._new_file(data) as new:
+            self._publish(key, new, path)
         return _version(data)
 
     def write_over(self, key: str, data: bytes, expected: str | None) -> str:
         """Compare-and-swap. `expected` None: nothing may be there."""
         path, version = self._path(key), _version(data)
-        with self._at_work(), self._locked(key):
+
+        def check() -> bool:
             found = self._found(key)
-            if found == expected:
-                self._store(data, path)
-            elif found != version:  # else it is ours, from a call whose end nobody saw
+            if found not in (expected, version):
                 if expected is None:
                     raise ObjectExists(f"there is already an object {key!r}")
                 raise ObjectChanged(f"object {key!r} is not the version that was read")
+            return found == expected  # else it is ours, from a call whose end nobody saw
+
+        # Most who come too late are told so before they write anything.
+        with self._at_work():
+            if check():
+                with self._new_file(data) as new:
+                    self._publish(key, new, path, check)
         return version
 
     def _found(self, key: str) -> str | None:
@@ -141,8 +151,7 @@ class LocalObjects:
         paths = [self._path(key) for key in keys]
         with self._at_work():
             for key, path in zip(keys, paths, strict=True):
-                with self._locked(key):
-                    local_files.unlink(path)
+                self._remove(key, path)
                 self._prune(path.parent)
 
     def upload(self, path: Path, key: str, transfer: local_files.Transfer) -> FileFacts:
@@ -156,8 +165,7 @@ class LocalObjects:
                     local_files.sync(copy)
                 if local_files.identity(path) != before:
                     raise ChecksumMismatch(f"{path.name!r} changed while it was read")
-                with self._locked(key):
-                    self._publish(temporary, target)
+                self._publish(key, temporary, target)
             return facts
 
     def draft(self) -> local_files.Draft:
@@ -177,8 +185,7 @@ class LocalObjects:
         target = self._path(key)
         with self._at_work():
             facts = draft.sync()
-            with self._locked(key):
-                self._publish(draft.path, target)
+            self._publish(key, draft.path, target)
         return facts
 
     def download(
@@ -244,14 +251,7 @@ class LocalObjects:
         for path in (self._hidden / "writing").iterdir():
             with suppress(FileNotFoundError):
                 if now - path.stat().st_mtime > _ABANDONED_SECONDS:
-                    path.unlink()
-
-    @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        """Alone with this key among all threads and processes on this filesystem."""
-        name = f"{zlib.crc32(key.encode()) % _LOCKS:02x}"
-        with local_files.locked(self._hidden / "locks" / name):
-            yield
+                    local_files.discard(path)
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[FileIO]:
@@ -268,36 +268,69 @@ class LocalObjects:
             with file:
                 yield file
 
-    def _store(self, data: bytes, path: Path) -> None:
+    @contextmanager
+    def _new_file(self, data: bytes) -> Iterator[Path]:
+        """Holds `data`, on the disk, and has no place yet."""
         with local_files.temporary(self._hidden / "writing") as temporary:
             with temporary.open("xb") as file:
                 file.write(data)
                 local_files.sync(file)
-            self._publish(temporary, path)
+            yield temporary
 
-    def _publish(self, temporary: Path, path: Path) -> None:
-        """Rename into place. Making the folders can race with `_prune`, hence the loop."""
+    def _publish(
+        self, key: str, new: Path, path: Path, check: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Rename into place, if `check` says so. No lock is held while the disk is waited for."""
+        with self._locks.held(_lock_of(key), new.replace) as pen:
+            if not check():
+                return
+            made = self._rename(pen, path)
+        try:
+            local_files.sync_folders(made)
+        except FileNotFoundError:  # the object was removed since, and its folder with it
+            self._now()
+
+    def _rename(self, pen: Path, path: Path) -> Sequence[Path]:
+        """Returns the folders with new names in them. Making some can race with `_prune`, hence
+        the loop."""
         folders = [path.parent, *path.parent.parents]
         folders = folders[: folders.index(self.root) + 1]
+        made = folders[:1]
         try:
             for _ in range(100):
                 with suppress(FileNotFoundError):
-                    temporary.replace(path)
-                    local_files.sync_folders(folders[:1])
-                    return
+                    pen.replace(path)
+                    return made
+                if not pen.exists():
+                    raise left_behind()
                 # Either error may be the race; if a folder is really a file, the rename will say.
                 with suppress(FileNotFoundError, FileExistsError):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    local_files.sync_folders(folders)
+                    made = folders
         except (NotADirectoryError, IsADirectoryError):
             raise InvalidKey("a key cannot be both an object and a folder of objects") from None
-        raise FileNotFoundError(errno.ENOENT, "the file being written is gone")
+        raise FileNotFoundError(errno.ENOENT, "the folder of the object is removed again and again")
+
+    def _remove(self, key: str, path: Path) -> None:
+        """The object, if there is one. A folder is none."""
+        with self._locks.held(_lock_of(key), Path.mkdir) as pen:
+            if not local_files.is_file(path):
+                return
+            try:
+                path.rename(pen / _REMOVED)
+            except FileNotFoundError:  # it is there as long as the lock is ours
+                raise left_behind() from None
+            (pen / _REMOVED).unlink()
 
     def _prune(self, folder: Path) -> None:
         with suppress(OSError):  # it is not empty, or somebody else was faster
             while folder != self.root:
                 folder.rmdir()
                 folder = folder.parent
+
+
+def _lock_of(key: str) -> str:
+    return f"{zlib.crc32(key.encode()) % _LOCKS:02x}"
 
 
 def _version(data: bytes) -> str:

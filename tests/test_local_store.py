@@ -1,10 +1,9 @@
-"""What is particular to a store in a folder: its files, its locks, its clock, its broken disks."""
+"""What is particular to a store in a folder: its files, its clock, its broken disks."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import subprocess
 import sys
@@ -199,20 +198,6 @@ async def test_a_file_that_changes_while_it_is_read_is_not_stored(
         await local.upload(source, "a")
     with pytest.raises(ObjectNotFound):
         await local.get("a")
-
-
-async def test_a_lock_that_is_kept_for_too_long_is_a_fault(
-    local: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local_files, "LOCK_SECONDS", 0.05)
-    await local.put("a", b"")
-    (lock,) = (root / local_files.HIDDEN / "locks").iterdir()
-    with lock.open() as file:  # as a worker that was frozen in mid-write would
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(StorageUnavailable, match="lock"):
-            await local.put("a", b"new")
-        assert (await local.get("a")).data == b""  # reading needs no lock
-    await local.put("a", b"new")
 
 
 async def test_what_killed_writers_left_is_swept_up_when_it_is_old(
