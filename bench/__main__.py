@@ -20,10 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench.ceph import shared_ceph
 from bench.chart import draw
 from bench.report import Section, figure_of, save, table
 
@@ -31,6 +35,10 @@ SECTIONS = (
     "dispatch", "store_requests", "slow_store", "throughput", "transfers", "cold_start", "cancels",
     "stalls", "scale", "memory", "training", "simulation",
 )  # fmt: skip
+#: No time is measured in these, so a quick run has them side by side.
+COUNTED = ("store_requests", "memory", "simulation")
+#: A quick run has one Ceph RGW for all of these.
+ON_CEPH = ("store_requests", "slow_store", "transfers", "stalls", "simulation")
 FOLDER = Path(__file__).resolve().parent
 #: A developer's own settings must not reach what is measured.
 FOREIGN = ("RUNPOD_", "WORKER_", "S3_", "AWS_", "BUCKET_")
@@ -60,11 +68,14 @@ def main() -> int:
     chosen = [name for name in SECTIONS if name in (arguments.section or SECTIONS)]
     done: list[Section] = []
     try:
-        for number, name in enumerate(chosen, 1):
-            print(f"[{number}/{len(chosen)}] {title_of(name)}", file=sys.stderr)
-            done.append(measured(name, quick=arguments.quick))
+        with sections_environment(chosen, quick=arguments.quick) as environment:
+            for names in in_turn(chosen, quick=arguments.quick):
+                for number, name in enumerate(names, len(done) + 1):
+                    print(f"[{number}/{len(chosen)}] {title_of(name)}", file=sys.stderr)
+                done += measured(names, environment, quick=arguments.quick)
     except KeyboardInterrupt:
         print("interrupted; what was measured so far:", file=sys.stderr)
+    done.sort(key=lambda section: SECTIONS.index(section.name))
     print(table(done))
     save(done, machine(), out, quick=arguments.quick)
     print(f"\nwritten: {out}")
@@ -73,29 +84,62 @@ def main() -> int:
     return int(any(section.failed for section in done) or len(done) < len(chosen))
 
 
-def measured(name: str, *, quick: bool) -> Section:
-    """Run one section. What it started ends with it, also when it is interrupted."""
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        out = Path(folder) / "figures.json"
-        command = [sys.executable, "-m", "bench.section", name, str(out)]
-        own = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-        # In a group of its own: an interrupt reaches it once, from here, and it cleans up.
-        child = subprocess.Popen(
-            command + ["--quick"] * quick, env=own | ENVIRONMENT | {"TMPDIR": folder},
-            cwd=FOLDER.parent, process_group=0,
-        )  # fmt: skip
+def in_turn(chosen: list[str], *, quick: bool) -> list[list[str]]:
+    """Sections one after the other; those of one list, at a time."""
+    together = [name for name in chosen if quick and name in COUNTED]
+    alone = [[name] for name in chosen if name not in together]
+    return [together, *alone] if together else alone
+
+
+@contextmanager
+def sections_environment(chosen: list[str], *, quick: bool) -> Iterator[dict[str, str]]:
+    """What is shared, started and ended here."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)} | ENVIRONMENT
+    with shared_ceph() if quick and {*chosen} & {*ON_CEPH} else nullcontext({}) as shared:
+        yield own | shared
+
+
+def measured(names: list[str], environment: dict[str, str], *, quick: bool) -> list[Section]:
+    """Run sections, all at a time. What they started ends with them, also when interrupted."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, ThreadPoolExecutor() as pool:
+        # Each in a group of its own: an interrupt reaches it once, from here, and it cleans up.
+        children = [begin(name, Path(folder), environment, quick=quick) for name in names]
         try:
-            code = child.wait()
+            ends = [pool.submit(ended, child) for child in children]
+            return [
+                section(name, Path(folder), *end.result())
+                for name, end in zip(names, ends, strict=True)
+            ]
         except KeyboardInterrupt:
-            os.killpg(child.pid, signal.SIGINT)
-            child.wait()
+            for child in children:
+                if child.poll() is None:
+                    os.killpg(child.pid, signal.SIGINT)
             raise
-        seconds = time.monotonic() - began
-        if code:
-            return Section(name, title_of(name), seconds, (), f"exit code {code}, see above")
-        figures = tuple(figure_of(fields) for fields in json.loads(out.read_text()))
-    return Section(name, title_of(name), seconds, figures)
+
+
+def begin(
+    name: str, folder: Path, environment: dict[str, str], *, quick: bool
+) -> subprocess.Popen[bytes]:
+    """A section in a process that writes what it measured to `folder`."""
+    command = [sys.executable, "-m", "bench.section", name, str(folder / f"{name}.json")]
+    return subprocess.Popen(
+        command + ["--quick"] * quick, env=environment | {"TMPDIR": str(folder)},
+        cwd=FOLDER.parent, process_group=0,
+    )  # fmt: skip
+
+
+def ended(child: subprocess.Popen[bytes]) -> tuple[int, float]:
+    """Its exit code, and the seconds it took from now on."""
+    began = time.monotonic()
+    return child.wait(), time.monotonic() - began
+
+
+def section(name: str, folder: Path, code: int, seconds: float) -> Section:
+    """What one has measured, or that it broke."""
+    if code:
+        return Section(name, title_of(name), seconds, (), f"exit code {code}, see above")
+    told = json.loads((folder / f"{name}.json").read_text())
+    return Section(name, title_of(name), seconds, tuple(figure_of(fields) for fields in told))
 
 
 def title_of(name: str) -> str:

@@ -33,7 +33,7 @@ from tests.kit import Caller
 from tests.servers import S3Server, open_place, run_ceph
 
 #: Of the smallest, ten pages are not all there is: a tenth page is as long everywhere.
-FOLDERS, QUICK_FOLDERS, BUCKETS = (1_000, 20_000, 100_000), (1_000, 5_000), (1_000, 20_000, 100_000)
+FOLDERS, QUICK_FOLDERS, BUCKETS = (1_000, 20_000, 100_000), (1_000, 3_000), (1_000, 20_000, 100_000)
 EXPIRED, LIMIT, NTH = 100, 50, 10
 #: Processes that have a record beside those that expire: what a clean-up looks at.
 NEIGHBOURS = 200

@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.ceph import section_ceph
 from bench.figures import Figure, Goal, count
 from bench.in_turn import bar
 from bench.life import POLLS, SLOW, Costs, Requests, measure
@@ -27,7 +28,6 @@ from processes.worker import Worker, new_worker
 from redaction import Redactor
 from settings import Settings
 from tests.kit import settings
-from tests.servers import run_ceph
 from upkeep.clean_run import AT_ONCE, CleanReport, CleanRun
 from upkeep.presence import Presence
 from upkeep.retention import clean
@@ -70,7 +70,7 @@ PRICES = {
 
 def run(quick: bool) -> list[Figure]:
     """Counts are exact; the rest follows from them, and from what is assumed above."""
-    with tempfile.TemporaryDirectory() as folder, run_ceph() as server:
+    with tempfile.TemporaryDirectory() as folder, section_ceph() as server:
         costs = asyncio.run(measure(server, Path(folder)))
         listed, cleaned, swept = asyncio.run(_simulate(Path(folder), quick=quick))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from bench.bucket import BucketWorker, Line, seed_rows, worker_on
+from bench.ceph import section_ceph
 from bench.figures import Figure, Goal, median, milliseconds
 from bench.in_turn import Way, seconds_in_turn
 from processes.record import record_key
-from tests.servers import S3Server, client, run_ceph
+from tests.servers import S3Server, client
 
 DELAY_SECONDS = 0.03
 
 
 def run(quick: bool) -> list[Figure]:
     """Times in milliseconds; the delay is added where botocore sends, as a far bucket would."""
-    with tempfile.TemporaryDirectory() as folder, run_ceph() as server:
+    with tempfile.TemporaryDirectory() as folder, section_ceph() as server:
         return asyncio.run(_measure(server, Path(folder), 1 if quick else 30))
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.bucket import BucketWorker, seed_rows, worker_on
+from bench.ceph import section_ceph
 from bench.figures import Figure, Goal, median, tail
 from bench.in_turn import bar
-from tests.servers import Place, run_ceph
+from tests.servers import Place
 
 #: Seconds between two looks at the clock.
 TICK = 0.001
@@ -82,7 +83,7 @@ def waits_for_a_core() -> Iterator[Callable[[], float]]:
 
 def run(quick: bool) -> list[Figure]:
     """Milliseconds, on Ceph RGW: the longest stall of each, and what an idle loop shows."""
-    with tempfile.TemporaryDirectory() as folder, run_ceph() as server:
+    with tempfile.TemporaryDirectory() as folder, section_ceph() as server:
         return asyncio.run(_measure(server.place(), Path(folder), quick=quick))
 
 

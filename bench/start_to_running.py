@@ -61,18 +61,18 @@ async def one_start(handler: Handler, name: str) -> Seen:
     return Seen(running, first)
 
 
-async def measure(rounds: int, folder: Path) -> dict[str, list[Seen]]:
-    """Both ways in turn; the first round of each warms up and does not count.
+async def measure(rounds: int, folder: Path, *, warm_up: int = 1) -> dict[str, list[Seen]]:
+    """Both ways in turn, after `warm_up` rounds of each that do not count.
 
     Two workers take part, as they are in earnest: one with a template, one without.
     """
     seen: dict[str, list[Seen]] = {"forked": [], "spawned": []}
     with kind_that_imports_torch():
         handlers = {way: await worker(folder / way, template=way == "forked") for way in seen}
-        for number in trange(rounds + 1, desc="starts", file=sys.stderr):
+        for number in trange(warm_up + rounds, desc="starts", file=sys.stderr):
             for way, handler in list(handlers.items())[:: 1 if number % 2 else -1]:
                 result = await one_start(handler, f"{way}-{number}")
-                if number:
+                if number >= warm_up:
                     seen[way].append(result)
     for handler in handlers.values():
         if template := handler.manager.worker.template:

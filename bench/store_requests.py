@@ -8,10 +8,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from bench.bucket import BucketWorker, seed_rows, worker_on
+from bench.ceph import section_ceph
 from bench.figures import Figure, Goal, count
 from bench.in_turn import bar
 from settings import Settings
-from tests.servers import Place, run_ceph
+from tests.servers import Place
 
 #: As operators have them who set nothing: what is counted per hour depends on them.
 DEFAULTS = {
@@ -24,7 +25,7 @@ ONE_GET, ONE_LIST = {"GetObject": 1}, {"ListObjectsV2": 1}
 
 def run(quick: bool) -> list[Figure]:
     """Exact numbers of requests, counted where botocore sends them; Ceph RGW answers."""
-    with tempfile.TemporaryDirectory() as folder, run_ceph() as server:
+    with tempfile.TemporaryDirectory() as folder, section_ceph() as server:
         return asyncio.run(_measure(server.place(), Path(folder), 6 if quick else 120))
 
 

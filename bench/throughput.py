@@ -102,6 +102,8 @@ async def _run(quick: bool) -> list[Figure]:
         ways = await _ways(stack, folder, QUICK_SERVERS if quick else SERVERS)
         if quick:
             ways = [way._replace(sends=_less(way.sends)) for way in ways]
+        warm_up = 1 if quick else max(COMPARED)
+        await asyncio.gather(*(way.calling(warm_up, 1) for way in ways))
         taken = await _measure(ways, 1 if quick else 5)
     return [*_statuses(ways[0], taken), *_table(ways, taken)]
 
@@ -111,7 +113,7 @@ def _less(sends: dict[int, int]) -> dict[int, int]:
 
 
 async def _ways(stack: AsyncExitStack, folder: Path, servers: Sequence[Redis]) -> list[Way]:
-    """All of them, started and warm: the first is that of statuses."""
+    """All of them, started: the first is that of statuses."""
     plane = await stack.enter_async_context(sdk_workers(folder))
     status, empty, start = (
         calling(partial(plane.ask, worker, job_input))
@@ -131,7 +133,6 @@ async def _ways(stack: AsyncExitStack, folder: Path, servers: Sequence[Redis]) -
         callers = await stack.enter_async_context(saq(url, folder))
         ways.append(Way(f"SAQ ({kept})", callers, QUEUED, f"{NOTES['saq']}; {NOTES[kept]}"))
     await plane.ask(OURS, RUNNING)
-    await asyncio.gather(*(way.calling(max(COMPARED), 1) for way in ways))
     return ways
 
 

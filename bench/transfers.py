@@ -22,10 +22,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.ceph import section_ceph
 from bench.figures import Figure, Goal, median, ratio
 from bench.in_turn import bar
 from bench.s3_ways import Crt, OurStore, PlainBoto3, S5cmd, Transfer, TunedBoto3
-from tests.servers import S3Server, client, run_ceph
+from tests.servers import S3Server, client
 
 GOAL = Goal(">=", 0.9)
 OURS = "worker"
@@ -43,7 +44,7 @@ class Load(NamedTuple):
 
 FULL = Load("1 GB", 1, 10**9), Load("1000 x 64 KB", 1000, 64 << 10)
 WARM_UPS = Load("warm-up", 20, 64 << 10), Load("warm-up in parts", 1, 32 << 20)
-QUICK = Load("64 MB", 1, 64 * 10**6), Load("50 x 64 KB", 50, 64 << 10)
+QUICK = Load("32 MB", 1, 32 * 10**6), Load("50 x 64 KB", 50, 64 << 10)
 
 
 class Cost(NamedTuple):
@@ -63,7 +64,7 @@ def run(quick: bool) -> list[Figure]:
     loads = QUICK if quick else FULL
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server = stack.enter_context(run_ceph())
+        server = stack.enter_context(section_ceph())
         assert server.tls_url is not None
         ways = {
             wire: stack.enter_context(_all_ways(server._replace(endpoint_url=url)))
@@ -71,7 +72,9 @@ def run(quick: bool) -> list[Figure]:
             if not (quick and wire == "over HTTP")
         }
         bench = _Bench(server, ways, folder)
-        for load, wire in product(WARM_UPS, ways):  # the first use of everything
+        for load, wire in product(
+            WARM_UPS[: 1 if quick else 2], ways
+        ):  # the first use of everything
             bench.round(load, wire, backwards=False)
         bench.costs.clear()
         bench.hashing.clear()
