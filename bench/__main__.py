@@ -16,13 +16,10 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from typing import Any
 from bench.ceph import shared_ceph
 from bench.chart import draw
 from bench.report import Section, figure_of, save, table
+from bench.section import begin, end
 
 SECTIONS = (
     "dispatch", "store_requests", "slow_store", "throughput", "transfers", "cold_start", "cancels",
@@ -40,12 +38,6 @@ COUNTED = ("store_requests", "memory", "simulation")
 #: A quick run has one Ceph RGW for all of these.
 ON_CEPH = ("store_requests", "slow_store", "transfers", "stalls", "simulation")
 FOLDER = Path(__file__).resolve().parent
-#: A developer's own settings must not reach what is measured.
-FOREIGN = ("RUNPOD_", "WORKER_", "S3_", "AWS_", "BUCKET_")
-
-#: awscrt is here as a peer; were boto3 to find it, it would also sign for the worker, which comes
-#: without it.
-ENVIRONMENT = {"BOTO_DISABLE_CRT": "true"}
 
 
 def main() -> int:
@@ -68,11 +60,12 @@ def main() -> int:
     chosen = [name for name in SECTIONS if name in (arguments.section or SECTIONS)]
     done: list[Section] = []
     try:
-        with sections_environment(chosen, quick=arguments.quick) as environment:
+        quick_ceph = arguments.quick and {*chosen} & {*ON_CEPH}
+        with shared_ceph() if quick_ceph else nullcontext():
             for names in in_turn(chosen, quick=arguments.quick):
                 for number, name in enumerate(names, len(done) + 1):
                     print(f"[{number}/{len(chosen)}] {title_of(name)}", file=sys.stderr)
-                done += measured(names, environment, quick=arguments.quick)
+                done += measured(names, quick=arguments.quick)
     except KeyboardInterrupt:
         print("interrupted; what was measured so far:", file=sys.stderr)
     done.sort(key=lambda section: SECTIONS.index(section.name))
@@ -91,47 +84,21 @@ def in_turn(chosen: list[str], *, quick: bool) -> list[list[str]]:
     return [together, *alone] if together else alone
 
 
-@contextmanager
-def sections_environment(chosen: list[str], *, quick: bool) -> Iterator[dict[str, str]]:
-    """What is shared, started and ended here."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)} | ENVIRONMENT
-    with shared_ceph() if quick and {*chosen} & {*ON_CEPH} else nullcontext({}) as shared:
-        yield own | shared
-
-
-def measured(names: list[str], environment: dict[str, str], *, quick: bool) -> list[Section]:
+def measured(names: list[str], *, quick: bool) -> list[Section]:
     """Run sections, all at a time. What they started ends with them, also when interrupted."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ThreadPoolExecutor() as pool:
-        # Each in a group of its own: an interrupt reaches it once, from here, and it cleans up.
-        children = [begin(name, Path(folder), environment, quick=quick) for name in names]
+        children = [begin(name, Path(folder), quick=quick) for name in names]
         try:
-            ends = [pool.submit(ended, child) for child in children]
+            ends = [pool.submit(end, child) for child in children]
             return [
-                section(name, Path(folder), *end.result())
-                for name, end in zip(names, ends, strict=True)
+                section(name, Path(folder), *each.result())
+                for name, each in zip(names, ends, strict=True)
             ]
         except KeyboardInterrupt:
             for child in children:
-                if child.poll() is None:
-                    os.killpg(child.pid, signal.SIGINT)
+                with suppress(ProcessLookupError):
+                    os.killpg(child, signal.SIGINT)
             raise
-
-
-def begin(
-    name: str, folder: Path, environment: dict[str, str], *, quick: bool
-) -> subprocess.Popen[bytes]:
-    """A section in a process that writes what it measured to `folder`."""
-    command = [sys.executable, "-m", "bench.section", name, str(folder / f"{name}.json")]
-    return subprocess.Popen(
-        command + ["--quick"] * quick, env=environment | {"TMPDIR": str(folder)},
-        cwd=FOLDER.parent, process_group=0,
-    )  # fmt: skip
-
-
-def ended(child: subprocess.Popen[bytes]) -> tuple[int, float]:
-    """Its exit code, and the seconds it took from now on."""
-    began = time.monotonic()
-    return child.wait(), time.monotonic() - began
 
 
 def section(name: str, folder: Path, code: int, seconds: float) -> Section:

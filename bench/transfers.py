@@ -44,7 +44,7 @@ class Load(NamedTuple):
 
 FULL = Load("1 GB", 1, 10**9), Load("1000 x 64 KB", 1000, 64 << 10)
 WARM_UPS = Load("warm-up", 20, 64 << 10), Load("warm-up in parts", 1, 32 << 20)
-QUICK = Load("32 MB", 1, 32 * 10**6), Load("50 x 64 KB", 50, 64 << 10)
+QUICK = Load("64 MB", 1, 64 * 10**6), Load("50 x 64 KB", 50, 64 << 10)
 
 
 class Cost(NamedTuple):
@@ -72,9 +72,7 @@ def run(quick: bool) -> list[Figure]:
             if not (quick and wire == "over HTTP")
         }
         bench = _Bench(server, ways, folder)
-        for load, wire in product(
-            WARM_UPS[: 1 if quick else 2], ways
-        ):  # the first use of everything
+        for load, wire in product(WARM_UPS, ways):  # the first use of everything
             bench.round(load, wire, backwards=False)
         bench.costs.clear()
         bench.hashing.clear()
