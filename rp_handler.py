@@ -39,6 +39,7 @@ from log_actions import LogActions
 from meter import Meter
 from parsing import parse_action
 from process_manager import ProcessManager, Start
+from processes.index import rows_shown
 from processes.lease import AWAY
 from processes.links import LinkMaker
 from processes.reading import UnknownProcess
@@ -300,14 +301,8 @@ class Handler:
         rows, cursor = await self._lookup.list(
             limit=action.limit, cursor=action.cursor, status=action.status, kind=action.kind
         )
-        return {
-            "processes": [
-                {"process_id": row.process_id, "kind": row.kind, "status": row.status.value,
-                 "created_at": row.created_at.isoformat()}
-                for row in rows
-            ],
-            "next_cursor": cursor,
-        }  # fmt: skip
+        # A thousand take 4 ms: not on the event loop.
+        return {"processes": await asyncio.to_thread(rows_shown, rows), "next_cursor": cursor}
 
     async def _cancel(self, action: CancelAction) -> Reply:
         snapshot = await self.manager.cancel(action.process_id, wait_seconds=action.wait_seconds)

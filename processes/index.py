@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import NamedTuple
 
+from pydantic import JsonValue
+
 from processes.record import Record, Status
 from storage import MAX_PAGE, Page, Store
 from stores.prefixes import list_all
@@ -116,6 +118,15 @@ async def read_rows(
     page = await store.list(PREFIX, start_after=PREFIX + cursor if cursor else None, limit=asked)
     # a thousand rows take 10 ms: not on the event loop
     return await asyncio.to_thread(_chosen, page, limit, status, kind)
+
+
+def rows_shown(rows: list[Row]) -> list[JsonValue]:
+    """As callers see them."""
+    return [
+        {"process_id": row.process_id, "kind": row.kind, "status": row.status.value,
+         "created_at": row.created_at.isoformat()}
+        for row in rows
+    ]  # fmt: skip
 
 
 def _chosen(
