@@ -249,7 +249,7 @@ class LocalObjects:
         """Remove what killed writers left."""
         now = self._now()
         for path in (self._hidden / "writing").iterdir():
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # what cannot be removed is in nobody's way
                 if now - path.stat().st_mtime > _ABANDONED_SECONDS:
                     local_files.discard(path)
 
@@ -287,7 +287,7 @@ class LocalObjects:
             made = self._rename(pen, path)
         try:
             local_files.sync_folders(made)
-        except FileNotFoundError:  # the object was removed since, and its folder with it
+        except (FileNotFoundError, NotADirectoryError):  # it was removed since, with its folder
             self._now()
 
     def _rename(self, pen: Path, path: Path) -> Sequence[Path]:
@@ -313,13 +313,28 @@ class LocalObjects:
 
     def _remove(self, key: str, path: Path) -> None:
         """The object, if there is one. A folder is none."""
-        with self._locks.held(_lock_of(key), Path.mkdir) as pen:
-            if not local_files.is_file(path):
-                return
+        try:
+            with self._locks.held(_lock_of(key), Path.mkdir) as pen:
+                if local_files.is_file(path):
+                    self._remove_with(pen, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # A full disk has no room for a folder, and this makes room. One who is frozen in this
+            # very moment, on such a disk, removes what is there when it thaws.
+            with self._locks.held(_lock_of(key), lambda _: None):
+                if local_files.is_file(path):
+                    path.unlink()
+
+    def _remove_with(self, pen: Path, path: Path) -> None:
+        try:
+            path.rename(pen / _REMOVED)
+        except FileNotFoundError:
             try:
-                path.rename(pen / _REMOVED)
-            except FileNotFoundError:  # it is there as long as the lock is ours
+                pen.rmdir()  # it is there: so the object is not, whatever this mount remembered
+            except FileNotFoundError:
                 raise left_behind() from None
+        else:
             (pen / _REMOVED).unlink()
 
     def _prune(self, folder: Path) -> None:

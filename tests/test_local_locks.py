@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import secrets
@@ -94,6 +95,53 @@ def test_a_lock_is_waited_for_once_and_not_at_every_write(
     objects.write("key", b"third")
     LocalObjects(objects.root).write("key", b"fourth")
     assert thawed(frozen)
+
+
+def test_a_full_disk_still_lets_go_of_what_is_removed(
+    objects: LocalObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects.write("key", b"large")
+
+    def no_space(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", no_space)
+    objects.delete(["key"])
+    with pytest.raises(ObjectNotFound):
+        objects.get("key", None)
+
+
+def test_who_finds_the_lock_closed_goes_on_with_the_next(
+    objects: LocalObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others close it in the moment between the lock and the look; nothing is lost but that."""
+    objects.write("key", b"first")
+    (lock,) = (objects.root / ".local-store" / "locks").iterdir()
+
+    def make_and_close(pen: Path, target: Path) -> Path:
+        lock.with_name(f"{lock.name}.1").touch()
+        return replace(pen, target)
+
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", make_and_close)
+    objects.write("key", b"second")
+    assert objects.get("key", None).data == b"second"
+
+
+def test_many_holders_in_turn_close_nothing(tmp_path: Path) -> None:
+    """Who waits for longer than a lock is ever kept, waits, as long as others get on."""
+    with get_context("spawn").Pool(8) as pool:
+        pool.starmap(write_often, [(tmp_path, 40)] * 8)
+    assert not list((tmp_path / ".local-store" / "locks").glob("*.1"))
+
+
+def write_often(root: Path, times: int) -> None:
+    """In a process of its own, one that keeps the lock for a millisecond and more."""
+    local_locks.LOCK_SECONDS = 0.15
+    for name in ("exists", "replace"):
+        dawdle_before(name)
+    for number in range(times):
+        LocalObjects(root).write("key", b"%d" % number)
 
 
 def test_reading_needs_no_lock(objects: LocalObjects, frozen: subprocess.Popen[str]) -> None:
