@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import secrets
@@ -128,20 +129,27 @@ def test_who_finds_the_lock_closed_goes_on_with_the_next(
     assert objects.get("key", None).data == b"second"
 
 
-def test_many_holders_in_turn_close_nothing(tmp_path: Path) -> None:
-    """Who waits for longer than a lock is ever kept, waits, as long as others get on."""
-    with get_context("spawn").Pool(8) as pool:
-        pool.starmap(write_often, [(tmp_path, 40)] * 8)
-    assert not list((tmp_path / ".local-store" / "locks").glob("*.1"))
+def test_a_lock_whose_holders_move_is_waited_for(
+    objects: LocalObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For far longer than it takes to close one whose holder stands still."""
+    objects.write("key", b"first")
+    (lock,) = (objects.root / ".local-store" / "locks").iterdir()
+    monkeypatch.setattr(local_locks, "LOCK_SECONDS", 0)
+    holder, seen = lock.open(), []
 
+    def another_pen_each_time(_: Path) -> list[str]:
+        seen.append(f"{lock.name}.0.{len(seen)}")
+        if len(seen) == 50:
+            holder.close()
+        return seen[-1:]
 
-def write_often(root: Path, times: int) -> None:
-    """In a process of its own, one that keeps the lock for a millisecond and more."""
-    local_locks.LOCK_SECONDS = 0.15
-    for name in ("exists", "replace"):
-        dawdle_before(name)
-    for number in range(times):
-        LocalObjects(root).write("key", b"%d" % number)
+    with holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        monkeypatch.setattr(os, "listdir", another_pen_each_time)
+        objects.write("key", b"second")
+    assert len(seen) == 50
+    assert not lock.with_name(f"{lock.name}.1").exists()
 
 
 def test_reading_needs_no_lock(objects: LocalObjects, frozen: subprocess.Popen[str]) -> None:
