@@ -87,6 +87,7 @@ def in_turn(chosen: list[str], *, quick: bool) -> list[list[str]]:
 def measured(names: list[str], *, quick: bool) -> list[Section]:
     """Run sections, all at a time. What they started ends with them, also when interrupted."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ThreadPoolExecutor() as pool:
+        # Before the pool has a thread: a fork of several threads has one, and the others' locks.
         children = [begin(name, Path(folder), quick=quick) for name in names]
         try:
             ends = [pool.submit(end, child) for child in children]

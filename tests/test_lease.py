@@ -161,6 +161,7 @@ async def test_progress_that_came_while_an_answer_was_lost_waits_for_no_heartbea
     answer.go.set()
     async with asyncio.timeout(SLOW["heartbeat_seconds"] / 2):
         await until(lambda: lease.store.stored[-1].progress == ProgressSeen(step=2))
+    assert not lease.lost.is_set()
 
 
 async def test_a_heartbeat_goes_out_when_nothing_changes(lease_of):
