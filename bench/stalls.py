@@ -1,38 +1,50 @@
-"""8. How long the event loop stands still during each action (but for waits for a core)."""
+"""8. How long the event loop stands still during each action (but for what the machine does)."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 from bench.bucket import BucketWorker, seed_rows, worker_on
 from bench.ceph import section_ceph
 from bench.figures import Figure, Goal, median, tail
+from bench.idle_process import TICK, Oversleep, idle_process, waits_for_a_core
 from bench.in_turn import bar
 from tests.servers import Place
 
-#: Seconds between two looks at the clock.
-TICK = 0.001
 GOAL = Goal("<=", 20)
 
 
-class Stalls:
-    """How much later than asked for each tick of the loop came, in seconds.
+class Tick(NamedTuple):
+    """When it should have come, when it came, by `time.monotonic`, and its waits for a core."""
 
-    Without what its thread was ready to run and no core was free for it: the server and the
-    children share the cores here, and how they do is not the worker's doing.
+    asked: float
+    came: float
+    waits: float
+
+    def late(self, machine: Sequence[Oversleep]) -> float:
+        """Seconds that neither its waits nor the machine explain."""
+        stood_still = sum(each.within(self.asked, self.came) for each in machine)
+        return max(0.0, self.came - self.asked - max(self.waits, stood_still))
+
+
+class Stalls:
+    """How late each tick of the loop came.
+
+    Without what its thread was ready to run and no core was free for it, and without what the
+    machine stood still: server and children share the cores here, and how they do is not the
+    worker's doing.
     """
 
     def __init__(self) -> None:
-        self.late: list[float] = []
-        self._worst_with_waits = 0.0
+        self._ticks: list[Tick] = []
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -48,37 +60,20 @@ class Stalls:
     async def _tick(self) -> None:
         with waits_for_a_core() as waited:
             while True:
-                before, waited_before = time.perf_counter(), waited()
+                asked, waited_before = time.monotonic() + TICK, waited()
                 await asyncio.sleep(TICK)
                 waits = waited() - waited_before
-                late = time.perf_counter() - before - TICK
-                self._worst_with_waits = max(self._worst_with_waits, late)
-                self.late.append(max(0.0, late - waits))
+                self._ticks.append(Tick(asked, time.monotonic(), waits))
 
-    def figure(self, name: str) -> Figure:
+    def late(self, machine: Sequence[Oversleep]) -> list[float]:
+        """Seconds for each tick."""
+        return [tick.late(machine) for tick in self._ticks]
+
+    def figure(self, name: str, machine: Sequence[Oversleep], goal: Goal | None = GOAL) -> Figure:
         """The longest."""
-        waits = f"{1000 * self._worst_with_waits:.0f} ms with waits for a core"
-        return tail(name, self.late, 100, goal=GOAL, note=f"of {len(self.late)} ticks; {waits}")
-
-
-@contextmanager
-def waits_for_a_core() -> Iterator[Callable[[], float]]:
-    """Says for how many seconds this thread was ready and had no core, so far (Linux, `schedstat`).
-
-    By C's `pread` and with Python's lock held: `os.pread` gives it away, and what it takes to get
-    it back would be measured as the loop's.
-    """
-    pread, text = ctypes.PyDLL(None, use_errno=True).pread, ctypes.create_string_buffer(128)
-    pread.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)
-    pread.restype = ctypes.c_ssize_t
-    with Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").open("rb") as file:
-
-        def waited() -> float:
-            if pread(file.fileno(), text, len(text) - 1, 0) <= 0:
-                raise OSError(ctypes.get_errno(), f"{file.name} could not be read")
-            return int(text.value.split()[1]) / 1e9
-
-        yield waited
+        raw = max(tick.came - tick.asked for tick in self._ticks)
+        note = f"of {len(self._ticks)} ticks; {1000 * raw:.0f} ms with all that the machine did"
+        return tail(name, self.late(machine), 100, goal=goal, note=note)
 
 
 def run(quick: bool) -> list[Figure]:
@@ -89,62 +84,74 @@ def run(quick: bool) -> list[Figure]:
 
 async def _measure(place: Place, folder: Path, *, quick: bool) -> list[Figure]:
     size, rounds, uploads = (1 << 27, 1, 1) if quick else (1 << 30, 20, 4)
-    async with AsyncExitStack() as workers:
+    async with AsyncExitStack() as opened:
         owner, other = [
-            await workers.enter_async_context(worker_on(place, folder, slots=4)) for _ in range(2)
+            await opened.enter_async_context(worker_on(place, folder, slots=4)) for _ in range(2)
         ]
         names = [f"bulk-{number}" for number in range(10)]
         await asyncio.gather(*(owner.start(name, artifacts=20, print_lines=200) for name in names))
         await seed_rows(other.store, 1000)
         held = asyncio.create_task(owner.start("p", seconds=3600, steps=36_000))
         await owner.seen("p", "running", step=1)
+        machine = opened.enter_context(idle_process(folder))
         actions = _actions(owner, other, names)
-        figures = [await _idle(1.0)]
-        longest: list[Stalls] = []
-        with bar(len(actions) + uploads, "actions") as shown:
-            for name, act in actions.items():
-                stalls = Stalls()
-                for number in range(rounds):
-                    async with stalls.watched():
-                        reply = await act(number)
-                    if "error" in reply:
-                        raise RuntimeError(f"{name}: {reply['error']}")
-                figures.append(stalls.figure(name))
-                shown.update()
-            for number in range(uploads):
-                longest.append(stalls := Stalls())
-                async with stalls.watched():
-                    reply = await owner.start(f"big-{number}", artifacts=1, artifact_bytes=size)
-                if reply.get("status") != "completed":
-                    raise RuntimeError(f"an upload: {reply}")
-                shown.update()
+        with bar(1 + len(actions) + uploads, "actions") as shown:
+            idle = await _during(lambda _: _nothing(), 1, shown)
+            seen = {name: await _during(act, rounds, shown) for name, act in actions.items()}
+            big = [
+                await _during(
+                    lambda _, n=n: owner.start(f"big-{n}", artifacts=1, artifact_bytes=size),
+                    1,
+                    shown,
+                )
+                for n in range(uploads)
+            ]
         await owner("cancel", process_id="p")
         await held
-        return [*figures, *_of_uploads(longest, size)]
-
-
-def _of_uploads(uploads: list[Stalls], size: int) -> list[Figure]:
-    """One upload is one long action, whose longest stall differs fivefold from time to time."""
-    name = f"{size >> 20} MB of artifacts"
-    usual = [1000 * max(stalls.late) for stalls in uploads]
-    worst = max(uploads, key=lambda stalls: max(stalls.late))
+        stood_still = machine()
     return [
-        median(f"{name}, longest stall of each", usual, "ms", goal=GOAL),
-        worst.figure(f"{name}, longest stall of all {len(uploads)}"),
+        idle.figure("nothing at all", stood_still, goal=None),
+        *(stalls.figure(name, stood_still) for name, stalls in seen.items()),
+        *_of_uploads(f"{size >> 20} MB of artifacts", big, stood_still),
     ]
 
 
-async def _idle(seconds: float) -> Figure:
-    """What the machine itself does to a loop that has nothing to do."""
+async def _during(
+    act: Callable[[int], Awaitable[dict[str, Any]]], rounds: int, shown: tqdm[None]
+) -> Stalls:
+    """What the loop did while something was done so many times.
+
+    Raises:
+        RuntimeError: it was refused, or failed.
+    """
     stalls = Stalls()
-    async with stalls.watched():
-        await asyncio.sleep(seconds)
-    return stalls.figure("nothing at all")._replace(goal=None)
+    for number in range(rounds):
+        async with stalls.watched():
+            reply = await act(number)
+        if "error" in reply:
+            raise RuntimeError(reply["error"])
+    shown.update()
+    return stalls
+
+
+async def _nothing() -> dict[str, Any]:
+    await asyncio.sleep(1)
+    return {}
+
+
+def _of_uploads(name: str, uploads: list[Stalls], machine: Sequence[Oversleep]) -> list[Figure]:
+    """One upload is one long action, whose longest stall differs fivefold from time to time."""
+    longest = [1000 * max(stalls.late(machine)) for stalls in uploads]
+    worst = uploads[longest.index(max(longest))]
+    return [
+        median(f"{name}, longest stall of each", longest, "ms", goal=GOAL),
+        worst.figure(f"{name}, longest stall of all {len(uploads)}", machine),
+    ]
 
 
 def _actions(
     owner: BucketWorker, other: BucketWorker, names: list[str]
-) -> dict[str, Callable[[int], Awaitable[Any]]]:
+) -> dict[str, Callable[[int], Awaitable[dict[str, Any]]]]:
     """What is asked, once a round."""
     files = [{"path": f"{number}.bin", "size": 1} for number in range(100)]
     return {

@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench.__main__ import SECTIONS, title_of
 from bench.chart import comparable
 from bench.document import HEADING, with_figures
 from bench.figures import Figure, Goal, count, median, ratio, tail
+from bench.idle_process import Oversleep, idle_process
 from bench.report import Section, figure_of, save, section_of, table
+from bench.stalls import Tick
 
 ROOT = Path(__file__).parent.parent
 
@@ -86,6 +90,37 @@ def test_the_document_has_the_figures_that_were_saved(tmp_path):
 def test_a_panel_compares_what_has_the_same_unit():
     figures = [Figure("a", 1, "ms"), Figure("b", 2, "ms"), Figure("c", 3, "MB")]
     assert [figure.name for figure in comparable(figures)] == ["a", "b"]
+
+
+MACHINE = [Oversleep(10.0, 10.2), Oversleep(20.0, 20.1)]
+
+
+@pytest.mark.parametrize(
+    ("tick", "late"),
+    [
+        pytest.param(Tick(11.0, 11.3, waits=0.0), 0.3, id="the worker's own"),
+        pytest.param(Tick(11.0, 11.3, waits=0.1), 0.2, id="it waited for a core"),
+        pytest.param(Tick(10.1, 10.3, waits=0.0), 0.1, id="the machine stood still for a part"),
+        pytest.param(Tick(9.9, 10.3, waits=0.1), 0.2, id="it waited while the machine stood still"),
+        pytest.param(Tick(10.0, 10.2, waits=0.0), 0.0, id="the machine alone"),
+    ],
+)
+def test_a_tick_is_late_by_what_the_machine_does_not_explain(tick, late):
+    assert tick.late(MACHINE) == pytest.approx(late)
+
+
+def test_an_idle_process_tells_when_it_could_not_run(tmp_path):
+    with idle_process(tmp_path) as oversleeps:
+        (process,) = psutil.Process().children()
+        stopped = until = 0.0
+        while not any(each.within(stopped, until) > 0.04 for each in oversleeps()):
+            process.suspend()
+            stopped = time.monotonic()
+            time.sleep(0.05)  # how long it stands still is what is measured
+            until = time.monotonic()
+            process.resume()
+            time.sleep(0.05)
+    assert not process.is_running()
 
 
 def test_sections_are_numbered_in_their_order():
