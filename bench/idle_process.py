@@ -1,9 +1,9 @@
 """When the machine itself stood still: seen by a process that has nothing to do but to sleep.
 
-    python -m bench.idle_process            a line of two times for each sleep that was too long
+    python -m bench.idle_process CORE       a line of two times for each sleep that was too long
 
 Containers and virtual machines are stopped for some milliseconds when they have used up what they
-may, and no program in them is told.
+may, or a core of theirs is; no program in them is told.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,21 +31,41 @@ class Oversleep(NamedTuple):
     asked: float
     came: float
 
-    def within(self, asked: float, came: float) -> float:
-        """The seconds of it that lie between these two times."""
-        return max(0.0, min(self.came, came) - max(self.asked, asked))
+
+def stood_still(machine: Sequence[Oversleep], asked: float, came: float) -> float:
+    """For how many of the seconds between these two times a core did not run, whichever it was."""
+    seconds, seen = 0.0, asked
+    for each in sorted(machine):
+        seconds += max(0.0, min(each.came, came) - max(each.asked, seen))
+        seen = max(seen, each.came)
+    return seconds
 
 
 @contextmanager
-def idle_process(folder: Path) -> Iterator[Callable[[], list[Oversleep]]]:
-    """Have one until the block ends. Says how it has overslept so far."""
-    told = folder / "idle-process"
-    with told.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", "bench.idle_process"], stdout=out)
-    try:
-        yield lambda: [
-            Oversleep(*map(float, line.split())) for line in told.read_text().splitlines()
+def idle_processes(folder: Path) -> Iterator[Callable[[], list[Oversleep]]]:
+    """Have one on each core until the block ends. Says how they have overslept so far."""
+    with ExitStack() as running:
+        told = [
+            running.enter_context(_idle_process(core, folder)) for core in os.sched_getaffinity(0)
         ]
+        yield lambda: [
+            Oversleep(*map(float, line.split()))
+            for file in told
+            for line in file.read_text().splitlines()
+        ]
+
+
+@contextmanager
+def _idle_process(core: int, folder: Path) -> Iterator[Path]:
+    told = folder / f"idle-on-{core}"
+    with told.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.idle_process", str(core)], stdout=out
+        )
+    try:
+        while not told.stat().st_size:
+            time.sleep(TICK)  # it begins
+        yield told
     finally:
         process.kill()
         process.wait()
@@ -74,11 +94,18 @@ def waits_for_a_core() -> Iterator[Callable[[], float]]:
 def main() -> None:
     """Until whoever started it is gone."""
     parent = os.getppid()
+    os.sched_setaffinity(0, map(int, sys.argv[1:]))
+    with suppress(PermissionError):  # only root may, and needs to: a busy core hides what it does
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     with waits_for_a_core() as waited:
+        awake, waits = time.monotonic(), waited()
+        print(awake, awake, flush=True)
         while os.getppid() == parent:
-            asked, waited_before = time.monotonic() + TICK, waited()
             time.sleep(TICK)
-            came = time.monotonic() - (waited() - waited_before)
+            # From one time awake to the next, so that it may be stopped anywhere in between.
+            asked, waits_before = awake + TICK, waits
+            awake, waits = time.monotonic(), waited()
+            came = awake - (waits - waits_before)
             if came - asked > _USUAL:
                 print(asked, came, flush=True)
 

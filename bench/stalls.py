@@ -15,7 +15,7 @@ from tqdm import tqdm
 from bench.bucket import BucketWorker, seed_rows, worker_on
 from bench.ceph import section_ceph
 from bench.figures import Figure, Goal, median, tail
-from bench.idle_process import TICK, Oversleep, idle_process, waits_for_a_core
+from bench.idle_process import TICK, Oversleep, idle_processes, stood_still, waits_for_a_core
 from bench.in_turn import bar
 from tests.servers import Place
 
@@ -31,8 +31,8 @@ class Tick(NamedTuple):
 
     def late(self, machine: Sequence[Oversleep]) -> float:
         """Seconds that neither its waits nor the machine explain."""
-        stood_still = sum(each.within(self.asked, self.came) for each in machine)
-        return max(0.0, self.came - self.asked - max(self.waits, stood_still))
+        late = self.came - self.asked
+        return max(0.0, late - max(self.waits, stood_still(machine, self.asked, self.came)))
 
 
 class Stalls:
@@ -93,7 +93,7 @@ async def _measure(place: Place, folder: Path, *, quick: bool) -> list[Figure]:
         await seed_rows(other.store, 1000)
         held = asyncio.create_task(owner.start("p", seconds=3600, steps=36_000))
         await owner.seen("p", "running", step=1)
-        machine = opened.enter_context(idle_process(folder))
+        oversleeps = opened.enter_context(idle_processes(folder))
         actions = _actions(owner, other, names)
         with bar(1 + len(actions) + uploads, "actions") as shown:
             idle = await _during(lambda _: _nothing(), 1, shown)
@@ -108,11 +108,11 @@ async def _measure(place: Place, folder: Path, *, quick: bool) -> list[Figure]:
             ]
         await owner("cancel", process_id="p")
         await held
-        stood_still = machine()
+        machine = oversleeps()
     return [
-        idle.figure("nothing at all", stood_still, goal=None),
-        *(stalls.figure(name, stood_still) for name, stalls in seen.items()),
-        *_of_uploads(f"{size >> 20} MB of artifacts", big, stood_still),
+        idle.figure("nothing at all", machine, goal=None),
+        *(stalls.figure(name, machine) for name, stalls in seen.items()),
+        *_of_uploads(f"{size >> 20} MB of artifacts", big, machine),
     ]
 
 

@@ -1,6 +1,7 @@
 """The bench: how figures are made and judged. What they come to is no test's business."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from bench.__main__ import SECTIONS, title_of
 from bench.chart import comparable
 from bench.document import HEADING, with_figures
 from bench.figures import Figure, Goal, count, median, ratio, tail
-from bench.idle_process import Oversleep, idle_process
+from bench.idle_process import Oversleep, idle_processes, stood_still
 from bench.report import Section, figure_of, save, section_of, table
 from bench.stalls import Tick
 
@@ -92,7 +93,8 @@ def test_a_panel_compares_what_has_the_same_unit():
     assert [figure.name for figure in comparable(figures)] == ["a", "b"]
 
 
-MACHINE = [Oversleep(10.0, 10.2), Oversleep(20.0, 20.1)]
+#: Two cores stood still, for some time both of them.
+MACHINE = [Oversleep(10.0, 10.2), Oversleep(20.0, 20.1), Oversleep(10.1, 10.25)]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +102,10 @@ MACHINE = [Oversleep(10.0, 10.2), Oversleep(20.0, 20.1)]
     [
         pytest.param(Tick(11.0, 11.3, waits=0.0), 0.3, id="the worker's own"),
         pytest.param(Tick(11.0, 11.3, waits=0.1), 0.2, id="it waited for a core"),
-        pytest.param(Tick(10.1, 10.3, waits=0.0), 0.1, id="the machine stood still for a part"),
-        pytest.param(Tick(9.9, 10.3, waits=0.1), 0.2, id="it waited while the machine stood still"),
+        pytest.param(Tick(10.2, 10.3, waits=0.0), 0.05, id="the machine stood still for a part"),
+        pytest.param(
+            Tick(9.9, 10.3, waits=0.1), 0.15, id="it waited while the machine stood still"
+        ),
         pytest.param(Tick(10.0, 10.2, waits=0.0), 0.0, id="the machine alone"),
     ],
 )
@@ -109,18 +113,19 @@ def test_a_tick_is_late_by_what_the_machine_does_not_explain(tick, late):
     assert tick.late(MACHINE) == pytest.approx(late)
 
 
-def test_an_idle_process_tells_when_it_could_not_run(tmp_path):
-    with idle_process(tmp_path) as oversleeps:
-        (process,) = psutil.Process().children()
+def test_idle_processes_tell_when_one_could_not_run(tmp_path):
+    with idle_processes(tmp_path) as oversleeps:
+        processes = psutil.Process().children()
+        assert len(processes) == len(os.sched_getaffinity(0))
         stopped = until = 0.0
-        while not any(each.within(stopped, until) > 0.04 for each in oversleeps()):
-            process.suspend()
+        while stood_still(oversleeps(), stopped, until) < 0.04:
+            processes[0].suspend()
             stopped = time.monotonic()
             time.sleep(0.05)  # how long it stands still is what is measured
             until = time.monotonic()
-            process.resume()
+            processes[0].resume()
             time.sleep(0.05)
-    assert not process.is_running()
+    assert not any(process.is_running() for process in processes)
 
 
 def test_sections_are_numbered_in_their_order():
