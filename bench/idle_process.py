@@ -64,7 +64,11 @@ def _idle_process(core: int, folder: Path) -> Iterator[Path]:
         )
     try:
         while not told.stat().st_size:
-            time.sleep(TICK)  # it begins
+            if process.poll() is not None:
+                raise RuntimeError(
+                    f"no idle process on core {core}: exit code {process.returncode}"
+                )
+            time.sleep(TICK)
         yield told
     finally:
         process.kill()
@@ -95,7 +99,7 @@ def main() -> None:
     """Until whoever started it is gone."""
     parent = os.getppid()
     os.sched_setaffinity(0, map(int, sys.argv[1:]))
-    with suppress(PermissionError):  # only root may, and needs to: a busy core hides what it does
+    with suppress(PermissionError):  # where only root may; then a busy core hides some of it
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     with waits_for_a_core() as waited:
         awake, waits = time.monotonic(), waited()
