@@ -10,6 +10,9 @@ import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from inputs.touches import Touches
 from processes.archive import archive_age_key
 from processes.index import index_key
 from processes.record import Record, Status, Writer, new_record, record_key
@@ -19,15 +22,19 @@ from tests.faulty_store import FaultyStore
 from tests.kit import settings
 from upkeep.clean_run import DAY, CleanReport
 from upkeep.retention import RETENTION, clean
-from utils import new_nonce, utc_now
+from utils import day_of, new_nonce, utc_now
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
     from storage import Store
 
 LATER_DAYS = 100.0
 LOCK = f"locks/{RETENTION}"
+
+on_both_stores = pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)
+here = pytest.mark.parametrize("place", ["local"], indirect=True)
 
 
 class LaterStore(FaultyStore):
@@ -69,6 +76,10 @@ def ended(
     return record.written(now)
 
 
+#: As a cleaner counts.
+TODAY = day_of(days_ago(0))
+
+
 async def seed(store: Store, record: Record, *, files: int = 1) -> None:
     """All that such a process leaves in a store."""
     puts = [(record_key(record.process_id), record.encode()), (index_key(record), b"")]
@@ -89,6 +100,21 @@ def seed_folder(root: Path, records: list[Record]) -> None:
             path = root / key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+
+
+async def bring(store: Store, folder: str, *, used_days_ago: float) -> None:
+    """An input folder that was used so long before the cleaner comes."""
+    await Touches(store, lambda: days_ago(used_days_ago)).touch(folder)
+    for name in ("a", "b/c", ".worker/manifest.json"):
+        await store.put(f"inputs/{folder}/{name}", b"12")
+
+
+async def contents(store: Store, prefix: str = "") -> dict[str, tuple[bytes, datetime]]:
+    """Everything, by key: what it holds and when it was written. Without the cleaner's lock."""
+    rows = (await store.list(prefix)).objects
+    return {
+        row.key: ((await store.get(row.key)).data, row.modified) for row in rows if row.key != LOCK
+    }
 
 
 def cleaner(store: Store, scratch: Path, *, later: float = LATER_DAYS, **changes: Any) -> Worker:

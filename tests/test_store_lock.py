@@ -5,14 +5,11 @@ import asyncio
 import pytest
 
 from storage import StorageUnavailable
-from tests.aged import cleaned, cleaner, ended, seed
+from tests.aged import cleaned, cleaner, ended, here, on_both_stores, seed
 from tests.faulty_store import FaultyStore
 from tests.kit import settings
 from upkeep.retention import LockHeld
 from upkeep.store_lock import LockLost, StoreLock
-
-on_both_stores = pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)
-here = pytest.mark.parametrize("place", ["local"], indirect=True)
 
 
 def lock_of(store, tmp_path, **changes):

@@ -1,0 +1,230 @@
+"""A cleaner: cut short, dry, in the background; whatever it leaves, the next one finds."""
+
+import asyncio
+import signal
+
+import pytest
+
+from processes.index import index_key
+from processes.record import Record, Writer, cancel_key, record_key
+from processes.removal import erased_age_key
+from storage import StorageUnavailable
+from tests.aged import (
+    LATER_DAYS,
+    TODAY,
+    bring,
+    cleaned,
+    cleaner,
+    contents,
+    days_ago,
+    ended,
+    here,
+    on_both_stores,
+    seed,
+)
+from tests.mortal_cleaner import run_to_its_death
+from tests.patience import PATIENCE
+from tests.servers import keys_of
+from upkeep.clean_run import CleanReport
+from upkeep.retention import Cleaner, clean
+from utils import day_of, new_nonce
+
+# ---- a run that is cut short
+
+
+async def full_store(store):
+    for name, kind in (("a", "sleep"), ("b", "sleep"), ("zip", "archive")):
+        await seed(store, ended(name, 60, kind=kind), files=2)
+    await bring(store, "f", used_days_ago=LATER_DAYS)
+    await store.put(index_key(ended("gone", 70)), b"")
+    await seed(store, ended("young", 1))
+
+
+async def nothing_old_is_left(store, tmp_path):
+    """After one more run, and another two days later."""
+    await cleaned(cleaner(store, tmp_path, later=LATER_DAYS + 1))
+    await cleaned(cleaner(store, tmp_path, later=LATER_DAYS + 4))
+    left = {key.partition("~")[2] or key for key in await keys_of(store)}
+    assert left == {
+        "locks/retention", record_key("young"), "processes/young/attempts/1/artifacts/0",
+        "young~sleep~completed",
+    }  # fmt: skip
+
+
+@here
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_wherever_a_run_is_cut_short_the_next_one_goes_on(store, tmp_path, moment):
+    """At each of its writes; it gives back no lock."""
+    for nth in range(1, 100):
+        await full_store(store)
+        worker = cleaner(store, tmp_path)
+        reached = cut_at_write(worker.store, nth, moment)
+        cleaning = asyncio.create_task(cleaned(worker))
+        await asyncio.wait(
+            [cleaning, reach := asyncio.create_task(reached.wait())],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        over = cleaning.done()
+        worker.store.away = True
+        cleaning.cancel()
+        reach.cancel()
+        await asyncio.gather(cleaning, reach, return_exceptions=True)
+        await nothing_old_is_left(store, tmp_path)
+        await store.delete(await keys_of(store))
+        if over:
+            assert nth > 10
+            return
+    pytest.fail("it never comes to its end")
+
+
+def cut_at_write(store, nth, moment):
+    """An event that is set when the store's `nth` write comes, which is never let on."""
+    reached, seen = asyncio.Event(), 0
+    for name in ("put", "create", "replace", "delete"):
+        behind = getattr(store, name)
+
+        async def write(*arguments, behind=behind, **options):
+            nonlocal seen
+            seen += 1
+            mine = seen
+            if mine >= nth and moment == "before" and not store.away:
+                reached.set()
+                await asyncio.Event().wait()
+            result = await behind(*arguments, **options)
+            if mine >= nth:
+                reached.set()
+                await asyncio.Event().wait()
+            return result
+
+        setattr(store, name, write)
+    return reached
+
+
+@on_both_stores
+@pytest.mark.parametrize("write", [2, 5, 8, 11])
+async def test_a_killed_cleaner_is_succeeded_by_the_next(store, place, tmp_path, write):
+    """By SIGKILL, in a process of its own."""
+    await full_store(store)
+    code = await run_to_its_death(place, tmp_path / "dead", write)
+    assert code == -signal.SIGKILL
+    assert b'"holder":null' not in (await store.get("locks/retention")).data
+    await nothing_old_is_left(store, tmp_path)
+
+
+@here
+async def test_a_store_that_goes_away_ends_the_run_and_is_no_fault(store, tmp_path, caplog):
+    await full_store(store)
+    worker = cleaner(store, tmp_path)
+    worker.store.fail("delete", "processes/", nth=1)
+    with pytest.raises(StorageUnavailable):
+        await cleaned(worker)
+    await nothing_old_is_left(store, tmp_path)
+    worker.store.away = True
+    with pytest.raises(StorageUnavailable):
+        await Cleaner(worker)._clean_if_due()
+
+
+# ---- a dry run
+
+
+@on_both_stores
+async def test_a_dry_run_tells_what_would_go_and_changes_nothing(store, tmp_path):
+    await full_store(store)
+    await store.put(cancel_key("never"), b"{}")
+    erased = ended("erased", 60).erased(Writer(worker_id="w", nonce=new_nonce()))
+    await store.put(record_key("erased"), erased.encode())
+    await store.put(erased_age_key("erased", day_of(days_ago(5))), b"")
+    before = await contents(store)
+    report = CleanReport(dry_run=True)
+    worker = cleaner(store, tmp_path)
+    await clean(worker, report)
+    assert await contents(store) == before
+    assert {call.name for call in worker.store.calls} <= {"get", "list", "list_folders", "stat"}
+    assert report.counts()["erased records"] == 1
+    real = CleanReport()
+    await clean(worker, real)
+    told = {what: sorted(tally.names) for what, tally in report.tallies.items()}
+    assert told == {what: sorted(tally.names) for what, tally in real.tallies.items()}
+    sizes = {what: (tally.objects, tally.bytes) for what, tally in report.tallies.items()}
+    assert sizes == {what: (t.objects, t.bytes) for what, t in real.tallies.items()}
+
+
+# ---- in the background
+
+
+@here
+async def test_workers_look_and_clean_only_when_nobody_has_for_a_while(store, tmp_path):
+    await seed(store, ended("old", 60))
+    first = cleaner(store, tmp_path)
+    await Cleaner(first)._clean_if_due()
+    assert erased_age_key("old", TODAY) in await keys_of(store)
+    second = cleaner(store, tmp_path, later=0)
+    await Cleaner(second)._clean_if_due()
+    assert [call.name for call in second.store.calls] == ["get"]
+
+
+@here
+async def test_a_worker_cleans_by_itself(store, tmp_path):
+    await seed(store, ended("old", 60))
+    worker = cleaner(store, tmp_path, clean_seconds=0.05)
+    keeping = asyncio.create_task(Cleaner(worker).keep())
+    while erased_age_key("old", TODAY) not in await keys_of(store):  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    assert Record.model_validate_json((await store.get(record_key("old"))).data).deleted
+    keeping.cancel()
+    await asyncio.wait([keeping])
+
+
+@here
+async def test_a_disk_that_cannot_be_tidied_keeps_no_worker_from_cleaning(
+    store, tmp_path, monkeypatch, caplog
+):
+    def broken(*_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("upkeep.retention.tidy_scratch", broken)
+    await seed(store, ended("old", 60))
+    keeping = asyncio.create_task(Cleaner(cleaner(store, tmp_path, clean_seconds=0.05)).keep())
+    async with asyncio.timeout(PATIENCE):
+        while erased_age_key("old", TODAY) not in await keys_of(store):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert "not tidied" in caplog.text
+    keeping.cancel()
+    await asyncio.wait([keeping])
+
+
+async def in_the_middle_of_it(store, tmp_path):
+    """A cleaner that has the lock and is about to remove files, its task, and its worker."""
+    await seed(store, ended("old", 60))
+    worker = cleaner(store, tmp_path, clean_seconds=0.05)
+    pause = worker.store.pause_before("delete", "processes/")
+    it = Cleaner(worker)
+    keeping = asyncio.create_task(it.keep())
+    await pause.reached.wait()
+    return it, keeping, worker
+
+
+@on_both_stores
+async def test_a_cleaner_that_leaves_lets_go_of_its_lock(store, tmp_path):
+    it, keeping, _ = await in_the_middle_of_it(store, tmp_path)
+    assert b'"holder":null' not in (await store.get("locks/retention")).data
+    await it.leave()
+    assert keeping.cancelled()
+    assert b'"holder":null' in (await store.get("locks/retention")).data
+
+
+@here
+async def test_a_cleaner_that_leaves_does_not_wait_for_a_store_that_hangs(store, tmp_path):
+    it, keeping, worker = await in_the_middle_of_it(store, tmp_path)
+    worker.store.freeze()
+    await asyncio.wait_for(it.leave(), PATIENCE)
+    assert not keeping.done()
+    worker.store.thaw()
+    await asyncio.wait([keeping])
+
+
+@here
+async def test_a_worker_that_is_told_never_to_clean_asks_nothing(store, tmp_path):
+    worker = cleaner(store, tmp_path, clean_seconds=0)
+    await Cleaner(worker).keep()
+    assert not worker.store.calls

@@ -1,0 +1,264 @@
+"""The sweep: what no row leads to is found, too, some of it in each run, all of it in turn."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from processes.index import index_key, read_rows
+from processes.record import Status, Writer, cancel_key, record_key
+from tests.aged import (
+    LATER_DAYS,
+    cleaned,
+    cleaner,
+    days_ago,
+    ended,
+    here,
+    on_both_stores,
+    seed,
+)
+from tests.servers import keys_of
+from upkeep.clean_run import AT_ONCE, CleanReport, CleanRun
+from upkeep.retention import RETENTION
+from upkeep.store_lock import LockDocument, StoreLock
+from upkeep.sweep import MOST_SWEPT, in_turn, pace
+from utils import new_nonce
+
+
+@here
+async def test_the_sweep_mends_rows_and_removes_what_nobody_owns(store, tmp_path):
+    lost = ended("no-row", 1)
+    await store.put(record_key("no-row"), lost.encode())
+    stale = ended("stale-row", 1)
+    await seed(store, stale)
+    await store.put(index_key(stale, Status.RUNNING), b"")
+    await store.put("processes/gone/attempts/1/artifacts/late", b"12345")
+    await store.put(cancel_key("never"), b"{}")
+    assert await cleaned(cleaner(store, tmp_path)) == {"rows mended": 2, "orphans": 2}
+    assert await keys_of(store, "processes/gone/") == []
+    assert await keys_of(store, "processes/never/") == []
+    assert sorted(await keys_of(store, "index/")) == sorted([index_key(lost), index_key(stale)])
+
+
+@on_both_stores
+@pytest.mark.parametrize("became", ["resumed", "deleted", "used again"])
+async def test_a_process_that_changes_while_its_row_is_mended_has_its_own_row(
+    store, tmp_path, became
+):
+    """The row that its new owner shows is not replaced by the one that was read before."""
+    old = ended("p", 1, status=Status.INTERRUPTED)
+    await store.put(record_key("p"), old.encode())
+    me = Writer(worker_id="new", nonce=new_nonce())
+    now = {
+        "resumed": old.claimed(me, days_ago(0), reason="resumed").running(days_ago(0)),
+        "deleted": old.erased(me),
+        "used again": ended("p", 0.5, status=Status.RUNNING),
+    }[became]
+    worker = cleaner(store, tmp_path)
+    pause = worker.store.pause_before("put", "index/")
+    cleaning = asyncio.create_task(cleaned(worker))
+    await pause.reached.wait()
+    await store.put(record_key("p"), now.encode())
+    expected = [] if became == "deleted" else [index_key(now)]
+    for row in expected:
+        await store.put(row, b"")
+    pause.go.set()
+    assert await cleaning == {"rows mended": 1}
+    assert await keys_of(store, "index/") == expected
+
+
+@here
+async def test_what_has_no_record_since_a_moment_may_be_a_process_that_begins(store, tmp_path):
+    await store.put(cancel_key("new"), b"{}")
+    assert await cleaned(cleaner(store, tmp_path, later=0)) == {}
+    assert await keys_of(store, "processes/") == [cancel_key("new")]
+
+
+@here
+async def test_the_sweep_comes_to_everything_in_turn_at_a_constant_cost(
+    store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("upkeep.sweep.SWEPT", 4)
+    for number in range(10):
+        await store.put(f"processes/p{number}/attempts/1/artifacts/late", b"1")
+    removed = [(await cleaned(cleaner(store, tmp_path)))["orphans"] for _ in range(3)]
+    assert removed == [4, 4, 2]
+
+
+def runs_of_a_round(there):
+    runs = seen = 0
+    while seen < there:
+        runs, seen = runs + 1, seen + pace(seen)
+    return runs
+
+
+def test_the_sweep_goes_by_what_its_round_has_seen():
+    assert [pace(seen) for seen in (0, 7200, 7271, 7272, 720_000)] == [100, 100, 100, 101, 10_000]
+    assert pace(0, 20) == 20
+    assert pace(10**12) == MOST_SWEPT
+    assert runs_of_a_round(7200) == 72
+    assert 24 < runs_of_a_round(10_000_000) / 24 < 26  # days
+
+
+class _Sweep:
+    """Runs of a sweep that only writes down what it is shown, without a lock."""
+
+    def __init__(self, worker, cursors):
+        self.cursors, self.shown = cursors, []
+        self._run = CleanRun(worker, CleanReport(), None, 0)
+
+    async def go(self, least):
+        """How many it is shown."""
+        before = len(self.shown)
+        await in_turn(self._run, self.cursors, "processes", self._look_at, least=least)
+        return len(self.shown) - before
+
+    async def _look_at(self, name):
+        self.shown.append(name)
+
+
+def put_folders(place, there, under="processes"):
+    """So many at once, in the folder of a `LocalStore`. Their names."""
+    names = [f"p{number:05d}" for number in range(there)]
+    for name in names:
+        folder = Path(place["root"], under, name)
+        folder.mkdir(parents=True)
+        (folder / "x").touch()
+    return names
+
+
+@here
+async def test_a_round_grows_and_the_next_one_begins_small_again(store, place, tmp_path):
+    names = put_folders(place, 900)
+    sweep = _Sweep(cleaner(store, tmp_path), {"processes": names[199], "processes seen": "14400"})
+    # A 72nd of 14,400, of 14,600, of 14,802, and what is left.
+    assert [await sweep.go(100) for _ in range(4)] == [200, 202, 205, 93]
+    assert sweep.shown == names[200:]
+    assert sweep.cursors == {"processes": "", "processes seen": "0"}
+    assert await sweep.go(100) == 100
+    assert sweep.cursors == {"processes": names[99], "processes seen": "100"}
+
+
+@here
+async def test_a_large_run_comes_by_the_page(store, place, tmp_path):
+    names = put_folders(place, 1500)
+    worker = cleaner(store, tmp_path)
+    sweep = _Sweep(worker, {"processes": names[0], "processes seen": str(72 * 1100)})
+    assert await sweep.go(100) == 1100
+    assert sweep.shown == names[1:1101]
+    assert len(worker.store.asked("list_folders")) == 2
+
+
+@here
+@pytest.mark.parametrize("count", [None, "", "many", "-7200", "7200.5", "9" * 5000])
+async def test_a_count_that_is_none_is_none_seen(store, place, tmp_path, count):
+    names = put_folders(place, 20)
+    cursors = {"processes": names[3]} | ({} if count is None else {"processes seen": count})
+    sweep = _Sweep(cleaner(store, tmp_path), cursors)
+    assert await sweep.go(4) == 4
+    assert sweep.cursors == {"processes": names[7], "processes seen": "4"}
+
+
+@here
+async def test_a_count_without_a_cursor_is_of_a_round_that_is_over(store, place, tmp_path):
+    """An older version came to the end: it knows of no count."""
+    put_folders(place, 20)
+    sweep = _Sweep(cleaner(store, tmp_path), {"processes": "", "processes seen": "7200"})
+    assert await sweep.go(4) == 4
+
+
+@here
+@pytest.mark.parametrize("cursors", [b'{"processes seen": 5}', b'{"processes": null}', b"[]"])
+async def test_a_damaged_lock_has_the_sweep_begin_anew(store, tmp_path, cursors):
+    await store.put(cancel_key("p"), b"{}")
+    await store.put("locks/retention", b'{"cursors": ' + cursors + b"}")
+    assert await cleaned(cleaner(store, tmp_path)) == {"orphans": 1}
+
+
+async def cursors_of(store):
+    stored = await store.get("locks/retention")
+    return LockDocument.model_validate_json(stored.data).cursors
+
+
+@here
+async def test_the_next_cleaner_goes_on_at_the_pace_that_the_last_one_came_to(
+    store, place, tmp_path
+):
+    names = put_folders(place, 400)
+    lock = StoreLock(store, cleaner(store, tmp_path).settings, RETENTION)
+    await lock.take()
+    lock.cursors.update({"processes": names[49], "processes seen": "10800"})
+    await lock.release()
+    assert await cleaned(cleaner(store, tmp_path)) == {"orphans": 150}
+    assert (await cursors_of(store))["processes seen"] == "10950"
+    assert await cleaned(cleaner(store, tmp_path)) == {"orphans": 152}
+    assert await keys_of(store, "processes/") == [
+        f"processes/{name}/x" for name in names[:50] + names[352:]
+    ]
+
+
+@here
+@pytest.mark.parametrize("back", [True, False])
+async def test_a_sweep_that_is_broken_off_has_lost_its_last_few_and_no_more(
+    store, place, tmp_path, back
+):
+    """Its store goes away in the third batch, and is back for the lock's release, or not."""
+    names = put_folders(place, 3 * AT_ONCE)
+    worker = cleaner(store, tmp_path, heartbeat_seconds=0.001)
+    pause = worker.store.pause_before("get", record_key(names[2 * AT_ONCE]))
+    cleaning = asyncio.create_task(cleaned(worker))
+    await pause.reached.wait()
+    if back:
+        cleaning.cancel()
+    else:
+        worker.store.away = True
+        pause.go.set()
+    await asyncio.wait([cleaning])
+    assert (b'"holder":null' in (await store.get("locks/retention")).data) == back
+    assert await cursors_of(store) == {
+        "processes": names[2 * AT_ONCE - 1], "processes seen": str(2 * AT_ONCE)
+    }  # fmt: skip
+
+
+@here
+async def test_folders_come_in_turn_at_the_same_pace(store, place, tmp_path):
+    put_folders(place, 70, under="inputs")
+    worker = cleaner(store, tmp_path)
+    counts = []
+    for seen in (None, "2160"):
+        if seen:
+            lock = StoreLock(store, worker.settings, RETENTION)
+            await lock.take()
+            lock.cursors["inputs seen"] = seen
+            await lock.release()
+        await cleaned(worker)
+        counts.append(len(await keys_of(store, "ages/used/")))
+    assert counts == [20, 50]
+
+
+@here
+async def test_a_live_process_is_left_to_its_owner_by_the_sweep(store, tmp_path):
+    record = ended("p", LATER_DAYS, status=Status.RUNNING)  # written a moment ago
+    await store.put(record_key("p"), record.encode())
+    await cleaned(cleaner(store, tmp_path, later=0))
+    assert await keys_of(store, "index/") == []
+
+
+@here
+async def test_two_rows_of_one_process_are_shown_as_one_and_become_one(store, tmp_path):
+    record = ended("p", 1)
+    await seed(store, record)
+    await store.put(index_key(record, Status.RUNNING), b"")
+    rows, _ = await read_rows(store, limit=1000, cursor=None, status=None, kind=None)
+    assert [row.status for row in rows] == [Status.COMPLETED]
+    await cleaned(cleaner(store, tmp_path))
+    assert await keys_of(store, "index/") == [index_key(record)]
+
+
+@here
+async def test_what_workers_left_in_the_store_goes(store, tmp_path):
+    for key in ("locks/check-1", "locks/probe-1/plain", "workers/w.json", "locks/other"):
+        await store.put(key, b"1")
+    assert await cleaned(cleaner(store, tmp_path, later=0.5)) == {}
+    assert await cleaned(cleaner(store, tmp_path)) == {"workers' leftovers": 3}
+    assert await keys_of(store) == ["locks/other", "locks/retention"]
