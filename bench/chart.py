@@ -1,11 +1,12 @@
-"""The figures as a picture: one panel a section, a bar a figure, a mark where the goal is."""
+"""The figures as a picture: how near each is to its goal, and by section what has none."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import fill
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench.figures import Figure
 from bench.report import Section
@@ -13,55 +14,129 @@ from bench.report import Section
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+COLUMNS = 3
+TITLE_CHARACTERS = 70
 #: Bars of a panel that differ more than this are drawn on a logarithmic scale.
 LINEAR_SPAN = 30
 MET, MISSED, PLAIN = "#2a9d8f", "#d1495b", "#6c8ebf"
 
 
+class Bar(NamedTuple):
+    """A name, how long it is, from where to where its spread is, and its colour."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    colour: str
+
+
+class Panel(NamedTuple):
+    """Bars that can be compared; `limit` is where a line is drawn."""
+
+    title: str
+    unit: str
+    bars: Sequence[Bar]
+    limit: float | None = None
+
+    @property
+    def height(self) -> float:
+        """In inches."""
+        return 0.9 + 0.2 * len(self.bars)
+
+
 def draw(sections: Sequence[Section], path: Path) -> bool:
-    """Draw what can be compared: of each section the figures of its most frequent unit.
+    """Draw all that has a goal in one panel, and of each section what it compares without one.
 
     Returns whether there was anything.
     """
     from matplotlib.figure import Figure as Picture
 
-    shown = [(section, comparable(section.figures)) for section in sections]
-    shown = [(section, figures) for section, figures in shown if figures]
-    if not shown:
+    panels = [panel for panel in (of_goals(sections), *map(of_section, sections)) if panel.bars]
+    if not panels:
         return False
-    heights = [1.2 + 0.28 * len(figures) for _, figures in shown]
-    picture = Picture(figsize=(11, sum(heights)), layout="constrained")
-    panels = picture.subplots(len(shown), height_ratios=heights, squeeze=False)
-    for (panel,), (section, figures) in zip(panels, shown, strict=True):
-        _draw_panel(panel, section.title, figures)
-    picture.savefig(path, dpi=110)
+    columns = in_columns(panels)
+    height = max(sum(panel.height for panel in column) for column in columns)
+    picture = Picture(figsize=(9 * len(columns), height), layout="constrained")
+    for place, column in zip(
+        picture.subfigures(1, len(columns), squeeze=False)[0], columns, strict=True
+    ):
+        heights = [panel.height for panel in column]
+        rest = height - sum(heights)
+        axes = place.subplots(len(column) + 1, height_ratios=[*heights, max(rest, 0.01)])
+        for each, panel in zip(axes, column, strict=False):
+            _draw_panel(each, panel)
+        axes[-1].set_axis_off()
+    picture.savefig(path, dpi=90)
     return True
 
 
+def of_goals(sections: Sequence[Section]) -> Panel:
+    """Each figure that has a goal and is no count: how much it is of what it may be.
+
+    1 is the goal, and less is better: where a figure should be large, it is the goal through it.
+    """
+    bars = []
+    for section in sections:
+        number = section.title.partition(".")[0]
+        for figure in section.figures:
+            goal = figure.goal
+            if goal is None or figure.exact or goal.value <= 0:
+                continue
+            value, *ends = [
+                max(0.0, end / goal.value if goal.sign in ("<", "<=") else goal.value / end)
+                for end in (figure.value, *_spread(figure))
+            ]
+            colour = MET if figure.met else MISSED
+            bars.append(Bar(f"{number}. {figure.name}", value, min(ends), max(ends), colour))
+    return Panel(
+        "What has a goal: how much of it is used", "1 is the goal, less is better", bars, 1
+    )
+
+
+def of_section(section: Section) -> Panel:
+    """What of it has no goal and the unit that most of that has."""
+    figures = comparable([figure for figure in section.figures if figure.goal is None])
+    bars = [Bar(figure.name, figure.value, *_spread(figure), PLAIN) for figure in figures]
+    return Panel(section.title, figures[0].unit if figures else "", bars)
+
+
 def comparable(figures: Sequence[Figure]) -> list[Figure]:
-    """Those of the unit that most of them have, and that are not zero all."""
+    """Those of the unit that most of them have, if that is some, and not all of them zero."""
     units = Counter(figure.unit for figure in figures)
-    if not units:
-        return []
-    unit = units.most_common(1)[0][0]
-    chosen = [figure for figure in figures if figure.unit == unit]
-    return chosen if any(figure.value for figure in chosen) else []
+    chosen = [figure for figure in figures if figure.unit == units.most_common(1)[0][0]]
+    return chosen if len(chosen) > 1 and any(figure.value for figure in chosen) else []
 
 
-def _draw_panel(panel: Axes, title: str, figures: Sequence[Figure]) -> None:
-    colours = [{True: MET, False: MISSED, None: PLAIN}[figure.met] for figure in figures]
-    values = [figure.value for figure in figures]
-    rows = range(len(figures))
-    panel.barh(rows, values, color=colours, height=0.7)
-    for row, figure in zip(rows, figures, strict=True):
-        if figure.low is not None and figure.high is not None:
-            panel.plot([figure.low, figure.high], [row, row], color="black", linewidth=1.2)
-        if figure.goal is not None:
-            panel.plot([figure.goal.value] * 2, [row - 0.45, row + 0.45], "k:", linewidth=1.5)
-    positive = [value for value in values if value > 0]
-    if min(values) >= 0 and max(positive) > LINEAR_SPAN * min(positive):
-        panel.set_xscale("log")
-    panel.set_yticks(list(rows), [figure.name for figure in figures], fontsize=8)
-    panel.invert_yaxis()
-    panel.set_title(title, loc="left", fontsize=10)
-    panel.set_xlabel(figures[0].unit, fontsize=8)
+def in_columns(panels: Sequence[Panel]) -> list[list[Panel]]:
+    """In their order, each column about as high as the others."""
+    share = sum(panel.height for panel in panels) / COLUMNS
+    columns: list[list[Panel]] = []
+    above = 0.0
+    for panel in panels:
+        if above + panel.height / 2 >= share * len(columns):
+            columns.append([])
+        columns[-1].append(panel)
+        above += panel.height
+    return columns
+
+
+def _spread(figure: Figure) -> tuple[float, float]:
+    low, high = figure.low, figure.high
+    return (figure.value if low is None else low, figure.value if high is None else high)
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    rows = range(len(panel.bars))
+    values = [bar.value for bar in panel.bars]
+    axes.barh(rows, values, color=[bar.colour for bar in panel.bars], height=0.7)
+    for row, bar in zip(rows, panel.bars, strict=True):
+        axes.plot([bar.low, bar.high], [row, row], color="black", linewidth=1.2)
+    if panel.limit is not None:
+        axes.axvline(panel.limit, color="black", linestyle=":", linewidth=1.5)
+    elif max(values) > LINEAR_SPAN * min(value for value in values if value > 0):
+        axes.set_xscale("log")
+    axes.set_yticks(list(rows), [bar.name for bar in panel.bars], fontsize=8)
+    axes.set_ylim(len(panel.bars) - 0.5, -0.5)
+    axes.set_title(fill(panel.title, TITLE_CHARACTERS), loc="left", fontsize=10)
+    axes.set_xlabel(panel.unit, fontsize=8)

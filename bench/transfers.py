@@ -214,7 +214,7 @@ def _figures(load: Load, direction: str, wire: str, bench: _Bench) -> list[Figur
         cpu = [cost.cpu for cost in bench.costs[what, name]]
         figures += [
             median(f"{what}, {name}", walls[name], "s", note=f"{way.note}; {SHARED}"),
-            median(f"{what}, {name}, CPU of the client", cpu, "s", note=way.note),
+            median(f"{what}, {name}, CPU of the client", cpu, "CPU s"),
         ]
     best = min((name for name in walls if name != OURS), key=lambda n: statistics.median(walls[n]))
     # Seconds of theirs by seconds of ours: our rate by theirs.

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from bench.__main__ import SECTIONS, title_of
-from bench.chart import comparable
+from bench.chart import MET, MISSED, Bar, Panel, comparable, in_columns, of_goals
 from bench.document import HEADING, with_figures
 from bench.figures import Figure, Goal, count, median, ratio, tail
 from bench.idle_process import Oversleep, idle_processes, stood_still
@@ -91,6 +91,25 @@ def test_the_document_has_the_figures_that_were_saved(tmp_path):
 def test_a_panel_compares_what_has_the_same_unit():
     figures = [Figure("a", 1, "ms"), Figure("b", 2, "ms"), Figure("c", 3, "MB")]
     assert [figure.name for figure in comparable(figures)] == ["a", "b"]
+    assert comparable(figures[1:]) == comparable([]) == []
+
+
+def test_in_the_picture_a_goal_is_1_and_less_is_better():
+    panel = of_goals([
+        section(Figure("time", 5, "ms", 4, 6, Goal("<=", 10)),
+                Figure("rate", 0.5, "ratio", 0.25, 0.8, Goal(">=", 1)),
+                Figure("without", 1, "ms"), count("exact", 3, goal=Goal("==", 3))),
+    ])  # fmt: skip
+    assert [tuple(bar) for bar in panel.bars] == [
+        ("9. time", 0.5, 0.4, 0.6, MET), ("9. rate", 2, 1.25, 4, MISSED)
+    ]  # fmt: skip
+
+
+def test_panels_keep_their_order_in_columns_of_about_one_height():
+    panels = [Panel(str(n), "ms", [Bar("b", 1, 1, 1, MET)] * n) for n in (30, 2, 9, 9, 30)]
+    assert [[panel.title for panel in column] for column in in_columns(panels)] == [
+        ["30"], ["2", "9", "9"], ["30"]
+    ]  # fmt: skip
 
 
 #: Two cores stood still, for some time both of them.
@@ -114,8 +133,9 @@ def test_a_tick_is_late_by_what_the_machine_does_not_explain(tick, late):
 
 
 def test_idle_processes_tell_when_one_could_not_run(tmp_path):
+    others = psutil.Process().children()
     with idle_processes(tmp_path) as oversleeps:
-        processes = psutil.Process().children()
+        processes = [each for each in psutil.Process().children() if each not in others]
         assert len(processes) == len(os.sched_getaffinity(0))
         stopped = until = 0.0
         while stood_still(oversleeps(), stopped, until) < 0.04:

@@ -299,13 +299,8 @@ async def test_a_missing_interpreter_is_child_not_started(
 
 async def test_no_file_handles_left_is_child_not_started(tmp_path: Path) -> None:
     before = open_files()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 4, hard))
-    try:
-        with pytest.raises(ChildNotStarted, match="Too many open files"):
-            await Child.spawn(attempt(tmp_path, "sleep"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with file_handles_left(4), pytest.raises(ChildNotStarted, match="Too many open files"):
+        await Child.spawn(attempt(tmp_path, "sleep"))
     assert open_files() == before
 
 
@@ -321,6 +316,26 @@ async def test_an_attempt_leaves_no_file_open(tmp_path: Path) -> None:
 
 def open_files() -> list[Path]:
     return sorted(Path("/proc/self/fd").iterdir())
+
+
+@contextlib.contextmanager
+def file_handles_left(count: int) -> Iterator[None]:
+    """So many can be opened and no more, however many are open and which."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in open_files())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + count, hard))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        for handle in taken:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def resident_bytes() -> int:
