@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.figures import Figure
+from bench.figures import Figure, Goal
 from bench.report import Section
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ COLUMNS = 3
 TITLE_CHARACTERS = 70
 #: Bars of a panel that differ more than this are drawn on a logarithmic scale.
 LINEAR_SPAN = 30
+#: Of a bar of the goals, as a multiple of its goal.
+LONGEST = 4.0
 MET, MISSED, PLAIN = "#2a9d8f", "#d1495b", "#6c8ebf"
 
 
@@ -46,7 +48,7 @@ class Panel(NamedTuple):
 
 
 def draw(sections: Sequence[Section], path: Path) -> bool:
-    """Draw all that has a goal in one panel, and of each section what it compares without one.
+    """Draw goals in one panel, exact counts apart, and of each section what it compares without.
 
     Returns whether there was anything.
     """
@@ -72,26 +74,30 @@ def draw(sections: Sequence[Section], path: Path) -> bool:
 
 
 def of_goals(sections: Sequence[Section]) -> Panel:
-    """Each figure that has a goal and is no count: how much it is of what it may be.
+    """Each figure that has a goal and is no exact count: how much it is of what it may be.
 
     1 is the goal, and less is better: where a figure should be large, it is the goal through it.
+    Nothing is drawn longer than `LONGEST`; a goal of 0 that is missed is as long.
     """
     bars = []
     for section in sections:
         number = section.title.partition(".")[0]
         for figure in section.figures:
-            goal = figure.goal
-            if goal is None or figure.exact or goal.value <= 0:
+            if figure.goal is None or figure.exact:
                 continue
-            value, *ends = [
-                max(0.0, end / goal.value if goal.sign in ("<", "<=") else goal.value / end)
-                for end in (figure.value, *_spread(figure))
-            ]
+            value, *ends = [_used(end, figure.goal) for end in (figure.value, *_spread(figure))]
             colour = MET if figure.met else MISSED
             bars.append(Bar(f"{number}. {figure.name}", value, min(ends), max(ends), colour))
     return Panel(
         "What has a goal: how much of it is used", "1 is the goal, less is better", bars, 1
     )
+
+
+def _used(value: float, goal: Goal) -> float:
+    whole, part = (goal.value, value) if goal.sign in ("<", "<=") else (value, goal.value)
+    if whole <= 0:
+        return 0.0 if part <= whole else LONGEST
+    return min(max(0.0, part / whole), LONGEST)
 
 
 def of_section(section: Section) -> Panel:
@@ -104,12 +110,15 @@ def of_section(section: Section) -> Panel:
 def comparable(figures: Sequence[Figure]) -> list[Figure]:
     """Those of the unit that most of them have, if that is some, and not all of them zero."""
     units = Counter(figure.unit for figure in figures)
-    chosen = [figure for figure in figures if figure.unit == units.most_common(1)[0][0]]
+    if not units:
+        return []
+    unit = units.most_common(1)[0][0]
+    chosen = [figure for figure in figures if figure.unit == unit]
     return chosen if len(chosen) > 1 and any(figure.value for figure in chosen) else []
 
 
 def in_columns(panels: Sequence[Panel]) -> list[list[Panel]]:
-    """In their order, each column about as high as the others."""
+    """In their order, in columns about as high as each other, as far as panels are."""
     share = sum(panel.height for panel in panels) / COLUMNS
     columns: list[list[Panel]] = []
     above = 0.0
@@ -134,7 +143,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.plot([bar.low, bar.high], [row, row], color="black", linewidth=1.2)
     if panel.limit is not None:
         axes.axvline(panel.limit, color="black", linestyle=":", linewidth=1.5)
-    elif max(values) > LINEAR_SPAN * min(value for value in values if value > 0):
+    elif 0 < LINEAR_SPAN * min(values) < max(values):
         axes.set_xscale("log")
     axes.set_yticks(list(rows), [bar.name for bar in panel.bars], fontsize=8)
     axes.set_ylim(len(panel.bars) - 0.5, -0.5)

@@ -1,4 +1,4 @@
-"""When the machine itself stood still: seen by a process that has nothing to do but to sleep.
+"""When the machine itself stood still: seen by processes that have nothing to do but to sleep.
 
     python -m bench.idle_process CORE       a line of two times for each sleep that was too long
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from typing import NamedTuple
 #: Seconds of one sleep.
 TICK = 0.001
 #: Seconds by which a sleep is too long often; it matters to no goal.
-_USUAL = 0.002
+USUAL = 0.002
 
 
 class Oversleep(NamedTuple):
@@ -32,47 +33,61 @@ class Oversleep(NamedTuple):
     came: float
 
 
-def stood_still(machine: Sequence[Oversleep], asked: float, came: float) -> float:
-    """For how many of the seconds between these two times a core did not run, whichever it was."""
+class Machine(NamedTuple):
+    """How each core overslept, in the order of time."""
+
+    cores: Sequence[Sequence[Oversleep]]
+
+    def a_core_stood_still(self, asked: float, came: float) -> float:
+        """For how many of the seconds between these two times at least one did.
+
+        It may have been another than the one that mattered, so this is rather too much.
+        """
+        return _overlap(sorted(each for core in self.cores for each in core), asked, came)
+
+    def every_core_stood_still(self, asked: float, came: float) -> float:
+        """For how many seconds, at most, none ran: rather too little, for a thread that waits for
+        another one waits for that one's core."""
+        return min(_overlap(core, asked, came) for core in self.cores)
+
+
+def _overlap(sleeps: Sequence[Oversleep], asked: float, came: float) -> float:
     seconds, seen = 0.0, asked
-    for each in sorted(machine):
+    for each in sleeps:
         seconds += max(0.0, min(each.came, came) - max(each.asked, seen))
         seen = max(seen, each.came)
     return seconds
 
 
 @contextmanager
-def idle_processes(folder: Path) -> Iterator[Callable[[], list[Oversleep]]]:
-    """Have one on each core until the block ends. Says how they have overslept so far."""
+def idle_processes() -> Iterator[Callable[[], Machine]]:
+    """Have one on each core. The first call ends them and says what they have seen."""
     with ExitStack() as running:
-        told = [
-            running.enter_context(_idle_process(core, folder)) for core in os.sched_getaffinity(0)
-        ]
-        yield lambda: [
-            Oversleep(*map(float, line.split()))
-            for file in told
-            for line in file.read_text().splitlines()
-        ]
+        cores = sorted(os.sched_getaffinity(0))
+        processes = [running.enter_context(_idle_process(core)) for core in cores]
+        yield lambda: Machine([_ended(process) for process in processes])
 
 
 @contextmanager
-def _idle_process(core: int, folder: Path) -> Iterator[Path]:
-    told = folder / f"idle-on-{core}"
-    with told.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.idle_process", str(core)], stdout=out
-        )
-    try:
-        while not told.stat().st_size:
-            if process.poll() is not None:
-                raise RuntimeError(
-                    f"no idle process on core {core}: exit code {process.returncode}"
-                )
-            time.sleep(TICK)
-        yield told
-    finally:
-        process.kill()
-        process.wait()
+def _idle_process(core: int) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.idle_process", str(core)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,  # an interrupt is for whoever started it
+    )  # fmt: skip
+    with process:
+        try:
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise RuntimeError(f"there is no idle process on core {core}")
+            yield process
+        finally:
+            process.kill()
+
+
+def _ended(process: subprocess.Popen[str]) -> list[Oversleep]:
+    told, _ = process.communicate()
+    return [Oversleep(*map(float, line.split())) for line in told.splitlines()]
 
 
 @contextmanager
@@ -96,22 +111,24 @@ def waits_for_a_core() -> Iterator[Callable[[], float]]:
 
 
 def main() -> None:
-    """Until whoever started it is gone."""
-    parent = os.getppid()
-    os.sched_setaffinity(0, map(int, sys.argv[1:]))
+    """Until standard input ends, as it does with whoever started it; all is told then: a write
+    could wait for a disk."""
+    os.sched_setaffinity(0, {int(sys.argv[1])})
     with suppress(PermissionError):  # where only root may; then a busy core hides some of it
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    seen: list[Oversleep] = []
     with waits_for_a_core() as waited:
         awake, waits = time.monotonic(), waited()
-        print(awake, awake, flush=True)
-        while os.getppid() == parent:
-            time.sleep(TICK)
+        print("ready", flush=True)
+        while not select.select([sys.stdin], [], [], TICK)[0]:
             # From one time awake to the next, so that it may be stopped anywhere in between.
             asked, waits_before = awake + TICK, waits
             awake, waits = time.monotonic(), waited()
             came = awake - (waits - waits_before)
-            if came - asked > _USUAL:
-                print(asked, came, flush=True)
+            if came - asked > USUAL:
+                seen.append(Oversleep(asked, came))
+    for asked, came in seen:
+        print(asked, came)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from inputs.touches import Touches
 from processes.archive import archive_age_key
 from processes.index import index_key
@@ -32,9 +30,6 @@ if TYPE_CHECKING:
 
 LATER_DAYS = 100.0
 LOCK = f"locks/{RETENTION}"
-
-on_both_stores = pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)
-here = pytest.mark.parametrize("place", ["local"], indirect=True)
 
 
 class LaterStore(FaultyStore):
@@ -76,7 +71,7 @@ def ended(
     return record.written(now)
 
 
-#: As a cleaner counts.
+#: As a cleaner counts to whom it is later.
 TODAY = day_of(days_ago(0))
 
 

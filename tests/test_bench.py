@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from bench.__main__ import SECTIONS, title_of
-from bench.chart import MET, MISSED, Bar, Panel, comparable, in_columns, of_goals
+from bench.chart import LONGEST, MET, MISSED, Bar, Panel, comparable, draw, in_columns, of_goals
 from bench.document import HEADING, with_figures
 from bench.figures import Figure, Goal, count, median, ratio, tail
-from bench.idle_process import Oversleep, idle_processes, stood_still
+from bench.idle_process import Machine, Oversleep, idle_processes
 from bench.report import Section, figure_of, save, section_of, table
 from bench.stalls import Tick
 
@@ -105,6 +105,26 @@ def test_in_the_picture_a_goal_is_1_and_less_is_better():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("value", "goal", "used"),
+    [
+        (-1, Goal("<=", 5), 0), (500, Goal("<=", 5), LONGEST), (0, Goal(">=", 1), LONGEST),
+        (-1, Goal(">=", 1), LONGEST), (0, Goal("<=", 0), 0), (9, Goal("<=", 0), LONGEST),
+    ],
+)  # fmt: skip
+def test_in_the_picture_nothing_is_shorter_than_none_or_endless(value, goal, used):
+    (bar,) = of_goals([section(Figure("f", value, "ms", goal=goal))]).bars
+    assert (bar.value, bar.low, bar.high) == (used, used, used)
+
+
+@pytest.mark.parametrize("values", [[0, 0], [-1, 0], [-1, 100], [0, 100], [1, 100], [5]])
+def test_a_picture_is_drawn_of_whatever_came(tmp_path, values):
+    figures = [Figure(str(value), value, "ms") for value in values]
+    broken, limited = section(fault="it broke"), section(Figure("f", 0, "ms", goal=Goal("<=", 1)))
+    assert draw([section(*figures), broken, limited], tmp_path / "p.png")
+    assert not draw([broken], tmp_path / "none.png")
+
+
 def test_panels_keep_their_order_in_columns_of_about_one_height():
     panels = [Panel(str(n), "ms", [Bar("b", 1, 1, 1, MET)] * n) for n in (30, 2, 9, 9, 30)]
     assert [[panel.title for panel in column] for column in in_columns(panels)] == [
@@ -112,8 +132,10 @@ def test_panels_keep_their_order_in_columns_of_about_one_height():
     ]  # fmt: skip
 
 
-#: Two cores stood still, for some time both of them.
-MACHINE = [Oversleep(10.0, 10.2), Oversleep(20.0, 20.1), Oversleep(10.1, 10.25)]
+#: Two cores stood still, from 10.1 to 10.2 both of them.
+MACHINE = Machine([
+    [Oversleep(10.0, 10.2), Oversleep(20.0, 20.1)], [Oversleep(10.1, 10.25)]
+])  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -126,25 +148,34 @@ MACHINE = [Oversleep(10.0, 10.2), Oversleep(20.0, 20.1), Oversleep(10.1, 10.25)]
             Tick(9.9, 10.3, waits=0.1), 0.15, id="it waited while the machine stood still"
         ),
         pytest.param(Tick(10.0, 10.2, waits=0.0), 0.0, id="the machine alone"),
+        pytest.param(Tick(10.1, 10.1015, waits=0.001), 0.0005, id="as short as stops are not seen"),
     ],
 )
 def test_a_tick_is_late_by_what_the_machine_does_not_explain(tick, late):
-    assert tick.late(MACHINE) == pytest.approx(late)
+    assert tick.late(MACHINE.a_core_stood_still) == pytest.approx(late)
 
 
-def test_idle_processes_tell_when_one_could_not_run(tmp_path):
+def test_while_a_core_ran_the_machine_did_not_stand_still_to_who_is_strict():
+    assert Tick(9.0, 11.0, waits=0.0).late(MACHINE.every_core_stood_still) == pytest.approx(1.85)
+
+
+def test_idle_processes_tell_when_one_could_not_run():
     others = psutil.Process().children()
-    with idle_processes(tmp_path) as oversleeps:
+    stopped: list[Oversleep] = []
+    with idle_processes() as ended:
         processes = [each for each in psutil.Process().children() if each not in others]
         assert len(processes) == len(os.sched_getaffinity(0))
-        stopped = until = 0.0
-        while stood_still(oversleeps(), stopped, until) < 0.04:
+        for _ in range(5):
             processes[0].suspend()
-            stopped = time.monotonic()
+            began = time.monotonic()
             time.sleep(0.05)  # how long it stands still is what is measured
-            until = time.monotonic()
+            stopped.append(Oversleep(began, time.monotonic()))
             processes[0].resume()
             time.sleep(0.05)
+        machine = ended()
+    for stop in stopped:
+        assert machine.a_core_stood_still(*stop) > 0.8 * (stop.came - stop.asked)
+        assert machine.a_core_stood_still(*stop) <= stop.came - stop.asked
     assert not any(process.is_running() for process in processes)
 
 

@@ -18,13 +18,11 @@ from tests.aged import (
     contents,
     days_ago,
     ended,
-    here,
-    on_both_stores,
     seed,
 )
 from tests.mortal_cleaner import run_to_its_death
 from tests.patience import PATIENCE
-from tests.servers import keys_of
+from tests.servers import keys_of, on_both_stores, on_local
 from upkeep.clean_run import CleanReport
 from upkeep.retention import Cleaner, clean
 from utils import day_of, new_nonce
@@ -51,7 +49,7 @@ async def nothing_old_is_left(store, tmp_path):
     }  # fmt: skip
 
 
-@here
+@on_local
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_wherever_a_run_is_cut_short_the_next_one_goes_on(store, tmp_path, moment):
     """At each of its writes; it gives back no lock."""
@@ -111,7 +109,7 @@ async def test_a_killed_cleaner_is_succeeded_by_the_next(store, place, tmp_path,
     await nothing_old_is_left(store, tmp_path)
 
 
-@here
+@on_local
 async def test_a_store_that_goes_away_ends_the_run_and_is_no_fault(store, tmp_path, caplog):
     await full_store(store)
     worker = cleaner(store, tmp_path)
@@ -152,7 +150,7 @@ async def test_a_dry_run_tells_what_would_go_and_changes_nothing(store, tmp_path
 # ---- in the background
 
 
-@here
+@on_local
 async def test_workers_look_and_clean_only_when_nobody_has_for_a_while(store, tmp_path):
     await seed(store, ended("old", 60))
     first = cleaner(store, tmp_path)
@@ -163,7 +161,7 @@ async def test_workers_look_and_clean_only_when_nobody_has_for_a_while(store, tm
     assert [call.name for call in second.store.calls] == ["get"]
 
 
-@here
+@on_local
 async def test_a_worker_cleans_by_itself(store, tmp_path):
     await seed(store, ended("old", 60))
     worker = cleaner(store, tmp_path, clean_seconds=0.05)
@@ -175,7 +173,7 @@ async def test_a_worker_cleans_by_itself(store, tmp_path):
     await asyncio.wait([keeping])
 
 
-@here
+@on_local
 async def test_a_disk_that_cannot_be_tidied_keeps_no_worker_from_cleaning(
     store, tmp_path, monkeypatch, caplog
 ):
@@ -213,7 +211,7 @@ async def test_a_cleaner_that_leaves_lets_go_of_its_lock(store, tmp_path):
     assert b'"holder":null' in (await store.get("locks/retention")).data
 
 
-@here
+@on_local
 async def test_a_cleaner_that_leaves_does_not_wait_for_a_store_that_hangs(store, tmp_path):
     it, keeping, worker = await in_the_middle_of_it(store, tmp_path)
     worker.store.freeze()
@@ -223,7 +221,7 @@ async def test_a_cleaner_that_leaves_does_not_wait_for_a_store_that_hangs(store,
     await asyncio.wait([keeping])
 
 
-@here
+@on_local
 async def test_a_worker_that_is_told_never_to_clean_asks_nothing(store, tmp_path):
     worker = cleaner(store, tmp_path, clean_seconds=0)
     await Cleaner(worker).keep()

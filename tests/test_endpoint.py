@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
-import pytest
 
 from tests.endpoint import SHORT_LEASE, Endpoint, start_of
 from tests.invariants import violations
+from tests.servers import on_both_stores, on_ceph, on_local
 from tests.worker_process import eventually
 
 if TYPE_CHECKING:
     pass
 
-on_local = pytest.mark.parametrize("place", ["local"], indirect=True)
-on_ceph = pytest.mark.parametrize("place", ["ceph"], indirect=True)
-on_both = pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)
 #: Longer than any test.
 LONG = {"seconds": 600, "steps": 6000}
 
@@ -28,7 +25,7 @@ LONG = {"seconds": 600, "steps": 6000}
 # ---- one worker
 
 
-@on_both
+@on_both_stores
 async def test_run_gives_the_files_of_a_process_that_is_called_like_the_job(
     endpoint: Endpoint,
 ) -> None:
@@ -100,7 +97,7 @@ async def test_retry_resumes_a_failed_process_from_its_checkpoint(endpoint: Endp
 # ---- several
 
 
-@on_both
+@on_both_stores
 async def test_another_worker_answers_while_one_is_busy(endpoint: Endpoint) -> None:
     async with endpoint.worker("gpu", role="gpu"):
         job = endpoint.start(**LONG)
@@ -167,7 +164,7 @@ async def test_the_role_gpu_takes_no_start_that_it_has_no_slot_for(endpoint: End
         assert max(endpoint.plane.seen("w1").batch_sizes) <= 2
 
 
-@on_both
+@on_both_stores
 async def test_of_two_deliveries_at_once_one_runs_and_both_answer_the_same(
     endpoint: Endpoint,
 ) -> None:
@@ -191,7 +188,7 @@ async def test_of_two_deliveries_at_once_one_runs_and_both_answer_the_same(
 # ---- the end of a worker
 
 
-@on_both
+@on_both_stores
 async def test_a_killed_workers_process_goes_on_elsewhere(endpoint: Endpoint) -> None:
     params = {"seconds": 6, "steps": 60, "checkpoint_every": 10, "artifacts": 1}
     async with endpoint.worker("w1", **SHORT_LEASE) as first:
@@ -209,7 +206,7 @@ async def test_a_killed_workers_process_goes_on_elsewhere(endpoint: Endpoint) ->
     assert await violations(endpoint.store, await endpoint.record(job.id)) == []
 
 
-@on_both
+@on_both_stores
 async def test_sigterm_saves_the_work_and_leaves_the_job_to_another_worker(
     endpoint: Endpoint,
 ) -> None:

@@ -10,12 +10,10 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import pytest
-
 from processes.record import attempt_prefix
 from tests.endpoint import SHORT_LEASE, Endpoint
 from tests.invariants import violations
-from tests.servers import keys_of
+from tests.servers import keys_of, on_ceph, on_local
 from tests.worker_process import eventually
 
 if TYPE_CHECKING:
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from tests.control_plane import Job
     from tests.worker_process import Worker
 
-on_local = pytest.mark.parametrize("place", ["local"], indirect=True)
-on_ceph = pytest.mark.parametrize("place", ["ceph"], indirect=True)
 LEASE = SHORT_LEASE["lease_seconds"]
 
 

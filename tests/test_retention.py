@@ -20,13 +20,11 @@ from tests.aged import (
     contents,
     days_ago,
     ended,
-    here,
-    on_both_stores,
     seed,
     seed_folder,
 )
 from tests.crowd import on_every_store
-from tests.servers import keys_of
+from tests.servers import keys_of, on_both_stores, on_local
 from upkeep.expired_processes import is_expired
 from upkeep.lifecycle import lifecycle_rules
 from utils import day_of, new_nonce, utc_now
@@ -197,7 +195,7 @@ async def test_of_a_resumption_and_a_removal_exactly_one_wins(store, tmp_path):
         await store.delete(await keys_of(store))
 
 
-@here
+@on_local
 async def test_an_id_that_was_used_again_keeps_its_new_process(store, tmp_path):
     """A run was cut short before it removed the old row; then the id was used again."""
     old, new = ended("p", 60), ended("p", 1)
@@ -207,7 +205,7 @@ async def test_an_id_that_was_used_again_keeps_its_new_process(store, tmp_path):
     assert await keys_of(store, "index/") == [index_key(new)]
 
 
-@here
+@on_local
 async def test_an_erased_record_whose_id_is_used_again_is_not_removed(store, tmp_path):
     await store.put(erased_age_key("p", day_of(days_ago(5))), b"")
     await seed(store, ended("p", 1))
@@ -217,7 +215,7 @@ async def test_an_erased_record_whose_id_is_used_again_is_not_removed(store, tmp
     assert await keys_of(store, "ages/") == []
 
 
-@here
+@on_local
 async def test_who_was_frozen_before_it_removes_an_erased_record_does_not(
     store, tmp_path, monkeypatch
 ):
@@ -252,7 +250,7 @@ async def test_an_archive_has_a_row_of_its_day_and_goes_by_it(crowd, tmp_path):
     assert (await owner("process_status", process_id="p"))["status"] == "completed"
 
 
-@here
+@on_local
 async def test_archives_are_kept_by_their_own_days(store, tmp_path):
     for name, kind in (("zip", "archive"), ("p", "sleep")):
         await seed(store, ended(name, 40, kind=kind))
@@ -299,7 +297,7 @@ async def test_what_uses_a_folder_says_so(crowd):
     assert await keys_of(crowd.store, "ages/used/") == used
 
 
-@here
+@on_local
 async def test_a_worker_writes_down_the_use_of_a_folder_once_an_hour(store, tmp_path):
     worker = cleaner(store, tmp_path)
     for _ in range(3):
@@ -307,7 +305,7 @@ async def test_a_worker_writes_down_the_use_of_a_folder_once_an_hour(store, tmp_
     assert len(worker.store.calls) == 3  # a look, and two zero-byte objects
 
 
-@here
+@on_local
 async def test_a_file_that_came_by_an_old_link_keeps_its_folder(store, tmp_path):
     await bring(store, "f", used_days_ago=LATER_DAYS + 50)
     await store.delete([used_key("f")])
@@ -315,7 +313,7 @@ async def test_a_file_that_came_by_an_old_link_keeps_its_folder(store, tmp_path)
     assert "inputs/f/a" in await keys_of(store)
 
 
-@here
+@on_local
 async def test_a_folder_whose_use_nobody_wrote_down_begins_to_count_when_it_is_seen(
     store, tmp_path
 ):
@@ -326,7 +324,7 @@ async def test_a_folder_whose_use_nobody_wrote_down_begins_to_count_when_it_is_s
     assert await cleaned(later) == {"input folders": 1}
 
 
-@here
+@on_local
 async def test_without_days_nothing_is_ever_removed(store, tmp_path):
     await bring(store, "f", used_days_ago=LATER_DAYS)
     await seed(store, ended("p", 90))

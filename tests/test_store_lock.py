@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from storage import StorageUnavailable
-from tests.aged import cleaned, cleaner, ended, here, on_both_stores, seed
+from tests.aged import cleaned, cleaner, ended, seed
 from tests.faulty_store import FaultyStore
 from tests.kit import settings
+from tests.servers import on_both_stores, on_local
 from upkeep.retention import LockHeld
 from upkeep.store_lock import LockLost, StoreLock
 
@@ -33,7 +34,7 @@ async def test_of_many_that_come_at_once_one_gets_it(store, tmp_path):
         await locks[taken.index(True)].release()
 
 
-@here
+@on_local
 async def test_who_lets_go_leaves_word_to_the_next(store, tmp_path):
     first, second = lock_of(store, tmp_path), lock_of(store, tmp_path)
     assert await first.take()
@@ -43,7 +44,7 @@ async def test_who_lets_go_leaves_word_to_the_next(store, tmp_path):
     assert second.cursors == {"processes": "p7"}
 
 
-@here
+@on_local
 async def test_a_holder_that_is_gone_is_succeeded_after_it_was_watched(store, tmp_path):
     assert await lock_of(store, tmp_path).take()
     faulty = FaultyStore(store)
@@ -53,7 +54,7 @@ async def test_a_holder_that_is_gone_is_succeeded_after_it_was_watched(store, tm
     assert len(faulty.asked("get")) > 1
 
 
-@here
+@on_local
 async def test_a_holder_that_writes_while_it_is_watched_keeps_it(store, tmp_path):
     """However old its lock looks: after an outage, every one does."""
     holder = lock_of(store, tmp_path, heartbeat_seconds=0.01)
@@ -68,7 +69,7 @@ async def test_a_holder_that_writes_while_it_is_watched_keeps_it(store, tmp_path
     assert not await heir
 
 
-@here
+@on_local
 async def test_who_lost_it_hears_of_it_before_the_next_step(store, tmp_path):
     holder = lock_of(store, tmp_path, heartbeat_seconds=1e-6)
     assert await holder.take()
@@ -79,7 +80,7 @@ async def test_who_lost_it_hears_of_it_before_the_next_step(store, tmp_path):
     assert b"another" in (await store.get("locks/x")).data
 
 
-@here
+@on_local
 async def test_a_heartbeat_whose_answer_was_lost_is_its_own(store, tmp_path):
     faulty = FaultyStore(store)
     holder = lock_of(faulty, tmp_path, heartbeat_seconds=1e-6)
@@ -91,7 +92,7 @@ async def test_a_heartbeat_whose_answer_was_lost_is_its_own(store, tmp_path):
     assert b'"beat":4' in (await store.get("locks/x")).data
 
 
-@here
+@on_local
 async def test_what_is_no_lock_is_nobodys(store, tmp_path):
     await store.put("locks/x", b"what is this")
     assert await lock_of(store, tmp_path).take()

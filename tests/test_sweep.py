@@ -13,11 +13,9 @@ from tests.aged import (
     cleaner,
     days_ago,
     ended,
-    here,
-    on_both_stores,
     seed,
 )
-from tests.servers import keys_of
+from tests.servers import keys_of, on_both_stores, on_local
 from upkeep.clean_run import AT_ONCE, CleanReport, CleanRun
 from upkeep.retention import RETENTION
 from upkeep.store_lock import LockDocument, StoreLock
@@ -25,7 +23,7 @@ from upkeep.sweep import MOST_SWEPT, in_turn, pace
 from utils import new_nonce
 
 
-@here
+@on_local
 async def test_the_sweep_mends_rows_and_removes_what_nobody_owns(store, tmp_path):
     lost = ended("no-row", 1)
     await store.put(record_key("no-row"), lost.encode())
@@ -67,14 +65,14 @@ async def test_a_process_that_changes_while_its_row_is_mended_has_its_own_row(
     assert await keys_of(store, "index/") == expected
 
 
-@here
+@on_local
 async def test_what_has_no_record_since_a_moment_may_be_a_process_that_begins(store, tmp_path):
     await store.put(cancel_key("new"), b"{}")
     assert await cleaned(cleaner(store, tmp_path, later=0)) == {}
     assert await keys_of(store, "processes/") == [cancel_key("new")]
 
 
-@here
+@on_local
 async def test_the_sweep_comes_to_everything_in_turn_at_a_constant_cost(
     store, tmp_path, monkeypatch
 ):
@@ -127,7 +125,7 @@ def put_folders(place, there, under="processes"):
     return names
 
 
-@here
+@on_local
 async def test_a_round_grows_and_the_next_one_begins_small_again(store, place, tmp_path):
     names = put_folders(place, 900)
     sweep = _Sweep(cleaner(store, tmp_path), {"processes": names[199], "processes seen": "14400"})
@@ -139,7 +137,7 @@ async def test_a_round_grows_and_the_next_one_begins_small_again(store, place, t
     assert sweep.cursors == {"processes": names[99], "processes seen": "100"}
 
 
-@here
+@on_local
 async def test_a_large_run_comes_by_the_page(store, place, tmp_path):
     names = put_folders(place, 1500)
     worker = cleaner(store, tmp_path)
@@ -149,7 +147,7 @@ async def test_a_large_run_comes_by_the_page(store, place, tmp_path):
     assert len(worker.store.asked("list_folders")) == 2
 
 
-@here
+@on_local
 @pytest.mark.parametrize("count", [None, "", "many", "-7200", "7200.5", "9" * 5000])
 async def test_a_count_that_is_none_is_none_seen(store, place, tmp_path, count):
     names = put_folders(place, 20)
@@ -159,7 +157,7 @@ async def test_a_count_that_is_none_is_none_seen(store, place, tmp_path, count):
     assert sweep.cursors == {"processes": names[7], "processes seen": "4"}
 
 
-@here
+@on_local
 async def test_a_count_without_a_cursor_is_of_a_round_that_is_over(store, place, tmp_path):
     """An older version came to the end: it knows of no count."""
     put_folders(place, 20)
@@ -167,7 +165,7 @@ async def test_a_count_without_a_cursor_is_of_a_round_that_is_over(store, place,
     assert await sweep.go(4) == 4
 
 
-@here
+@on_local
 @pytest.mark.parametrize("cursors", [b'{"processes seen": 5}', b'{"processes": null}', b"[]"])
 async def test_a_damaged_lock_has_the_sweep_begin_anew(store, tmp_path, cursors):
     await store.put(cancel_key("p"), b"{}")
@@ -180,7 +178,7 @@ async def cursors_of(store):
     return LockDocument.model_validate_json(stored.data).cursors
 
 
-@here
+@on_local
 async def test_the_next_cleaner_goes_on_at_the_pace_that_the_last_one_came_to(
     store, place, tmp_path
 ):
@@ -197,7 +195,7 @@ async def test_the_next_cleaner_goes_on_at_the_pace_that_the_last_one_came_to(
     ]
 
 
-@here
+@on_local
 @pytest.mark.parametrize("back", [True, False])
 async def test_a_sweep_that_is_broken_off_has_lost_its_last_few_and_no_more(
     store, place, tmp_path, back
@@ -220,7 +218,7 @@ async def test_a_sweep_that_is_broken_off_has_lost_its_last_few_and_no_more(
     }  # fmt: skip
 
 
-@here
+@on_local
 async def test_folders_come_in_turn_at_the_same_pace(store, place, tmp_path):
     put_folders(place, 70, under="inputs")
     worker = cleaner(store, tmp_path)
@@ -236,7 +234,7 @@ async def test_folders_come_in_turn_at_the_same_pace(store, place, tmp_path):
     assert counts == [20, 50]
 
 
-@here
+@on_local
 async def test_a_live_process_is_left_to_its_owner_by_the_sweep(store, tmp_path):
     record = ended("p", LATER_DAYS, status=Status.RUNNING)  # written a moment ago
     await store.put(record_key("p"), record.encode())
@@ -244,7 +242,7 @@ async def test_a_live_process_is_left_to_its_owner_by_the_sweep(store, tmp_path)
     assert await keys_of(store, "index/") == []
 
 
-@here
+@on_local
 async def test_two_rows_of_one_process_are_shown_as_one_and_become_one(store, tmp_path):
     record = ended("p", 1)
     await seed(store, record)
@@ -255,7 +253,7 @@ async def test_two_rows_of_one_process_are_shown_as_one_and_become_one(store, tm
     assert await keys_of(store, "index/") == [index_key(record)]
 
 
-@here
+@on_local
 async def test_what_workers_left_in_the_store_goes(store, tmp_path):
     for key in ("locks/check-1", "locks/probe-1/plain", "workers/w.json", "locks/other"):
         await store.put(key, b"1")
