@@ -16,12 +16,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-#: Seconds of one sleep.
-TICK = 0.001
+#: Seconds of one sleep: the longer, the less it disturbs, and the later it sees a stop.
+SLEEP = 0.005
 #: Seconds by which a sleep is too long often; it matters to no goal.
 USUAL = 0.002
 
@@ -114,15 +114,13 @@ def main() -> None:
     """Until standard input ends, as it does with whoever started it; all is told then: a write
     could wait for a disk."""
     os.sched_setaffinity(0, {int(sys.argv[1])})
-    with suppress(PermissionError):  # where only root may; then a busy core hides some of it
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     seen: list[Oversleep] = []
     with waits_for_a_core() as waited:
         awake, waits = time.monotonic(), waited()
         print("ready", flush=True)
-        while not select.select([sys.stdin], [], [], TICK)[0]:
+        while not select.select([sys.stdin], [], [], SLEEP)[0]:
             # From one time awake to the next, so that it may be stopped anywhere in between.
-            asked, waits_before = awake + TICK, waits
+            asked, waits_before = awake + SLEEP, waits
             awake, waits = time.monotonic(), waited()
             came = awake - (waits - waits_before)
             if came - asked > USUAL:

@@ -19,11 +19,13 @@ from tqdm import tqdm
 from bench.bucket import BucketWorker, seed_rows, worker_on
 from bench.ceph import section_ceph
 from bench.figures import Figure, Goal, median, tail
-from bench.idle_process import TICK, USUAL, Machine, idle_processes, waits_for_a_core
+from bench.idle_process import USUAL, Machine, idle_processes, waits_for_a_core
 from bench.in_turn import bar
 from tests.servers import Place
 
 GOAL = Goal("<=", 20)
+#: Seconds between two looks at the clock.
+TICK = 0.001
 
 Reply = dict[str, Any]
 #: Says for how many seconds between two times the machine did.
