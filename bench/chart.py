@@ -76,7 +76,8 @@ def draw(sections: Sequence[Section], path: Path) -> bool:
 def of_goals(sections: Sequence[Section]) -> Panel:
     """Each figure that has a goal and is no exact count: how much it is of what it may be.
 
-    1 is the goal, and less is better: where a figure should be large, it is the goal through it.
+    1 is the goal, and less is better: where a figure should be large (`>=`), it is the goal through
+    it.
     Nothing is drawn longer than `LONGEST`; a goal of 0 that is missed is as long.
     """
     bars = []
@@ -94,7 +95,7 @@ def of_goals(sections: Sequence[Section]) -> Panel:
 
 
 def _used(value: float, goal: Goal) -> float:
-    whole, part = (goal.value, value) if goal.sign in ("<", "<=") else (value, goal.value)
+    whole, part = (goal.value, value) if goal.sign != ">=" else (value, goal.value)
     if whole <= 0:
         return 0.0 if part <= whole else LONGEST
     return min(max(0.0, part / whole), LONGEST)

@@ -1,6 +1,7 @@
 """When the machine itself stood still: seen by processes that have nothing to do but to sleep.
 
-    python -m bench.idle_process CORE       a line of two times for each sleep that was too long
+    python -m bench.idle_process CORE       until its input ends; then two times for each sleep
+                                            that was too long
 
 Containers and virtual machines are stopped for some milliseconds when they have used up what they
 may, or a core of theirs is; no program in them is told.
@@ -87,6 +88,8 @@ def _idle_process(core: int) -> Iterator[subprocess.Popen[str]]:
 
 def _ended(process: subprocess.Popen[str]) -> list[Oversleep]:
     told, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"an idle process broke: exit code {process.returncode}")
     return [Oversleep(*map(float, line.split())) for line in told.splitlines()]
 
 

@@ -71,8 +71,9 @@ def ended(
     return record.written(now)
 
 
-#: As a cleaner counts to whom it is later.
-TODAY = day_of(days_ago(0))
+def today() -> str:
+    """As a cleaner counts to whom it is later."""
+    return day_of(days_ago(0))
 
 
 async def seed(store: Store, record: Record, *, files: int = 1) -> None:

@@ -110,6 +110,7 @@ def test_in_the_picture_a_goal_is_1_and_less_is_better():
     [
         (-1, Goal("<=", 5), 0), (500, Goal("<=", 5), LONGEST), (0, Goal(">=", 1), LONGEST),
         (-1, Goal(">=", 1), LONGEST), (0, Goal("<=", 0), 0), (9, Goal("<=", 0), LONGEST),
+        (9, Goal("==", 0), LONGEST),
     ],
 )  # fmt: skip
 def test_in_the_picture_nothing_is_shorter_than_none_or_endless(value, goal, used):
@@ -165,17 +166,17 @@ def test_idle_processes_tell_when_one_could_not_run():
     with idle_processes() as ended:
         processes = [each for each in psutil.Process().children() if each not in others]
         assert len(processes) == len(os.sched_getaffinity(0))
-        for _ in range(5):
+        for _ in range(3):
             processes[0].suspend()
             began = time.monotonic()
-            time.sleep(0.05)  # how long it stands still is what is measured
+            time.sleep(0.2)  # how long it stands still is what is measured
             stopped.append(Oversleep(began, time.monotonic()))
             processes[0].resume()
-            time.sleep(0.05)
+            time.sleep(0.05)  # it runs
         machine = ended()
     for stop in stopped:
-        assert machine.a_core_stood_still(*stop) > 0.8 * (stop.came - stop.asked)
-        assert machine.a_core_stood_still(*stop) <= stop.came - stop.asked
+        # Not what it had no core for before and after: other tests run.
+        assert machine.a_core_stood_still(*stop) > 0.5 * (stop.came - stop.asked)
     assert not any(process.is_running() for process in processes)
 
 

@@ -11,7 +11,6 @@ from processes.removal import erased_age_key
 from storage import StorageUnavailable
 from tests.aged import (
     LATER_DAYS,
-    TODAY,
     bring,
     cleaned,
     cleaner,
@@ -19,6 +18,7 @@ from tests.aged import (
     days_ago,
     ended,
     seed,
+    today,
 )
 from tests.mortal_cleaner import run_to_its_death
 from tests.patience import PATIENCE
@@ -155,7 +155,7 @@ async def test_workers_look_and_clean_only_when_nobody_has_for_a_while(store, tm
     await seed(store, ended("old", 60))
     first = cleaner(store, tmp_path)
     await Cleaner(first)._clean_if_due()
-    assert erased_age_key("old", TODAY) in await keys_of(store)
+    assert erased_age_key("old", today()) in await keys_of(store)
     second = cleaner(store, tmp_path, later=0)
     await Cleaner(second)._clean_if_due()
     assert [call.name for call in second.store.calls] == ["get"]
@@ -166,7 +166,7 @@ async def test_a_worker_cleans_by_itself(store, tmp_path):
     await seed(store, ended("old", 60))
     worker = cleaner(store, tmp_path, clean_seconds=0.05)
     keeping = asyncio.create_task(Cleaner(worker).keep())
-    while erased_age_key("old", TODAY) not in await keys_of(store):  # noqa: ASYNC110
+    while erased_age_key("old", today()) not in await keys_of(store):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     assert Record.model_validate_json((await store.get(record_key("old"))).data).deleted
     keeping.cancel()
@@ -184,7 +184,7 @@ async def test_a_disk_that_cannot_be_tidied_keeps_no_worker_from_cleaning(
     await seed(store, ended("old", 60))
     keeping = asyncio.create_task(Cleaner(cleaner(store, tmp_path, clean_seconds=0.05)).keep())
     async with asyncio.timeout(PATIENCE):
-        while erased_age_key("old", TODAY) not in await keys_of(store):  # noqa: ASYNC110
+        while erased_age_key("old", today()) not in await keys_of(store):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert "not tidied" in caplog.text
     keeping.cancel()

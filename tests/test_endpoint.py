@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,9 +14,6 @@ from tests.endpoint import SHORT_LEASE, Endpoint, start_of
 from tests.invariants import violations
 from tests.servers import on_both_stores, on_ceph, on_local
 from tests.worker_process import eventually
-
-if TYPE_CHECKING:
-    pass
 
 #: Longer than any test.
 LONG = {"seconds": 600, "steps": 6000}

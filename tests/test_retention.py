@@ -13,7 +13,6 @@ from processes.removal import erased_age_key
 from storage import ObjectChanged
 from tests.aged import (
     LATER_DAYS,
-    TODAY,
     bring,
     cleaned,
     cleaner,
@@ -22,6 +21,7 @@ from tests.aged import (
     ended,
     seed,
     seed_folder,
+    today,
 )
 from tests.crowd import on_every_store
 from tests.servers import keys_of, on_both_stores, on_local
@@ -48,7 +48,7 @@ async def test_what_ended_long_ago_goes_and_nothing_else_is_touched(store, tmp_p
     left = await contents(store)
     assert {key: left[key] for key in young} == young
     erased = [record_key(name) for name in ("old-1", "old-2")]
-    rows = [erased_age_key(name, TODAY) for name in ("old-1", "old-2")]
+    rows = [erased_age_key(name, today()) for name in ("old-1", "old-2")]
     assert sorted(left.keys() - young.keys()) == sorted(erased + rows)
 
 
@@ -319,7 +319,7 @@ async def test_a_folder_whose_use_nobody_wrote_down_begins_to_count_when_it_is_s
 ):
     await store.put("inputs/by-hand/a", b"1")
     assert await cleaned(cleaner(store, tmp_path)) == {}
-    assert await keys_of(store, "ages/inputs/") == [f"ages/inputs/{TODAY}/by-hand"]
+    assert await keys_of(store, "ages/inputs/") == [f"ages/inputs/{today()}/by-hand"]
     later = cleaner(store, tmp_path, later=LATER_DAYS + 22)
     assert await cleaned(later) == {"input folders": 1}
 
