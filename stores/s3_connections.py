@@ -80,7 +80,8 @@ class Connections:
     def send(self, url: str, headers: Mapping[str, str], body: Body | None, taker: Taker) -> Answer:
         """Send a GET, or with a body a PUT, and take the whole answer.
 
-        A request on a connection that the store had closed meanwhile is sent anew, on another one.
+        A request on a connection that the store had closed meanwhile is sent anew, on another one,
+        but for a body that is sent once.
 
         Raises:
             BotoCoreError: there was no answer, or half of one, as botocore says it.
@@ -134,7 +135,8 @@ class Connections:
             handle.setopt(pycurl.UPLOAD, 1)
             handle.setopt(pycurl.INFILESIZE_LARGE, len(exchange.body))
             handle.setopt(pycurl.READFUNCTION, exchange.on_read)
-            handle.setopt(pycurl.SEEKFUNCTION, exchange.on_seek)
+            if not exchange.body.once:  # without it libcurl sends nothing anew
+                handle.setopt(pycurl.SEEKFUNCTION, exchange.on_seek)
 
 
 def _lines(headers: Mapping[str, str]) -> list[str]:

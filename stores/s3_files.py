@@ -91,7 +91,9 @@ def _pages(size: int) -> mmap:
 class Body:
     """What is sent, in bites, so that it can be stopped between them."""
 
-    def __init__(self, data: memoryview, stop: Stop) -> None:
+    def __init__(self, data: memoryview, stop: Stop, *, once: bool = False) -> None:
+        #: Whoever hears of no answer must not send it anew.
+        self.once = once
         self._data = data
         self._stop = stop
         self._at = 0

@@ -152,12 +152,13 @@ class S3Requests:
         Raises:
             PreconditionRefused, ObjectNotFound: it is not so, or our own write made it so.
         """
-        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        condition = {"If-None-Match": "*"} if version is None else {"If-Match": version}
+        body = Body(memoryview(data), Stop(), once=True)
         with self._errors(key, conditional=True):
-            answer = self._control.put_object(
-                Bucket=self.config.bucket, Key=key, Body=data, **cast("Any", condition)
+            tag = self._control_wire.put(
+                "PutObject", key, body, condition=condition, sha256=body.sha256()
             )
-            return version_of(answer["ETag"])
+            return version_of(tag)
 
     def list(self, prefix: str, start_after: str | None, limit: int) -> Page:
         """One page, by full keys."""

@@ -81,14 +81,15 @@ class Wire:
         body: Body,
         *,
         query: Mapping[str, str] | None = None,
+        condition: Mapping[str, str] | None = None,
         content_type: str | None = None,
         sha256: str | None = None,
     ) -> str:
-        """Write bytes; returns their ETag. `sha256` in hex, if it is known.
+        """Write bytes; returns their ETag. `condition` as a header, `sha256` in hex, if it is known.
 
         What TLS does not guard on its way is signed with its hash, or damaged bytes would be taken.
         """
-        headers: dict[str, Any] = {"Content-Length": str(len(body))}
+        headers: dict[str, Any] = {"Content-Length": str(len(body)), **(condition or {})}
         if content_type:
             headers["Content-Type"] = content_type
         if len(body) > WORTH_ASKING:  # a refusal comes before the bytes are sent, not instead

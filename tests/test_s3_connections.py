@@ -124,6 +124,28 @@ def test_what_a_closed_connection_did_not_take_goes_by_another_one() -> None:
     assert [len(heard.partition(b"\r\n\r\n")[2]) for heard in server.heard] == [len(data)] * 2
 
 
+def test_what_a_connection_took_without_an_answer_is_sent_anew() -> None:
+    with closing(Server([[OK, b""], [OK]])) as server, connections() as sending:
+        for _ in range(2):
+            body = Body(memoryview(b"1"), Stop())
+            sending.send(server.url, {"Content-Length": "1"}, body, collected(bytearray()))
+    assert len(server.heard) == 3
+
+
+def test_what_is_sent_once_is_not_sent_anew() -> None:
+    """A conditional write would be refused because of its own success."""
+    with closing(Server([[OK, b""]])) as server, connections() as sending:
+
+        def send() -> None:
+            body = Body(memoryview(b"1"), Stop(), once=True)
+            sending.send(server.url, {"Content-Length": "1"}, body, collected(bytearray()))
+
+        send()
+        with pytest.raises(boto.ConnectionClosedError):
+            send()
+    assert len(server.heard) == 2
+
+
 def test_the_last_head_counts_whatever_came_before_it() -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\nETag: wrong\r\n\r\n"
     answer = b"HTTP/1.1 200 OK\r\nETAG:  right \r\nContent-Length: 0\r\n\r\n"

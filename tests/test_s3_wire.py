@@ -231,6 +231,15 @@ def test_a_thread_that_comes_late_makes_no_file(tmp_path: Path) -> None:
 # ---- records
 
 
+async def test_a_condition_is_signed(store: S3Store, proxy: FaultyS3) -> None:
+    version = await store.create("a", b"1")
+    await store.replace("a", b"2", version)
+    create, replace = (asked for asked in proxy.asked if asked.path.endswith("/a"))
+    assert (create.headers["if-none-match"], replace.headers["if-match"]) == ("*", version)
+    assert "if-none-match" in create.headers["authorization"]
+    assert "if-match" in replace.headers["authorization"]
+
+
 async def test_an_unchanged_record_is_known_though_its_length_is_told(ceph: S3Server) -> None:
     """RFC 9110, 8.6: a 304 has no body and may say how long the object is; some stores do."""
     with a_server(
