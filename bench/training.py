@@ -64,7 +64,7 @@ def run(quick: bool) -> list[Figure]:
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
                 asyncio.run(_round(Path(folder), turns, rates, shown))
-    note = "OpenMP's threads wait in it by spinning for a while only (jobs/child_environment.py)"
+    note = "how OpenMP's threads wait in it and what glibc keeps: jobs/child_environment.py"
     found = [median(f"steps/s {name}", rate, "1/s") for name, rate in rates.items()]
     found.append(ratio("worker to bare", rates[WORKER], rates[BARE], goal=Goal(">=", 0.97)))
     if ALIKE in rates:
