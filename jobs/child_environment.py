@@ -20,18 +20,18 @@ _NAMES = frozenset({
 })  # fmt: skip
 
 
-#: What a child gets unless the worker's own environment, or the operator, says otherwise.
-#:
-#: glibc would give what a training step frees back to the kernel, to be filled with zeros for the
-#: next one: 2,000 pages a step of 80 ms, and 13,500 a step of 0.9 s (bench/training.py's, and the
-#: same with 32 pixels and channels). Up to 256 MB are kept now, which is 3 to 16 % more steps.
-#: What is larger than 32 MB, the most that can be said, still comes and goes by itself.
+# What a child gets unless the worker's own environment, or the operator, says otherwise.
+
+#: glibc would give what a training step frees back to the kernel, which fills it with zeros for the
+#: next one: 2,000 pages a step of 80 ms with the params of bench/training.py, 13,500 a step of
+#: 0.9 s with 32 pixels and channels. Up to 256 MB are kept instead, for 3 to 16 % more steps a
+#: second. What is larger than 32 MB, the most that can be said here, comes and goes by itself.
 _MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-#: OpenMP's threads would spin while they wait for each other: next to one busy process on the same cores, a
-#: training step on 2 of them was measured to take 2.4 s instead of 0.13 s. Never to spin, though,
-#: takes a third of the speed where the cores are free: of 80 small steps, 10 a second and not 15.
-#: GNU's runtime, torch's own, can be told a number of turns. With this one it was 15 again, and
-#: next to a busy process 3.5, which was 5 without spinning and next to nothing without limit.
+#: OpenMP's threads would spin while they wait for each other: next to one busy process on the same
+#: cores, a training step on 2 of them was measured to take 2.4 s instead of 0.13 s. Never to spin,
+#: though, takes a third of the speed where the cores are free: of 80 small steps, 10 a second and
+#: not 15. GNU's runtime, torch's own, can be told a number of turns. With this one it was 15 again,
+#: and next to a busy process 3.5, which was 5 without spinning and next to nothing without limit.
 _WAIT_POLICY = "OMP_WAIT_POLICY"
 _WAITING = {_WAIT_POLICY: "PASSIVE", "GOMP_SPINCOUNT": "6000"}
 

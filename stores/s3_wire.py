@@ -2,8 +2,8 @@
 
 To build a request from botocore's model of S3, to send it and to read the answer by the model takes
 more CPU time than to sign it (`bench/request_profile.py`); most files are small, and lists are
-long. A GET, a list of keys, a PUT without a condition and a link to read are simple enough to be
-written down; all else goes by the client, conditional writes above all.
+long. A GET, a list of keys, a PUT and a link to read are simple enough to be written down; all else
+goes by the client.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Wire:
         content_type: str | None = None,
         sha256: str | None = None,
     ) -> str:
-        """Write bytes; returns their ETag. `condition` as a header, `sha256` in hex, if it is known.
+        """Write bytes; returns their ETag. `condition` is a header, `sha256` in hex, if known.
 
         What TLS does not guard on its way is signed with its hash, or damaged bytes would be taken.
         """
