@@ -14,18 +14,19 @@ _NAMES = frozenset({
     "CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "CUDA_VERSION", "CUBLAS_WORKSPACE_CONFIG",
     "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_REQUIRE_CUDA",
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX",
+    "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_",
     "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "HF_HOME", "HF_HUB_CACHE",
     "HF_HUB_OFFLINE", "TORCH_HOME", "XDG_CACHE_HOME",
 })  # fmt: skip
 
 
-# What a child gets unless the worker's own environment, or the operator, says otherwise.
+# What a child gets unless the worker's own environment, or the operator, says otherwise. All of it
+# is read when a program begins, so that forks have it from the template.
 
 #: glibc would give what a training step frees back to the kernel, which fills it with zeros for the
 #: next one: 2,000 pages a step of 80 ms with the params of bench/training.py, 13,500 a step of
 #: 0.9 s with 32 pixels and channels. Up to 256 MB are kept instead, for 3 to 16 % more steps a
-#: second. What is larger than 32 MB, the most that can be said here, comes and goes by itself.
+#: second. What is larger than 32 MB, the most that every glibc takes, comes and goes by itself.
 _MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 #: OpenMP's threads would spin while they wait for each other: next to one busy process on the same
 #: cores, a training step on 2 of them was measured to take 2.4 s instead of 0.13 s. Never to spin,

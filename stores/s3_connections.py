@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Bytes that libcurl sends, or asks the system for, at a time, at most.
 CHUNK = 256 << 10
+#: Bytes per second that even a poor link moves; more time is given to larger writes.
+SLOW = 1 << 20
 #: Bytes of a refusal that are read; S3's have some hundreds.
 MAX_REFUSAL = 1 << 20
 
@@ -74,14 +76,16 @@ class Connections:
             pycurl.BUFFERSIZE: CHUNK,
             pycurl.UPLOAD_BUFFERSIZE: CHUNK,
         }
+        self._read_timeout = read_timeout
         self._idle: list[pycurl.Curl] = []
         self._closed = False
 
     def send(self, url: str, headers: Mapping[str, str], body: Body | None, taker: Taker) -> Answer:
         """Send a GET, or with a body a PUT, and take the whole answer.
 
-        A request on a connection that the store had closed meanwhile is sent anew, on another one,
-        but for a body that is sent once.
+        A request on a connection that the store had closed meanwhile is sent anew, on another one.
+        If its body is to be sent once, so it is only while nothing of that has been sent; and
+        it has `read_timeout` in all, and more if it is large.
 
         Raises:
             BotoCoreError: there was no answer, or half of one, as botocore says it.
@@ -135,8 +139,18 @@ class Connections:
             handle.setopt(pycurl.UPLOAD, 1)
             handle.setopt(pycurl.INFILESIZE_LARGE, len(exchange.body))
             handle.setopt(pycurl.READFUNCTION, exchange.on_read)
-            if not exchange.body.once:  # without it libcurl sends nothing anew
+            if exchange.body.once:
+                self._prepare_once(handle, len(exchange.body))
+            else:
                 handle.setopt(pycurl.SEEKFUNCTION, exchange.on_seek)
+
+    def _prepare_once(self, handle: pycurl.Curl, size: int) -> None:
+        """Without a way to rewind what it has read libcurl sends no body anew, but an empty one is
+        not read, and is sent anew on connections that were used before."""
+        handle.setopt(pycurl.FRESH_CONNECT, 0 if size else 1)
+        # Silence is seen late: for some seconds it is the mean with the bytes that were sent. And
+        # who waits for this has to look afterwards what came of it, before a lease is over.
+        handle.setopt(pycurl.TIMEOUT_MS, math.ceil(1000 * (self._read_timeout + size / SLOW)))
 
 
 def _lines(headers: Mapping[str, str]) -> list[str]:

@@ -92,7 +92,7 @@ class Body:
     """What is sent, in bites, so that it can be stopped between them."""
 
     def __init__(self, data: memoryview, stop: Stop, *, once: bool = False) -> None:
-        #: Whoever hears of no answer must not send it anew.
+        #: Sent anew, it would be refused because of its own success.
         self.once = once
         self._data = data
         self._stop = stop

@@ -37,6 +37,7 @@ from storage import (
 from stores import s3_links
 from stores.s3_calls import Lane, retrying
 from stores.s3_client import S3Config
+from stores.s3_connections import SLOW
 from stores.s3_errors import PreconditionRefused, clock_offset
 from stores.s3_requests import S3Requests
 from stores.s3_transfer import Transfers
@@ -57,8 +58,6 @@ T = TypeVar("T")
 READERS, WRITERS = 24, 16
 #: S3's own limit on a key, of which the prefix may take what `check_key` leaves.
 MAX_PREFIX_BYTES = 1024 - 900
-#: Bytes per second that even a poor link moves; more time is given to larger writes.
-SLOW = 1 << 20
 
 
 class S3Store:

@@ -85,7 +85,7 @@ class Wire:
         content_type: str | None = None,
         sha256: str | None = None,
     ) -> str:
-        """Write bytes; returns their ETag. `condition` is a header, `sha256` in hex, if known.
+        """Write bytes; returns their ETag. `condition`: headers; `sha256` in hex, if known.
 
         What TLS does not guard on its way is signed with its hash, or damaged bytes would be taken.
         """

@@ -146,6 +146,33 @@ def test_what_is_sent_once_is_not_sent_anew() -> None:
     assert len(server.heard) == 2
 
 
+def test_an_empty_body_that_is_sent_once_has_a_connection_of_its_own() -> None:
+    """libcurl would send it anew if it got no answer on one that was used before."""
+    used: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server, connections() as sending:
+
+        def serve() -> None:
+            for answer in (OK, b""):
+                used.append(server.accept()[0])
+                _request(used[-1])
+                used[-1].sendall(answer)
+            used[-1].close()
+
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        sending.send(url, {}, None, collected(bytearray()))
+        with pytest.raises(boto.ConnectionClosedError):
+            sending.send(
+                url,
+                {"Content-Length": "0"},
+                Body(memoryview(b""), Stop(), once=True),
+                nothing_taken,
+            )
+        serving.join(10)
+        used[0].close()
+
+
 def test_the_last_head_counts_whatever_came_before_it() -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\nETag: wrong\r\n\r\n"
     answer = b"HTTP/1.1 200 OK\r\nETAG:  right \r\nContent-Length: 0\r\n\r\n"

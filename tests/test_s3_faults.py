@@ -164,6 +164,20 @@ async def test_without_reading_back_the_outcome_is_unknown(store: S3Store, proxy
     assert await store.replace("a", b"2", version) == (await store.get("a")).version
 
 
+async def test_after_a_silent_answer_there_is_time_to_look_more_than_once(
+    ceph: S3Server, proxy: FaultyS3
+) -> None:
+    place = {**ceph.place(), "endpoint_url": proxy.url}
+    # to connect, to wait and to spare: were the write given all of it, none would be left
+    store = S3Store(**place, connect_timeout=3.0, read_timeout=1.0, retry_seconds=4.0)  # type: ignore[arg-type]
+    await store.capabilities()
+    faults = [Fault.SILENT_AFTER, Fault.SLOW_DOWN]
+    proxy.rule = lambda _: faults.pop(0) if faults else None
+    version = await store.create("a", bytes(1000))
+    assert (await store.get("a")).version == version
+    await store.close()
+
+
 # ---- a store that does not come back
 
 
