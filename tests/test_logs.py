@@ -591,7 +591,11 @@ async def test_who_has_lost_the_process_writes_no_log(crowd, printer):
     printer.count(1)
     await printed(owner, 1)
     run = owner.runs()[0]
-    run.lease.lost.set()
+    async with run.log._sending:  # until now something may have been read and written
+        printer.count(1)
+        await printed(owner, 2)
+        owner.store.forget_calls()
+        run.lease.lost.set()
     await run.log._send()
     await asyncio.wait([run.task])
     assert asked_of_logs(owner) == []
