@@ -25,8 +25,8 @@ _NAMES = frozenset({
 
 #: glibc would give what a training step frees back to the kernel, which fills it with zeros for the
 #: next one: 2,000 pages a step of 80 ms with the params of bench/training.py, 13,500 a step of
-#: 0.9 s with 32 pixels and channels. Up to 256 MB are kept instead, for 3 to 16 % more steps a
-#: second. What is larger than 32 MB, the most that every glibc takes, comes and goes by itself.
+#: 0.9 s with 32 pixels and channels. Up to 256 MB are kept instead, which is 3 to 16 % more of the
+#: short steps. What is larger than 32 MB, the most that every glibc takes, is not kept.
 _MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 #: OpenMP's threads would spin while they wait for each other: next to one busy process on the same
 #: cores, a training step on 2 of them was measured to take 2.4 s instead of 0.13 s. Never to spin,
