@@ -77,8 +77,7 @@ def of_goals(sections: Sequence[Section]) -> Panel:
     """Each figure that has a goal and is no exact count: how much it is of what it may be.
 
     1 is the goal, and less is better: where a figure should be large (`>=`), it is the goal through
-    it.
-    Nothing is drawn longer than `LONGEST`; a goal of 0 that is missed is as long.
+    it. Nothing is drawn longer than `LONGEST`; a goal of 0 that is missed is as long.
     """
     bars = []
     for section in sections:
