@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 
 from processes.lease import AWAY, LeaseWatch
@@ -12,7 +11,8 @@ from processes.lookup import FOLLOW_SECONDS, ProcessLookup
 from processes.notes import leave_note
 from processes.reading import decode_record, present, read_stored
 from processes.record import Snapshot, Status
-from processes.run import ProcessRun, StopReason
+from processes.run import StopReason
+from processes.runs import Runs
 from processes.settling import settle_abandoned
 from processes.worker import Worker
 from utils import new_nonce
@@ -21,12 +21,9 @@ from utils import new_nonce
 class Cancelling:
     """What a worker does about processes that are to be stopped."""
 
-    def __init__(
-        self, worker: Worker, lookup: ProcessLookup, runs: Mapping[str, ProcessRun]
-    ) -> None:
+    def __init__(self, worker: Worker, lookup: ProcessLookup, runs: Runs) -> None:
         self._worker = worker
         self._lookup = lookup
-        #: The processes that run on this worker, by id; the manager's own, looked into.
         self._runs = runs
 
     async def cancel(self, process_id: str, *, wait_seconds: float) -> Snapshot:
@@ -61,7 +58,7 @@ class Cancelling:
 
     async def _end_if_abandoned(self, process_id: str, watch: LeaseWatch, began: float) -> Snapshot:
         """How things stand; a process that nobody holds is cancelled on the spot."""
-        if process_id in self._runs:
+        if self._runs.get(process_id):
             return await self._lookup.get(process_id)
         try:
             stored = await read_stored(self._worker.store, process_id)

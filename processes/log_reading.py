@@ -20,8 +20,8 @@ from processes.logs import (
     logs_prefix,
     segment_of,
 )
-from processes.lookup import ProcessLookup
 from processes.record import Record
+from processes.runs import Runs
 from storage import ObjectNotFound, Store, Stored
 from stores.prefixes import list_all
 from utils import WorkerError
@@ -166,7 +166,7 @@ async def _texts_of(seen: Seen, piece: _Piece) -> list[str]:
 class LogLook:
     """The log of one attempt, for somebody who looks at it again and again."""
 
-    def __init__(self, store: Store, lookup: ProcessLookup, record: Record, attempt: int) -> None:
+    def __init__(self, store: Store, runs: Runs, record: Record, attempt: int) -> None:
         """Raises UnknownAttempt."""
         if not 1 <= attempt <= record.attempt:
             raise UnknownAttempt(
@@ -174,7 +174,7 @@ class LogLook:
             )
         self.attempt = attempt
         self._store = store
-        self._lookup = lookup
+        self._runs = runs
         self._process_id = record.process_id
         self._prefix = logs_prefix(record.process_id, attempt)
         self._tail: Stored | None = None
@@ -201,7 +201,7 @@ class LogLook:
             await asyncio.sleep(min(seconds, LOOK_SECONDS))
 
     def _own(self) -> AttemptLog | None:
-        run = self._lookup.held(self._process_id)
+        run = self._runs.held(self._process_id)
         return run.log if run and run.lease.record.attempt == self.attempt else None
 
     async def _stored(self, wanted: Wanted) -> Seen:

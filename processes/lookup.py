@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 
 from processes.index import Row, read_rows
@@ -13,7 +12,7 @@ from processes.manifest import Artifact, find
 from processes.reading import UnknownProcess, decode_record, present, read_stored
 from processes.record import Snapshot, Status
 from processes.record_cache import Copy
-from processes.run import ProcessRun
+from processes.runs import Runs
 from processes.why import NO_PROGRESS, Why, why
 from processes.worker import Worker
 
@@ -26,9 +25,8 @@ FOLLOW_SECONDS = 1.0
 class ProcessLookup:
     """Reads. Nothing here changes a record, whatever it finds."""
 
-    def __init__(self, worker: Worker, runs: Mapping[str, ProcessRun]) -> None:
+    def __init__(self, worker: Worker, runs: Runs) -> None:
         self._worker = worker
-        #: The processes that run on this worker, by id; the manager's own, looked into.
         self._runs = runs
 
     async def get(self, process_id: str, *, fresh: bool = False) -> Snapshot:
@@ -41,7 +39,7 @@ class ProcessLookup:
             UnknownProcess: the store says there is none.
             StorageUnavailable, StorageMisconfigured: it cannot be asked, and there is no copy.
         """
-        if run := self.held(process_id):
+        if run := self._runs.held(process_id):
             position = run.slots.position(process_id)
             return Snapshot(run.lease.record, "memory", run.lease.age_seconds, False, position)
         copy = await self._worker.cache.find(process_id)
@@ -57,8 +55,8 @@ class ProcessLookup:
     def without_progress(self) -> list[str]:
         """The processes that run here and have reported no progress for too long."""
         return [
-            process_id
-            for process_id, run in self._runs.items()
+            run.process_id
+            for run in self._runs
             if (reason := self.why(Snapshot(run.lease.record, "memory", run.lease.age_seconds)))
             and reason.code == NO_PROGRESS
         ]
@@ -70,14 +68,9 @@ class ProcessLookup:
             snapshot, lease_seconds=settings.lease_seconds, stall_seconds=settings.stall_seconds
         )
 
-    def held(self, process_id: str) -> ProcessRun | None:
-        """The attempt here that may speak for the process; not one that has lost it."""
-        run = self._runs.get(process_id)
-        return run if run and not run.lease.lost.is_set() else None
-
     async def artifacts(self, snapshot: Snapshot) -> list[Artifact]:
         """What the current attempt has stored, by path; of a running one, so far."""
-        if run := self.held(snapshot.record.process_id):
+        if run := self._runs.held(snapshot.record.process_id):
             return [Artifact.of(file) for file in run.uploads.files()]
         return await self._worker.manifests.artifacts(snapshot.record)
 
@@ -87,7 +80,7 @@ class ProcessLookup:
         Raises:
             UnknownArtifact: none has this path.
         """
-        if self.held(snapshot.record.process_id):
+        if self._runs.held(snapshot.record.process_id):
             return find(await self.artifacts(snapshot), path)
         return await self._worker.manifests.artifact(snapshot.record, path)
 
@@ -126,7 +119,7 @@ class ProcessLookup:
             left = deadline - time.monotonic()
             if snapshot.record.revision > since_revision or snapshot.record.released or left <= 0:
                 return snapshot
-            if run := self.held(process_id):
+            if run := self._runs.held(process_id):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(run.lease.revision_above(since_revision), left)
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import suppress
 
 from processes.index import repair
@@ -12,7 +11,7 @@ from processes.lookup import FOLLOW_SECONDS, ProcessLookup
 from processes.reading import RecordUnreadable, UnknownProcess, decode_record, read_stored
 from processes.record import Record, record_key
 from processes.record_cache import Copy
-from processes.run import ProcessRun
+from processes.runs import Runs
 from processes.worker import Worker
 from storage import ObjectChanged
 
@@ -20,10 +19,10 @@ from storage import ObjectChanged
 RECOVERED_RECORDS = 50
 
 
-async def recover(worker: Worker, lookup: ProcessLookup, runs: Mapping[str, ProcessRun]) -> None:
+async def recover(worker: Worker, lookup: ProcessLookup, runs: Runs) -> None:
     """Pay what is owed, then read ahead. Runs in the background and delays no request."""
     for copy in await worker.cache.unsent():
-        paid = copy.record.process_id in runs  # an attempt that lives here does so itself
+        paid = runs.get(copy.record.process_id) is not None  # an attempt that lives here does so itself
         while not paid:
             paid = await _pay(worker, copy)
             if not paid:
