@@ -31,7 +31,7 @@ from storage import Store
 from stores.prefixes import Removed
 from utils import Clock, utc_now
 
-__all__ = ["LogLook", "LogPage", "ProcessManager", "Start", "Wanted", "WorkerBusy"]
+__all__ = ["LogPage", "ProcessManager", "Start", "Wanted", "WorkerBusy"]
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,16 @@ class ProcessManager:
 
     # ---- what callers may know
 
+    def running_and_queued(self) -> tuple[int, int]:
+        """How many processes hold a slot here, and how many wait for one."""
+        load = self.runs.load()
+        return load.running, load.queued
+
+    @property
+    def gpu_memory_leaked(self) -> bool:
+        """Whether a child that is gone has left memory of a GPU taken."""
+        return self.worker.gpus.leaked
+
     async def links(self, record: Record) -> Links:
         """Presigned links by which a caller follows and cancels the process without a worker."""
         return await self._links.links(record)
@@ -132,6 +142,11 @@ class ProcessManager:
         return await delete_process(self.worker, process_id)
 
     # ---- come and go
+
+    def warm_up(self) -> None:
+        """Begin to load what attempts are forked from."""
+        if template := self.worker.template:
+            template.start()
 
     async def drain(self) -> None:
         """Stop every process here so that another worker can resume it. Bounded in time."""

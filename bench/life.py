@@ -71,7 +71,7 @@ async def measure(server: S3Server, scratch: Path) -> Costs:
     await _until_still(mine)
     look = await _cost(mine, lambda: read_note(store, "p"))
     status = await _cost(theirs, lambda: other("process_status", process_id="p"))
-    run = owner.manager._runs["p"]
+    run = owner.manager.runs._runs["p"]
     heartbeat = await _cost(mine, run.lease._write)
     await owner("cancel", process_id="p")
     await held

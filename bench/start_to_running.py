@@ -50,7 +50,7 @@ async def one_start(handler: Handler, name: str) -> Seen:
     task = asyncio.create_task(handler({"id": name, "input": start}))
     running = first = None
     while not task.done():
-        run = handler.manager.lookup.held(name)
+        run = handler.manager.runs.held(name)
         record = run.lease.record if run else None
         if record and record.status == "running" and running is None:
             running = time.perf_counter() - began

@@ -132,7 +132,7 @@ async def _in_worker(folder: Path) -> AsyncIterator[Way]:
     task = asyncio.create_task(start)
 
     def step() -> int:
-        run = worker.manager.lookup.held("t")
+        run = worker.manager.runs.held("t")
         progress = run.lease.record.progress if run else None
         return progress.step if progress else 0
 

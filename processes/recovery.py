@@ -22,7 +22,9 @@ RECOVERED_RECORDS = 50
 async def recover(worker: Worker, lookup: ProcessLookup, runs: Runs) -> None:
     """Pay what is owed, then read ahead. Runs in the background and delays no request."""
     for copy in await worker.cache.unsent():
-        paid = runs.get(copy.record.process_id) is not None  # an attempt that lives here does so itself
+        paid = (
+            runs.get(copy.record.process_id) is not None
+        )  # an attempt that lives here does so itself
         while not paid:
             paid = await _pay(worker, copy)
             if not paid:

@@ -60,7 +60,7 @@ class CrowdWorker(Caller):
         self.store.thaw()
 
     def runs(self) -> list[Any]:
-        return list(self.manager._runs.values())
+        return list(self.manager.runs)
 
     def children(self) -> list[Any]:
         return [run._child for run in self.runs() if run._child]

@@ -127,7 +127,7 @@ async def deliver(life: Life) -> Reply:
 
 def _strike(victim: str, handler: Handler) -> None:
     if victim != "worker":
-        for run in handler.manager._runs.values():
+        for run in handler.manager.runs:
             if run._child and run._child._guardian.returncode is None:
                 os.killpg(run._child.pid, signal.SIGKILL)
     if victim != "child":

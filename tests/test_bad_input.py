@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actions import ACTIONS
-from parsing import parse_action
+from api.actions import ACTIONS
+from api.parsing import parse_action
 from stores.local_store import LocalStore
 from tests.kit import Caller
 

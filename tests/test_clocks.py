@@ -36,7 +36,7 @@ async def worker_at(crowd, tmp_path):
     for manager in made:
         manager.store.away = True
         manager.store.thaw()
-        for run in list(manager._runs.values()):
+        for run in manager.runs:
             run.task.cancel()
             await asyncio.wait([run.task])
 
@@ -47,7 +47,7 @@ async def test_a_worker_with_a_wrong_clock_is_not_thought_dead(crowd, worker_at,
     owner, other = worker_at(wrong_by), worker_at(-wrong_by)
     params = {"steps": 20, "seconds": 2}
     start = asyncio.create_task(owner.deliver(start_of("p", **params)))
-    await until(lambda: owner._runs.get("p"))
+    await until(lambda: owner.runs.get("p"))
     follower = asyncio.create_task(other.deliver(start_of("p", **params)))
     while not start.done():
         seen = await other.lookup.get("p")

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from actions import StartAction
-from parsing import parse_action, parse_params
+from api.actions import StartAction
+from api.parsing import parse_action, parse_params
 from scripts.env_example import example
 from settings import Settings, load_settings, variables
 from stores.store_probe import NO_CONDITIONS, NO_LINKS, NO_MULTI_DELETE

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-import doctor
+from cli import doctor
 from gpus import Gpu, Gpus, see_gpus
 from health import Examiner
 from storage import Capabilities, StoreHealth
@@ -21,6 +21,7 @@ from tests.kit import settings
 from upkeep import checks
 from upkeep.checks import Finding, judge_gpus, judge_store, try_disk, worst
 
+ROOT = Path(__file__).parent.parent
 CAN_ALL = Capabilities(conditional_writes=True, presign=True, multi_delete=True)
 FINE = StoreHealth(ok=True, message="s3://b/ was written", round_trip_ms=3.0,
                    clock_offset_seconds=0.1)  # fmt: skip
@@ -274,7 +275,7 @@ def test_a_finding_is_told_with_what_to_do():
 def test_doctor_prints_every_check_and_ends_with_a_verdict(tmp_path):
     environment = os.environ | {"WORKER_DATA_DIR": str(tmp_path / "store"),
                                 "WORKER_SCRATCH_DIR": str(tmp_path / "scratch")}  # fmt: skip
-    command = [sys.executable, Path(doctor.__file__).parent / "rp_handler.py", "doctor"]
+    command = [sys.executable, ROOT / "rp_handler.py", "doctor"]
     ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     for word in ("store", "clock", "disk", "gpu", "compute", "can take jobs"):

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent.parent
 #: From the street to the cellar. A room may import what stands below it, and its own.
 ROOMS = [
     {"rp_handler"},
-    {"doctor", "worker_actions", "starts"},
-    {"file_actions", "log_actions", "console", "health", "command_line", "clean_command"},
-    {"parsing"},
-    {"actions", "process_manager"},
+    {"cli"},
+    {"api"},
+    {"health"},
+    {"process_manager"},
     {"upkeep"},
     {"replies"},
     {"processes"},
@@ -26,9 +26,10 @@ ROOMS = [
 ]
 #: The same inside the room where the life of a process is.
 PROCESSES = [
-    {"recovery", "cancelling", "log_reading"},
-    {"lookup", "load"},
-    {"why"},
+    {"starting"},
+    {"recovery", "cancelling"},
+    {"lookup", "log_reading"},
+    {"why", "runs"},
     {"run", "links", "removal", "settling"},
     {"archive", "inputs"},
     {"uploads", "index", "logs", "phases"},
@@ -56,7 +57,7 @@ KEEPERS = {
 }
 
 
-PACKAGES = ["inputs", "jobs", "processes", "stores", "upkeep"]
+PACKAGES = ["api", "cli", "inputs", "jobs", "processes", "stores", "upkeep"]
 
 
 def modules():

@@ -132,10 +132,10 @@ def bytes_in(folder):
     return sizes
 
 
-def with_secret(worker):
-    """`worker`, as one that knows a secret."""
-    known = Redactor([SECRET])
-    worker.manager.worker = worker.manager.worker._replace(redactor=known)
+def with_secret(crowd):
+    """A worker that knows a secret, without the net that masks whole replies once more."""
+    worker = crowd.worker(redactor=Redactor([SECRET]))
+    worker.handler._redactor = Redactor()
     return worker
 
 
@@ -455,7 +455,7 @@ async def test_a_reply_of_many_long_lines_fits_and_the_rest_comes_by_the_page(cr
 
 async def test_no_secret_is_stored_or_told(crowd, printer, small):
     """In mid-line, at a line's cut, in pieces, in a bar, and at the end without a newline."""
-    owner, other = with_secret(crowd.worker()), crowd.worker()
+    owner, other = with_secret(crowd), crowd.worker()
     start = prints(owner, printer)
     await owner.seen("p", "running")
     printer.say(f"the key is {SECRET} indeed\nhalf of it: {SECRET[:15]}")
@@ -481,7 +481,7 @@ async def test_no_secret_is_stored_or_told(crowd, printer, small):
 
 
 async def test_the_log_tail_of_a_failure_holds_no_secret(crowd):
-    owner = with_secret(crowd.worker())
+    owner = with_secret(crowd)
     params = {"path": f"/nowhere/{SECRET}"}
     reply = await owner("start", kind="print_out", process_id="p", params=params)
     [said] = [line for line in reply["failure"]["log_tail"] if "FileNotFoundError" in line]

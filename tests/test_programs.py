@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from api.parsing import InvalidRequest, UnknownProgram, parse_params
 from jobs.command import _yaml
 from jobs.context import JobFailed
 from jobs.program_params import plain_values
 from jobs.program_progress import PrintedLines, ProgressFile
 from jobs.program_template import fill_argv, fill_config
 from jobs.programs import Program, ProgramsInvalid, read_programs
-from parsing import InvalidRequest, UnknownProgram, parse_params
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "programs" / "programs.toml"
 #: What a program can be given: no NUL, no half of a pair.

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pydantic import BaseModel, SecretStr
 
+from api.parsing import parse_params
 from jobs import JOBS, Job
 from jobs.runner import Failure, Progress
-from parsing import parse_params
 from processes.delivery import (
     Answer,
     Claim,

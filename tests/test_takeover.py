@@ -311,9 +311,9 @@ async def test_two_attempts_on_one_worker_do_not_forget_each_other(crowd):
     params = {"steps": 3, "fail_at": 3}
     first = worker.starts("p", **params)
     await pause.reached.wait()
-    run = worker.manager._runs.get("p")
-    worker.manager._runs["p"] = later = object()
+    run = worker.manager.runs._runs.get("p")
+    worker.manager.runs._runs["p"] = later = object()
     pause.go.set()
     await first
     assert run.task.done()
-    assert worker.manager._runs.pop("p") is later
+    assert worker.manager.runs._runs.pop("p") is later

@@ -224,8 +224,8 @@ async def test_every_status_is_stored_before_it_is_told(crowd):
 async def test_a_start_is_not_answered_before_its_end_is_stored(crowd, end, params):
     worker = crowd.worker(heartbeat_seconds=60, lease_seconds=600)
     start = worker.starts("p", **params)
-    await until(lambda: worker.manager._runs.get("p"))
-    lease = worker.manager._runs.get("p").lease
+    await until(lambda: worker.manager.runs.get("p"))
+    lease = worker.manager.runs.get("p").lease
     await until(lambda: lease.record.status is Status.RUNNING)
     pause = worker.store.pause_before("replace", "record.json", nth=None)
     await pause.reached.wait()

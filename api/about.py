@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actions import HealthAction, KindsAction, MetricsAction
+from api.actions import HealthAction, KindsAction, MetricsAction
 from health import Examiner, health
 from jobs import COMMAND, JOBS
 from jobs.programs import Programs
@@ -14,7 +14,7 @@ from upkeep.metrics import metrics
 from upkeep.presence import Presence
 
 
-class WorkerActions:
+class AboutActions:
     """Answers them for this worker."""
 
     def __init__(

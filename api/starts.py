@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from actions import BulkDownloadAction, StartAction
+from api.actions import BulkDownloadAction, StartAction
+from api.parsing import check_input, parse_params, process_id_of
 from jobs import COMMAND
 from jobs.programs import Programs
-from parsing import check_input, parse_params, process_id_of
 from processes.archive import ARCHIVE
 from processes.delivery import Start
 from redaction import Redactor, secrets_in

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
-from actions import ACTIONS, ID_PATTERN, AnyAction
+from api.actions import ACTIONS, ID_PATTERN, AnyAction
 from inputs.public_web import check_url, parse_allowed_hosts
 from inputs.sources import FromKey, FromWeb, Input, check_shared, parse_source
 from jobs import COMMAND, JOBS

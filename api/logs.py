@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import time
 
-from actions import MAX_LOG_LINES, LogsAction
-from processes.log_reading import LogLook, LogPage, Wanted
-from processes.lookup import ProcessLookup
+from api.actions import MAX_LOG_LINES, LogsAction
+from process_manager import LogPage, ProcessManager, Wanted
 from processes.record import Snapshot, view
 from replies import MAX_PAGE_BYTES, Reply
 from settings import Settings
-from storage import Store
 
 
 class LogActions:
     """Answers it."""
 
-    def __init__(self, store: Store, lookup: ProcessLookup, settings: Settings) -> None:
-        self._store = store
-        self._lookup = lookup
+    def __init__(self, manager: ProcessManager, settings: Settings) -> None:
+        self._manager = manager
         self._settings = settings
 
     async def answer(self, action: LogsAction) -> Reply:
@@ -32,14 +29,14 @@ class LogActions:
         (attempt, after), look = action.place, None
         while True:
             # First the record: of an attempt that has ended by then, the log is whole.
-            snapshot = await self._lookup.get(action.process_id)
+            snapshot = await self._manager.lookup.get(action.process_id)
             record = snapshot.record
-            look = look or LogLook(self._store, self._lookup, record, attempt or record.attempt)
+            look = look or self._manager.log_of(record, attempt or record.attempt)
             limit = action.tail if after is None else MAX_LOG_LINES
             page = await look.page(Wanted(after, limit, MAX_PAGE_BYTES))
             goes_on = action.attempt is None and look.attempt < record.attempt
             if goes_on and not page.lines.texts:
-                look, after = LogLook(self._store, self._lookup, record, look.attempt + 1), 0
+                look, after = self._manager.log_of(record, look.attempt + 1), 0
                 continue
             over = record.released or look.attempt < record.attempt
             ended = over and page.at_end and not goes_on

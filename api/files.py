@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from actions import (
+from api.actions import (
     BulkDownloadAction,
     DeleteAction,
     DownloadAction,
@@ -20,10 +20,10 @@ from actions import (
     ListFilesAction,
     UploadAction,
 )
+from api.parsing import InvalidRequest
 from inputs.folder_files import PREFIX, Announced, Way
 from inputs.folders import InputFolders
 from inputs.touches import Touches
-from parsing import InvalidRequest
 from process_manager import ProcessManager
 from processes.manifest import Artifact, UnknownArtifact, artifact_key, choose
 from processes.reading import RecordUnreadable, UnknownProcess
@@ -276,13 +276,6 @@ class FileActions:
             removed = await self._folders.delete(action.folder)
             what = {"folder": action.folder}
         return {**what, "deleted": {"objects": removed.objects, "bytes": removed.bytes}}
-
-
-def urls_of(page: Reply) -> list[str]:
-    """The links of a page of files."""
-    rows = page["files"]
-    assert isinstance(rows, list)
-    return [str(row["url"]) for row in rows if isinstance(row, dict)]
 
 
 def _head(record: Record) -> Reply:

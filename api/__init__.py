@@ -1,0 +1,1 @@
+"""The actions that callers may ask for, and the replies to them."""

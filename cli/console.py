@@ -1,0 +1,87 @@
+"""A process as a person at a terminal sees it: a bar while it runs, its files once it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tqdm import tqdm
+
+from api.progress import Look
+from utils import WorkerError, set_within
+
+#: How often the bar is redrawn, and how often a line is printed where there is no terminal.
+BAR_SECONDS, LINE_SECONDS = 0.2, 15.0
+MAX_FILES = 15
+
+
+async def show_progress(look: Look, done: asyncio.Event) -> None:
+    """Show how a process comes along until `done`."""
+    if sys.stderr.isatty():
+        await _show_bar(look, done)
+    else:
+        await _print_lines(look, done)
+
+
+async def _show_bar(look: Look, done: asyncio.Event) -> None:
+    layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    with tqdm(desc="starting", total=1, bar_format=layout, dynamic_ncols=True) as bar:
+        over = False
+        while not over:
+            over = await set_within(done, BAR_SECONDS)
+            with suppress(WorkerError):  # not recorded yet, or the store is away
+                _draw(bar, await look())
+
+
+def _draw(bar: tqdm[Any], view: Mapping[str, Any]) -> None:
+    bar.set_description_str(f"{view['kind']} {view['status']}", refresh=False)
+    if progress := view["progress"]:
+        bar.total = progress["total"]
+        bar.n = progress["step"]
+        bar.set_postfix_str(_figures(progress), refresh=False)
+    bar.refresh()
+
+
+async def _print_lines(look: Look, done: asyncio.Event) -> None:
+    while not await set_within(done, LINE_SECONDS):
+        with suppress(WorkerError):
+            view: Mapping[str, Any] = await look()
+            if progress := view["progress"]:
+                of = f" of {progress['total']}" if progress["total"] else ""
+                eta = progress["eta_seconds"]
+                left = f", {eta:.0f} s left" if eta else ""
+                _say(f"{view['kind']}: step {progress['step']}{of}, {_figures(progress)}{left}")
+
+
+def _figures(progress: Mapping[str, Any]) -> str:
+    figures = [f"{name}={value:.4g}" for name, value in progress["metrics"].items()]
+    return ", ".join([*figures, *([progress["message"]] if progress["message"] else [])])
+
+
+def print_end(reply: Mapping[str, Any]) -> None:
+    """Say how a start ended, and where its files lie. `reply` is the start's own."""
+    began = reply["started_at"] or reply["created_at"]
+    took = datetime.fromisoformat(reply["updated_at"]) - datetime.fromisoformat(began)
+    name, status = reply["process_id"], reply["status"]
+    _say(f"\n{reply['kind']} {status} in {took.total_seconds():.0f} s ({name})")
+    if failure := reply["failure"]:
+        _say(f"  {failure['code']}: {failure['message']}")
+        for line in failure["log_tail"][-10:]:
+            _say(f"  | {line}")
+    links = [file["url"] for file in reply["files"]]
+    for link in links[:MAX_FILES]:
+        parts = urlsplit(link)
+        _say(f"  {unquote(parts.path) if parts.scheme == 'file' else link}")
+    if len(links) > MAX_FILES:
+        _say(f"  ... and {len(links) - MAX_FILES} more (action `download`)")
+    if status == "interrupted":
+        _say(f'  Start it again with "process_id": "{name}" to resume it.')
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal's module
