@@ -12,6 +12,8 @@ ARG CONTROL_BASE_IMAGE=python:3.12-slim-bookworm
 # ---- the code, once for both. .dockerignore lets nothing else through.
 FROM scratch AS code
 COPY *.py /app/
+COPY api /app/api
+COPY cli /app/cli
 COPY inputs /app/inputs
 COPY jobs /app/jobs
 COPY processes /app/processes
