@@ -10,7 +10,7 @@ refuses anything that could escape, before any request is made.
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from utils import WorkerError
 
@@ -274,19 +274,20 @@ class Store(Protocol):
 
     async def upload(
         self,
-        path: Path,
+        file: BinaryIO,
         key: str,
         *,
         content_type: str | None = None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> FileFacts:
-        """Copy a file into the store, whole or not at all, at constant memory.
+        """Copy a regular file into the store, whole or not at all, at constant memory.
 
+        It is read from its beginning, wherever its position is. The caller has opened it, so that
+        the file that was checked is the file that is sent, and closes it after this.
         `on_bytes(n)` is called on the event loop as n more bytes have gone.
 
         Raises:
             ChecksumMismatch: the file changed while it was read.
-            FileNotFoundError: there is no file at `path`.
         """
         ...
 

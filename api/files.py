@@ -111,7 +111,10 @@ class FileActions:
             snapshot, path=action.path, pattern=action.pattern, after=action.cursor or "",
             expires_in=action.expires_in,
         )  # fmt: skip
-        return {**_head(snapshot.record), **page}
+        refused = snapshot.record.artifacts.model_dump(
+            mode="json", include={"refused_count", "refused"}
+        )
+        return {**_head(snapshot.record), **page, **refused}
 
     async def _bulk_download(self, action: BulkDownloadAction) -> Reply:
         process_ids = list(dict.fromkeys(action.process_ids))

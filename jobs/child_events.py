@@ -6,14 +6,16 @@ The child runs other people's code, so nothing it sends is believed before it is
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from pydantic import Field, JsonValue
 
 from jobs.context import EVENT_LIMIT
 from utils import Frozen
+
+_OUTSIDE: Final = "The child offered a path outside its own folder."
 
 
 class ProtocolError(Exception):
@@ -30,14 +32,20 @@ class Progress(Frozen):
 
 
 class CheckpointSealed(NamedTuple):
-    """The job handed over what lies in the folder `path` (absolute), its `seq`-th checkpoint."""
+    """The job handed over what lies in the folder `path`, its `seq`-th checkpoint.
+
+    The path is below `sealed/` and relative to the attempt's folder. What lies there is unchecked.
+    """
 
     seq: int
-    path: Path
+    path: str
 
 
 class ArtifactReady(NamedTuple):
-    """A finished file: `path` is relative to the outputs, inside them, a regular file."""
+    """The job says that a file is finished. `path` is relative to the outputs.
+
+    What lies there is unchecked: by the time that it is read it may be something else.
+    """
 
     path: str
 
@@ -93,10 +101,9 @@ _MESSAGES: dict[str, type[Frozen]] = {
 
 
 class EventReader:
-    """Cuts the bytes of an event pipe into events, for an attempt in `folder`."""
+    """Cuts the bytes of an event pipe into events."""
 
-    def __init__(self, folder: Path, heard: Callable[[Event | JobEnded], None]) -> None:
-        self._folder = folder.resolve()
+    def __init__(self, heard: Callable[[Event | JobEnded], None]) -> None:
         self._heard = heard
         self._partial = b""
 
@@ -107,34 +114,34 @@ class EventReader:
             if len(line) > EVENT_LIMIT:
                 raise ProtocolError(f"The child sent an event of more than {EVENT_LIMIT} bytes.")
         for line in lines:
-            event = self._parse(line)
-            if event is not None:
-                self._heard(event)
+            self._heard(self._parse(line))
 
-    def _parse(self, line: bytes) -> Event | JobEnded | None:
+    def _parse(self, line: bytes) -> Event | JobEnded:
         try:
             fields = json.loads(line, parse_constant=_refuse)
             message = _MESSAGES[fields.pop("event")].model_validate(fields)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ProtocolError("The child sent something that is not an event.") from None
         if isinstance(message, _Checkpoint):
-            sealed = self._below(self._folder / "sealed", self._folder / message.path)
-            return CheckpointSealed(message.seq, sealed)
+            _check_path(message.path)
+            if not message.path.startswith("sealed/"):
+                raise ProtocolError(_OUTSIDE)
+            return CheckpointSealed(message.seq, message.path)
         if isinstance(message, _Artifact):
-            outputs = self._folder / "outputs"
-            path = self._below(outputs, outputs / message.path)
-            # Gone by now is the job's right: it may be writing the next one in its place.
-            relative = path.relative_to(outputs).as_posix()
-            return ArtifactReady(relative) if path.is_file() else None
+            _check_path(message.path)
+            return ArtifactReady(message.path)
         assert isinstance(message, Event | JobEnded)
         return message
 
-    @staticmethod
-    def _below(base: Path, path: Path) -> Path:
-        """`path`, if it lies below `base` and no link leads there."""
-        if path == base or not path.is_relative_to(base) or path.resolve() != path:
-            raise ProtocolError("The child offered a path outside its own folder.")
-        return path
+
+def _check_path(path: str) -> None:
+    """Raise ProtocolError unless it is relative, leads nowhere else and can be a path."""
+    if {"", ".", ".."} & set(path.split("/")) or "\0" in path:
+        raise ProtocolError(_OUTSIDE)
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ProtocolError("The child offered a path that no file can have.") from None
 
 
 def _refuse(constant: str) -> None:

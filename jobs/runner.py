@@ -121,7 +121,7 @@ class Child:
         self._ended_by_us = False
         self._lingered = False
         self._oom_kills_before = count_oom_kills()
-        self._reader = EventReader(attempt.folder, self._hear)
+        self._reader = EventReader(self._hear)
         self._control = PipeWriter(process.control)
         self._events = PipeReader(process.events, self._receive)
         self._output = PipeReader(process.output, self.log.feed)

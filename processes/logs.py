@@ -13,12 +13,11 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from jobs.job_log import Block, JobLog, Lines
 from processes.lease import AWAY, Lease, until_answered
+from processes.own_files import OwnFolder
 from processes.record import attempt_prefix
 from processes.worker import Worker
 
@@ -36,6 +35,8 @@ TAIL_BYTES: Final = 64 << 10
 #: much is removed that there is room for a while.
 BEGINNING_SHARE, ROOM_SHARE = 1 / 4, 1 / 8
 TAIL_NAME: Final = "tail.txt"
+#: Where segments lie in the attempt's folder.
+FOLDER: Final = "logs"
 TEXT: Final = "text/plain; charset=utf-8"
 
 
@@ -172,10 +173,10 @@ def too_many(segments: Sequence[Segment], budget: int) -> list[Segment]:
 class AttemptLog:
     """Keeps the log of an attempt that runs here, on this disk, and brings it into the store."""
 
-    def __init__(self, worker: Worker, lease: Lease, folder: Path) -> None:
+    def __init__(self, worker: Worker, lease: Lease, folder: OwnFolder) -> None:
         self._store = worker.store
         self._lease = lease
-        self._folder = folder / "logs"
+        self._folder = folder
         self._process_id = lease.record.process_id
         self._prefix = logs_prefix(self._process_id, lease.record.attempt)
         # `tail.txt`, and the open end which is yet to be sealed, take their part of it.
@@ -234,7 +235,7 @@ class AttemptLog:
 
     async def _read(self, segment: Segment) -> Lines:
         try:
-            data = await asyncio.to_thread((self._folder / segment.name).read_bytes)
+            data = await asyncio.to_thread(self._on_disk, segment)
         except OSError:  # the attempt has just ended and taken its folder along
             data = (await self._store.get(self._prefix + segment.name)).data
         return decoded(segment, data)
@@ -264,7 +265,7 @@ class AttemptLog:
 
     async def _send_segment(self, segment: Segment) -> None:
         try:
-            data = await asyncio.to_thread((self._folder / segment.name).read_bytes)
+            data = await asyncio.to_thread(self._on_disk, segment)
         except OSError as error:
             log.warning("process %s: a part of its log is lost: %s", self._process_id, error)
         else:
@@ -290,11 +291,10 @@ class AttemptLog:
         """A disk that is full costs these lines, never the job."""
         written = []
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
             for lines in sealed:
                 data = encoded(lines)
                 segment = Segment(lines.first, lines.last, len(data))
-                (self._folder / segment.name).write_bytes(data)
+                self._folder.write(FOLDER, segment.name, data)
                 written.append(segment)
         except OSError as error:
             log.warning("process %s: a part of its log is lost: %s", self._process_id, error)
@@ -311,5 +311,7 @@ class AttemptLog:
 
     def _unlink(self, segments: Sequence[Segment]) -> None:
         for segment in segments:
-            with suppress(OSError):
-                (self._folder / segment.name).unlink()
+            self._folder.remove(f"{FOLDER}/{segment.name}")
+
+    def _on_disk(self, segment: Segment) -> bytes:
+        return self._folder.read(f"{FOLDER}/{segment.name}", segment.size)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from processes.record import Record, StoredFile, attempt_prefix
+from processes.record import Record, RefusedFile, StoredFile, attempt_prefix
 from storage import ObjectNotFound, Store
 from stores.prefixes import list_all
 from utils import WorkerError
@@ -27,8 +27,11 @@ class Manifest(BaseModel, frozen=True, extra="ignore"):
     #: Whether this is all that a completed process made; False after a failure or a stop.
     complete: bool
     files: tuple[StoredFile, ...]
-    #: Links that point out of the output folder, and names that no key may have: left behind.
-    refused: tuple[str, ...] = ()
+    #: How many entries of the output folder were left behind: links, what is no regular file,
+    #: names that no key may have.
+    refused_count: int = 0
+    #: The first of them, with reasons.
+    refused: tuple[RefusedFile, ...] = ()
 
 
 class Artifact(NamedTuple):

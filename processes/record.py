@@ -115,13 +115,23 @@ class Trouble(RecordPart):
     message: str
 
 
+class RefusedFile(RecordPart):
+    """An entry of the output folder that is not stored, and why."""
+
+    path: str
+    reason: str
+
+
 class ArtifactsSummary(RecordPart):
-    """How much the current attempt has stored so far."""
+    """How much the current attempt has stored so far, and what it does not store."""
 
     count: int = 0
     total_bytes: int = 0
     #: Of files under way too, and of those that went up more than once.
     sent_bytes: int = 0
+    refused_count: int = 0
+    #: The first of them.
+    refused: tuple[RefusedFile, ...] = ()
 
 
 class Record(RecordPart):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 from pydantic import JsonValue
 
 from inputs.errors import InputError
+from inputs.files import to_the_end
 from jobs import JOBS
 from jobs.child_environment import passed_through
 from jobs.runner import (
@@ -50,6 +50,7 @@ from processes.inputs import Inputs
 from processes.lease import AWAY, Change, Lease, LeaseLost
 from processes.logs import AttemptLog
 from processes.notes import read_note
+from processes.own_files import OwnFolder
 from processes.phases import ENDED, Phases
 from processes.record import ProgressSeen, Record
 from processes.uploads import UploadFailed, Uploads, restore
@@ -95,9 +96,10 @@ class ProcessRun:
         record = lease.record
         self.process_id = record.process_id
         lease.redactor = worker.redactor.knowing(start.secrets)
-        self._folder = worker.workplace.folder / f"{self.process_id}.{record.writer.nonce}"
-        self._uploads = Uploads(worker, lease, self._folder)
-        self.log = AttemptLog(worker, lease, self._folder)
+        self._own = OwnFolder(worker.workplace, f"{self.process_id}.{record.writer.nonce}")
+        self._folder = self._own.path
+        self._uploads = Uploads(worker, lease, self._own)
+        self.log = AttemptLog(worker, lease, self._own)
         #: Whether it runs a child or waits to; not any more when only files are left to store.
         self.wants_slot = start.kind != ARCHIVE
         self.slots = worker.slots if self.wants_slot else worker.archive_places
@@ -149,7 +151,7 @@ class ProcessRun:
             if not self.lease.lost.is_set():
                 with suppress(*AWAY):
                     await self._index.show(self.lease.record)
-            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+            await asyncio.to_thread(self._own.discard)
 
     def _aides(self) -> list[Coroutine[Any, Any, None]]:
         return [
@@ -166,7 +168,7 @@ class ProcessRun:
 
     async def _attempt(self) -> None:
         verdict: Verdict = Stopped()
-        await asyncio.to_thread(self._worker.workplace.claim)
+        await to_the_end(self._own.make)
         with suppress(_StopAsked):
             try:
                 await self._unless_stopping(self._bring_inputs())

@@ -11,15 +11,18 @@ import asyncio
 import logging
 import mimetypes
 import os
-import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from io import FileIO
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from jobs.runner import CheckpointSealed
+from processes.beneath import FileRefused
 from processes.lease import AWAY, Lease, LeaseLost, until_answered
 from processes.manifest import Manifest, artifact_key, manifest_key
+from processes.own_files import Inode, OwnFolder, Refusals
 from processes.record import ArtifactsSummary, Checkpoint, StoredFile, Trouble, attempt_prefix
 from processes.worker import Worker
 from storage import ChecksumMismatch, FileFacts, InvalidKey, ObjectNotFound, Store, check_key
@@ -34,6 +37,8 @@ OnProgress = Callable[[int, int], None]
 CONCURRENT_FILES = 16
 #: When an artifact has failed, the others have this long to be stored all the same.
 LAST_CHANCE_SECONDS = 60.0
+#: In the attempt's folder.
+OUTPUTS: Final = "outputs"
 
 
 class UploadFailed(WorkerError):
@@ -66,10 +71,10 @@ class _Seen(NamedTuple):
 class Uploads:
     """Everything one attempt stores beside its record."""
 
-    def __init__(self, worker: Worker, lease: Lease, folder: Path) -> None:
+    def __init__(self, worker: Worker, lease: Lease, folder: OwnFolder) -> None:
         self._store = worker.store
         self._lease = lease
-        self._outputs = folder / "outputs"
+        self._folder = folder
         self._patience_seconds = worker.settings.upload_patience_seconds
         self._process_id = lease.record.process_id
         self._attempt = lease.record.attempt
@@ -78,7 +83,7 @@ class Uploads:
         self._streamed: dict[str, StoredFile] = {}
         #: Of all artifacts.
         self._total_bytes = 0
-        self._refused: list[str] = []
+        self._refused = Refusals()
         self._sent_bytes = 0
         #: When the store last took some bytes.
         self._moved_at = 0.0
@@ -86,7 +91,7 @@ class Uploads:
         self._offers: dict[str, asyncio.Task[None]] = {}
         self._newest: CheckpointSealed | None = None
         #: Sealed folders that nobody needs any more, to be removed off the event loop.
-        self._overtaken: list[Path] = []
+        self._overtaken: list[str] = []
         self._sending: asyncio.Task[None] | None = None
 
     def offer(self, path: str) -> None:
@@ -112,20 +117,23 @@ class Uploads:
     async def finish(self) -> None:
         """Send whatever lies in the output folder and is not stored as it is now.
 
+        An entry that is refused costs itself and nothing else. The job must have ended.
+
         Raises:
             UploadFailed: something could not be stored.
         """
         while self._offers:
             await asyncio.wait(list(self._offers.values()))
-        prefix = artifact_key(self._process_id, self._attempt, "")
-        paths, self._refused = await asyncio.to_thread(_walk, self._outputs, prefix)
-        await self._send_all(paths)
-        for gone in set(self._stored) - set(paths):
+        listing = await asyncio.to_thread(self._folder.listing, OUTPUTS)
+        names = await asyncio.to_thread(self._folder.names) if listing.linked else {}
+        self._refused = listing.refused
+        await self._send_all(listing.files, names)
+        for gone in set(self._stored) - set(listing.files):
             self._forget_artifact(gone)
 
-    async def _send_all(self, paths: list[str]) -> None:
+    async def _send_all(self, paths: list[str], names: Mapping[Inode, int]) -> None:
         """All of them; one that fails is told when the others had a chance to arrive."""
-        sends = [asyncio.create_task(self._send(path)) for path in paths]
+        sends = [asyncio.create_task(self._send(path, names)) for path in paths]
         try:
             if not sends:
                 return
@@ -180,10 +188,13 @@ class Uploads:
     async def write_manifest(self, *, complete: bool) -> None:
         """Say in the store what is there; for `complete`, the commit point of the process."""
         manifest = Manifest(
-            process_id=self._process_id, attempt=self._attempt, complete=complete,
+            process_id=self._process_id,
+            attempt=self._attempt,
+            complete=complete,
             files=tuple(self.files()),
-            refused=tuple(self._refused),
-        )  # fmt: skip
+            refused_count=self._refused.count,
+            refused=self._refused.listed,
+        )
         key = manifest_key(self._process_id, self._attempt)
         data = manifest.model_dump_json().encode()
         await self._patiently(lambda: self._store.put(key, data, content_type="application/json"))
@@ -194,6 +205,8 @@ class Uploads:
             count=len(self._stored) + len(self._streamed),
             total_bytes=self._total_bytes,
             sent_bytes=self._sent_bytes,
+            refused_count=self._refused.count,
+            refused=self._refused.listed,
         )
 
     def files(self) -> list[StoredFile]:
@@ -224,32 +237,50 @@ class Uploads:
         except (WorkerError, OSError) as error:
             log.warning("artifact %s did not go up yet: %s", path, error)
 
-    async def _send(self, path: str) -> None:
-        source = self._outputs / path
-        async with self._slots:
-            seen = _look(source)
-            if path in self._stored and self._stored[path][0] == seen:
-                return
-            file = await self._store_file(source, path)
-        self._forget_artifact(path)
-        self._stored[path] = (seen, file)
-        self._total_bytes += file.size
+    async def _send(self, path: str, names: Mapping[Inode, int] | None = None) -> None:
+        try:
+            async with self._slots, self._opened(f"{OUTPUTS}/{path}", names) as source:
+                seen = _look(source)
+                if path in self._stored and self._stored[path][0] == seen:
+                    return
+                file = await self._store_file(source, path)
+        except FileRefused as error:
+            self._refuse(path, str(error))
+        except InvalidKey as error:
+            self._refuse(path, f"its path cannot be stored: {error}")
+        except (ChecksumMismatch, FileNotFoundError) as error:
+            raise UploadFailed(f"artifact {path!r} could not be stored: {error}") from error
+        else:
+            self._forget_artifact(path)
+            self._stored[path] = (seen, file)
+            self._total_bytes += file.size
         self._lease.report(lambda record: record.with_artifacts(self.summary()))
 
-    async def _store_file(self, source: Path, path: str) -> StoredFile:
+    def _refuse(self, path: str, reason: str) -> None:
+        self._refused.add(path, reason)
+        self._forget_artifact(path)
+
+    async def _store_file(self, source: FileIO, path: str) -> StoredFile:
         key = artifact_key(self._process_id, self._attempt, path)
         content_type = _content_type(path)
-        try:
-            facts = await self._patiently(
-                lambda: self._store.upload(
-                    source, key, content_type=content_type, on_bytes=self._count
-                )
-            )
-        except (ChecksumMismatch, InvalidKey, FileNotFoundError) as error:
-            raise UploadFailed(f"artifact {path!r} could not be stored: {error}") from error
+        facts = await self._patiently(
+            lambda: self._store.upload(source, key, content_type=content_type, on_bytes=self._count)
+        )
         return StoredFile(
             path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
         )
+
+    @asynccontextmanager
+    async def _opened(self, path: str, names: Mapping[Inode, int] | None) -> AsyncIterator[FileIO]:
+        """As `OwnFolder.open`, off the event loop, and closed in the end."""
+        opening = asyncio.ensure_future(asyncio.to_thread(self._folder.open, path, names))
+        try:
+            file = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
+            raise
+        with file:
+            yield file
 
     async def _send_checkpoints(self) -> None:
         while self._newest is not None:
@@ -262,27 +293,28 @@ class Uploads:
             finally:
                 self._overtaken.append(sealed.path)
                 while self._overtaken:
-                    done_with = self._overtaken.pop()
-                    await asyncio.to_thread(shutil.rmtree, done_with, ignore_errors=True)
+                    await asyncio.to_thread(self._folder.remove, self._overtaken.pop())
 
     async def _send_checkpoint(self, sealed: CheckpointSealed) -> None:
-        checkpoint = Checkpoint(attempt=self._attempt, seq=sealed.seq, files=())
-        prefix = checkpoint_key(self._process_id, checkpoint, "")
-        paths, refused = await asyncio.to_thread(_walk, sealed.path, prefix)
-        if refused or not paths:
-            log.warning("checkpoint %d is not kept: it is empty, or holds %s", sealed.seq, refused)
+        listing = await asyncio.to_thread(self._folder.listing, sealed.path)
+        if listing.refused.count or not listing.files:
+            odd = "; ".join(f"{each.path}: {each.reason}" for each in listing.refused.listed)
+            log.warning("checkpoint %d is not kept: %s", sealed.seq, odd or "it is empty")
             return
-        files = []
-        for path in paths:
-            key = checkpoint_key(self._process_id, checkpoint, path)
-            facts = await self._patiently(
-                lambda path=path, key=key: self._store.upload(sealed.path / path, key)  # type: ignore[misc]
-            )
-            files.append(StoredFile(path=path, size=facts.size, sha256=facts.sha256))
+        checkpoint = Checkpoint(attempt=self._attempt, seq=sealed.seq, files=())
+        for path in listing.files:
+            check_key(checkpoint_key(self._process_id, checkpoint, path))
+        files = [await self._send_part(checkpoint, sealed.path, path) for path in listing.files]
         checkpoint = checkpoint.model_copy(update={"files": tuple(files)})
         before = self._lease.wish.checkpoints
         after = (await self._lease.change(lambda r: r.with_checkpoint(checkpoint))).checkpoints
         await self._forget([old for old in before if old not in after])
+
+    async def _send_part(self, checkpoint: Checkpoint, folder: str, path: str) -> StoredFile:
+        key = checkpoint_key(self._process_id, checkpoint, path)
+        async with self._opened(f"{folder}/{path}", None) as source:
+            facts = await self._patiently(lambda: self._store.upload(source, key))
+        return StoredFile(path=path, size=facts.size, sha256=facts.sha256)
 
     async def _forget(self, checkpoints: list[Checkpoint]) -> None:
         """Remove files that no record mentions any more; what stays is retention's."""
@@ -355,34 +387,12 @@ def _content_type(path: str) -> str:
     return mimetypes.guess_type(path)[0] or "application/octet-stream"
 
 
-def _look(path: Path) -> _Seen:
-    status = path.stat()
-    return _Seen(status.st_size, status.st_mtime_ns)
+def _look(file: FileIO) -> _Seen:
+    facts = os.fstat(file.fileno())
+    return _Seen(facts.st_size, facts.st_mtime_ns)
 
 
-def _walk(root: Path, prefix: str) -> tuple[list[str], list[str]]:
-    """Regular files under `root`, by relative path, and what is refused: links that point out,
-    what is neither file nor folder, and what no key under `prefix` can be called."""
-    found: list[str] = []
-    refused: list[str] = []
-    for folder, folders, names in os.walk(root):
-        links = [name for name in folders if (Path(folder) / name).is_symlink()]
-        for name in [*names, *links]:
-            path = Path(folder) / name
-            relative = path.relative_to(root).as_posix()
-            good = _is_own_file(path, root.resolve()) and _can_be_key(prefix + relative)
-            (found if good else refused).append(relative)
-    return sorted(found), sorted(refused)
-
-
-def _is_own_file(path: Path, inside: Path) -> bool:
-    real = path.resolve()
-    return real.is_relative_to(inside) and real.is_file()
-
-
-def _can_be_key(key: str) -> bool:
-    try:
-        check_key(key)
-    except InvalidKey:
-        return False
-    return True
+def _close_opened(opening: asyncio.Future[FileIO]) -> None:
+    """Close a file that its caller, who was cancelled, does not get."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

@@ -36,6 +36,8 @@ class Workplace:
         self.folder = parent / f"worker-{new_nonce()}"
         self._turn = threading.Lock()
         self._claimed = False
+        #: Once it is claimed: the folder, open for as long as this object lives.
+        self.descriptor = -1
 
     def claim(self) -> None:
         """Make the folder and hold it until this process ends. Blocking. Raises OSError.
@@ -54,22 +56,22 @@ class Workplace:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
-            os.close(handle)
             if error.errno not in _NO_LOCKS:
+                os.close(handle)
                 raise
             (self.folder / NOT_HELD).touch()
-            return True
         if not self.folder.exists():
             os.close(handle)
             return False
         weakref.finalize(self, os.close, handle)
+        self.descriptor = handle
         return True
 
 
 @contextmanager
 def held_if_abandoned(folder: Path) -> Iterator[bool]:
     """Whether nobody holds it; if so, nobody comes to before this ends. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         yield _locked(handle) and not (folder / NOT_HELD).exists()
     finally:

@@ -80,14 +80,14 @@ def temporary(folder: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def copy(source: FileIO, target: BinaryIO, transfer: Transfer) -> FileFacts:
-    """Copy and hash in one pass, at constant memory.
+def copy(source: int, target: BinaryIO, transfer: Transfer) -> FileFacts:
+    """Copy and hash an open file in one pass, from its beginning and at constant memory.
 
     Raises:
         InterruptedError: nobody waits for the end any more.
     """
     digest, size, buffer = hashlib.sha256(), 0, bytearray(_CHUNK)
-    while count := source.readinto(buffer):
+    while count := os.preadv(source, [buffer], size):
         if transfer.abandoned.is_set():
             raise InterruptedError(errno.EINTR, "the transfer was abandoned")
         chunk = memoryview(buffer)[:count]
@@ -229,14 +229,16 @@ def _is_key(name: str) -> bool:
 
 
 def no_links(path: str, flags: int) -> int:
-    """An `opener` that refuses a link (ELOOP)."""
-    return os.open(path, flags | os.O_NOFOLLOW)
+    """An `opener` that refuses a link (ELOOP) and does not wait for a pipe's other end."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def identity(file: Path | int) -> tuple[int, int, int] | None:
-    """What changes when a file is written to or another one takes its name."""
-    try:
-        facts = os.stat(file)  # noqa: PTH116 - a descriptor has no Path
-    except FileNotFoundError:
-        return None
-    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+def is_regular(file: FileIO) -> bool:
+    """Whether an open file is one, and no pipe or device."""
+    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+
+
+def state(descriptor: int) -> tuple[int, int]:
+    """Changes when an open file is written to."""
+    facts = os.fstat(descriptor)
+    return facts.st_size, facts.st_mtime_ns

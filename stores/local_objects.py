@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from storage import (
     MAX_PAGE,
@@ -59,6 +59,8 @@ _LOCKS = 256
 #: A file nobody has written to for so long lost its writer. Were that wrong, the writer's rename
 #: would fail as `StorageUnavailable` and nothing would be damaged.
 _ABANDONED_SECONDS = 3600.0
+#: Nothing is there, or a part of the path is an object, or it is a link, a folder or a socket.
+_NO_OBJECT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO)
 #: What an object is called in the pen that takes it.
 _REMOVED = "removed"
 
@@ -154,19 +156,17 @@ class LocalObjects:
                 self._remove(key, path)
                 self._prune(path.parent)
 
-    def upload(self, path: Path, key: str, transfer: local_files.Transfer) -> FileFacts:
-        target = self._path(key)
-        # Opened out here because what is wrong with the caller's file is not the store's fault.
-        with path.open("rb", buffering=0) as source, self._at_work():
-            before = local_files.identity(source.fileno())
-            with local_files.temporary(self._hidden / "writing") as temporary:
-                with temporary.open("xb") as copy:
-                    facts = local_files.copy(source, copy, transfer)
-                    local_files.sync(copy)
-                if local_files.identity(path) != before:
-                    raise ChecksumMismatch(f"{path.name!r} changed while it was read")
-                self._publish(key, temporary, target)
-            return facts
+    def upload(self, source: BinaryIO, key: str, transfer: local_files.Transfer) -> FileFacts:
+        target, descriptor = self._path(key), source.fileno()
+        with self._at_work(), local_files.temporary(self._hidden / "writing") as temporary:
+            before = local_files.state(descriptor)
+            with temporary.open("xb") as copy:
+                facts = local_files.copy(descriptor, copy, transfer)
+                local_files.sync(copy)
+            if local_files.state(descriptor) != before:
+                raise ChecksumMismatch("the file changed while it was read")
+            self._publish(key, temporary, target)
+        return facts
 
     def draft(self) -> local_files.Draft:
         """For `begin`, `append` and `publish`, one after the other. Makes nothing."""
@@ -195,7 +195,7 @@ class LocalObjects:
             path.parent.mkdir(parents=True, exist_ok=True)
             with local_files.temporary(path.parent) as temporary:
                 with temporary.open("xb") as copy:
-                    facts = local_files.copy(source, copy, transfer)
+                    facts = local_files.copy(source.fileno(), copy, transfer)
                 if expected is not None and facts != expected:
                     raise ChecksumMismatch(f"object {key!r} is not the file that was announced")
                 temporary.replace(path)
@@ -260,12 +260,13 @@ class LocalObjects:
             try:
                 file = FileIO(path, opener=local_files.no_links)
             except OSError as error:
-                # A link or a folder (ELOOP, EISDIR), or a part that is an object, is no object.
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR):
+                if error.errno not in _NO_OBJECT:
                     raise
                 self._now()
                 raise ObjectNotFound(f"there is no object {key!r}") from None
             with file:
+                if not local_files.is_regular(file):
+                    raise ObjectNotFound(f"there is no object {key!r}")
                 yield file
 
     @contextmanager

@@ -12,7 +12,7 @@ import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from meter import Meter
 from storage import (
@@ -55,6 +55,10 @@ _OUTCOMES: dict[type[BaseException], str] = {
     StorageUnavailable: "no_answer",
     asyncio.CancelledError: "no_answer",
 }
+
+
+def _nothing() -> None:
+    pass
 
 
 def _counted(
@@ -150,7 +154,7 @@ class LocalStore:
     @_counted
     async def upload(
         self,
-        path: Path,
+        file: BinaryIO,
         key: str,
         *,
         content_type: str | None = None,
@@ -158,8 +162,8 @@ class LocalStore:
     ) -> FileFacts:
         """See `Store.upload`."""
         with local_files.transfer(on_bytes) as transfer:
-            facts = await self._run(
-                partial(self._objects.upload, path, key, transfer), self._file_pool
+            facts = await self._to_the_end(
+                partial(self._objects.upload, file, key, transfer), transfer.abandoned.set
             )
         self._meter.moved("up", facts.size)
         return facts
@@ -278,12 +282,15 @@ class LocalStore:
     async def _run(self, call: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool or self._pool, call)
 
-    async def _to_the_end(self, call: Callable[[], T]) -> T:
-        """As `_run`. When cancelled, waits until the call has ended, so that nothing writes to a
-        file that is about to be discarded."""
-        work = asyncio.ensure_future(self._run(call, self._file_pool))
+    async def _to_the_end(self, call: Callable[[], T], stop: Callable[[], None] = _nothing) -> T:
+        """As `_run`. When cancelled, calls `stop` and waits until the call has ended, so that
+        nothing still uses a file that is about to be closed or discarded."""
+        job = self._file_pool.submit(call)
+        work = asyncio.wrap_future(job)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            await asyncio.wait({work})
+            stop()
+            if not job.cancel():  # it has begun
+                await asyncio.wait({work})
             raise

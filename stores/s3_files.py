@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from io import FileIO
 from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from storage import ChecksumMismatch, FileFacts, StorageUnavailable
 
@@ -118,36 +118,26 @@ class Body:
 
 
 class Source:
-    """A file on its way up. `open` it first, and `close` it in the end, opened or not."""
+    """A file on its way up, which its owner has opened and closes."""
 
-    def __init__(self, path: Path, memory: Memory) -> None:
-        self._path = path
+    def __init__(self, file: BinaryIO, memory: Memory) -> None:
+        self._file = file
         self._memory = memory
-        self._file: FileIO | None = None
         self._hash = hashlib.sha256()
         self._read = 0
         self._whole: memoryview | None = None
-
-    def open(self) -> None:
-        """Nothing, the second time.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
-        if self._file is None:
-            self._file = self._path.open("rb", buffering=0)
-            self._at_first = os.fstat(self._file.fileno())
-            self.size = self._at_first.st_size
-            self._part = part_size(self.size)
-            #: How often `read` has something to give.
-            self.parts = math.ceil(self.size / self._part)
+        self._at_first = os.fstat(file.fileno())
+        self.size = self._at_first.st_size
+        self._part = part_size(self.size)
+        #: How often `read` has something to give.
+        self.parts = math.ceil(self.size / self._part)
 
     def read(self) -> memoryview:
         """The next part: full-sized, but for the last."""
         data = self._memory.lend(min(self._part, self.size - self._read))
         filled = 0
         while filled < len(data):
-            came = self._opened.readinto(data[filled:])
+            came = os.preadv(self._file.fileno(), [data[filled:]], self._read + filled)
             if not came:
                 raise self._changed()
             filled += came
@@ -156,42 +146,27 @@ class Source:
         return data
 
     def whole(self) -> memoryview:
-        """All of a file that fits into one part, as `verify` says, read once; then it is closed."""
+        """All of a file that fits into one part, as `verify` says, read once."""
         if self._whole is None:
             data = self.read()
             self.verify()
-            self.close()
             self._whole = data
         return self._whole
 
     def verify(self) -> None:
         """Raises ChecksumMismatch if what was read is not, all of it, one state of the file."""
-        now = os.fstat(self._opened.fileno())
+        now = os.fstat(self._file.fileno())
         before = self._at_first
         if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise self._changed()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    @property
-    def closed(self) -> bool:
-        """Nothing is left to be closed."""
-        return self._file is None or self._file.closed
 
     @property
     def facts(self) -> FileFacts:
         """What was read."""
         return FileFacts(self._read, self._hash.hexdigest())
 
-    @property
-    def _opened(self) -> FileIO:
-        assert self._file is not None, "open it first"
-        return self._file
-
     def _changed(self) -> ChecksumMismatch:
-        return ChecksumMismatch(f"{self._path.name} changed while it was read")
+        return ChecksumMismatch("the file changed while it was read")
 
 
 class Target:

@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 from weakref import WeakValueDictionary
 
 from meter import Meter
@@ -240,14 +240,14 @@ class S3Store:
 
     async def upload(
         self,
-        path: Path,
+        file: BinaryIO,
         key: str,
         *,
         content_type: str | None = None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> FileFacts:
         """As `Store.upload`."""
-        return await self._files.upload(path, self._full(key), content_type, on_bytes or _nobody)
+        return await self._files.upload(file, self._full(key), content_type, on_bytes or _nobody)
 
     async def upload_stream(
         self,

@@ -13,7 +13,7 @@ import secrets
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from storage import ChecksumMismatch, FileFacts, StorageUnavailable
 from stores.s3_calls import Lane, retrying
@@ -65,10 +65,10 @@ class Transfers:
         self._disk.close()
 
     async def upload(
-        self, path: Path, key: str, content_type: str | None, on_bytes: Callable[[int], None]
+        self, file: BinaryIO, key: str, content_type: str | None, on_bytes: Callable[[int], None]
     ) -> FileFacts:
         """As `Store.upload`, to a full key."""
-        source = Source(path, self._memory)
+        source = Source(file, self._memory)
         job = _Job(self._room, self._memory, on_bytes)
         try:
             put = partial(self._put_whole, job, source, key, content_type)
@@ -83,10 +83,7 @@ class Transfers:
                 send = partial(self._send_file, job, source, key)
                 await self._put_parts(job, key, content_type, send)
         finally:
-            if source.closed:
-                job.stop_all()
-            else:
-                await job.end(self._disk, source.close)
+            job.stop_all()
         return source.facts
 
     async def upload_stream(
@@ -143,7 +140,6 @@ class Transfers:
         self, job: _Job, source: Source, key: str, content_type: str | None, limit: int
     ) -> bool:
         """Blocking: a file in one turn of a thread; False: it has more than `limit` bytes."""
-        source.open()
         if source.size > limit:
             return False
         body = Body(source.whole(), job.stop)

@@ -50,7 +50,7 @@ async def put_large_files(store: Store, folder: Path, size: int) -> tuple[Stored
         with target.open("wb") as file:
             file.truncate(size)
         if target is source:
-            await store.upload(source, key)
+            await servers.upload_file(store, source, key)
         files.append(StoredFile(path=f"{number}.bin", size=size, sha256=digest.hexdigest()))
     return tuple(files)
 

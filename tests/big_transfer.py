@@ -49,7 +49,7 @@ async def main(place: Place, folder: Path) -> None:
     await store.put("warm-up", b"")  # imports and connections are not the transfer's
     before = memory("VmRSS")
     try:
-        up = await store.upload(source, "large", on_bytes=lambda _: None)
+        up = await servers.upload_file(store, source, "large", on_bytes=lambda _: None)
         source.unlink()
         down = await store.download("large", target, expected=up)
     finally:

@@ -46,7 +46,8 @@ async def write_for_ever(root: Path, number: int, acknowledge: int) -> None:
             version = await store.replace("a/object", content(number), version)
         else:
             source.write_bytes(content(number))
-            await store.upload(source, "a/object")
+            with source.open("rb") as file:
+                await store.upload(file, "a/object")
             version = (await store.get("a/object")).version
 
 

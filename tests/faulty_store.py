@@ -192,9 +192,9 @@ class FaultyStore:
         async with self._on_its_way("delete", keys[0] if keys else "", None):
             await self._behind.delete(keys)
 
-    async def upload(self, path: Any, key: str, **options: Any) -> Any:
+    async def upload(self, file: Any, key: str, **options: Any) -> Any:
         async with self._on_its_way("upload", key, None):
-            return await self._behind.upload(path, key, **options)
+            return await self._behind.upload(file, key, **options)
 
     async def upload_stream(self, chunks: Any, key: str, **options: Any) -> Any:
         async with closing(chunks), self._on_its_way("upload_stream", key, None):

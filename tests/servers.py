@@ -20,7 +20,7 @@ import socket
 import subprocess
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import boto3
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
     from meter import Meter
-    from storage import Store
+    from storage import FileFacts, Store
 
 Place = dict[str, str | None]
 
@@ -98,6 +98,12 @@ async def keys_of(store: Store, prefix: str = "", *, limit: int = 1000) -> list[
         if page.next is None:
             return keys
         after = page.next
+
+
+async def upload_file(store: Store, path: Path, key: str, **options: Any) -> FileFacts:
+    """`Store.upload` of the file at `path`."""
+    with path.open("rb") as file:
+        return await store.upload(file, key, **options)
 
 
 def fresh_prefix() -> str:

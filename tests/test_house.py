@@ -36,7 +36,9 @@ PROCESSES = [
     {"lease", "notes"},
     {"worker"},
     {"kept_models"},
+    {"own_files"},
     {
+        "beneath",
         "delivery",
         "failures",
         "gpu_shares",

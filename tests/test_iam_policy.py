@@ -167,7 +167,7 @@ async def test_a_large_file_is_refused_with_the_reason_and_not_as_a_broken_conne
     give(ceph, {action: what for action, what in allowed().items() if action != "s3:PutObject"})
     (tmp_path / "file").write_bytes(DATA[:PART])
     with pytest.raises(StorageMisconfigured, match="s3:PutObject"):
-        await guest.upload(tmp_path / "file", "a")
+        await servers.upload_file(guest, tmp_path / "file", "a")
 
 
 # (Who wrote an object may read it at Ceph RGW, whatever the policy says.)

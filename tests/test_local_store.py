@@ -16,10 +16,10 @@ import pytest
 from storage import ChecksumMismatch, FileFacts, InvalidKey, ObjectNotFound, StorageUnavailable
 from stores import local_files
 from stores.local_store import LocalStore
+from tests.servers import upload_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from io import FileIO
 
 
 @pytest.fixture
@@ -187,15 +187,15 @@ async def test_a_file_that_changes_while_it_is_read_is_not_stored(
     source = tmp_path / "growing"
     source.write_bytes(b"x")
 
-    def copy_and_grow(file: FileIO, copy: BinaryIO, transfer: local_files.Transfer) -> FileFacts:
+    def copy_and_grow(file: int, copy: BinaryIO, transfer: local_files.Transfer) -> FileFacts:
         facts = local_files_copy(file, copy, transfer)
         source.write_bytes(b"xy")
         return facts
 
     local_files_copy = local_files.copy
     monkeypatch.setattr(local_files, "copy", copy_and_grow)
-    with pytest.raises(ChecksumMismatch, match="growing"):
-        await local.upload(source, "a")
+    with pytest.raises(ChecksumMismatch, match="changed"):
+        await upload_file(local, source, "a")
     with pytest.raises(ObjectNotFound):
         await local.get("a")
 

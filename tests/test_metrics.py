@@ -18,7 +18,7 @@ from stores.s3_store import S3Store
 from tests.crowd import until
 from tests.faulty_s3 import Fault, FaultyS3
 from tests.fleet import GPUS, PRICE
-from tests.servers import open_place
+from tests.servers import open_place, upload_file
 from upkeep.metrics import figures, merged
 
 LONG = {"seconds": 60, "steps": 600}
@@ -257,7 +257,7 @@ async def test_bytes_are_those_of_objects(place, tmp_path):
     with pytest.raises(ObjectExists):
         await store.create("a", b"other")
     up, down = moved()
-    await store.upload(source, "b")
+    await upload_file(store, source, "b")
     assert moved() == (up + (20 << 20), down)
     await store.download("b", tmp_path / "target")
     assert moved() == (up + (20 << 20), down + (20 << 20))

@@ -72,12 +72,12 @@ async def test_nothing_keeps_an_attempt_that_is_over(tmp_path: Path) -> None:
     assert over() is None
 
 
-async def test_what_a_job_hands_over_has_an_absolute_path(tmp_path: Path) -> None:
+async def test_what_a_job_hands_over_is_named_by_its_path_in_the_folder(tmp_path: Path) -> None:
     events: list[Event] = []
     child = await Child.spawn(attempt(tmp_path, "save_and_offer"))
     assert await child.run(events.append) == Completed(str(tmp_path))  # where it works
     assert events == [
-        CheckpointSealed(1, tmp_path / "sealed" / "000001"),
+        CheckpointSealed(1, "sealed/000001"),
         ArtifactReady("samples/1.png"),
     ]
     assert (tmp_path / "sealed" / "000001" / "weights" / "w.bin").read_text() == "w"
@@ -150,6 +150,9 @@ async def test_an_error_of_the_listener_ends_the_child_and_is_raised(tmp_path: P
         '{"event": "artifact", "path": "../../secret"}\n',
         '{"event": "artifact", "path": "/etc/passwd"}\n',
         '{"event": "checkpoint", "seq": 1, "path": "outputs"}\n',
+        '{"event": "checkpoint", "seq": 1, "path": "sealed/../outputs"}\n',
+        '{"event": "artifact", "path": "half\\ud800"}\n',
+        '{"event": "artifact", "path": "nul\\u0000"}\n',
         "[" * 100_000 + "\n",
         "\xff\n",
     ],
@@ -163,13 +166,6 @@ async def test_an_endless_line_ends_the_child_instead_of_filling_memory(tmp_path
     failure = await failure_of(tmp_path, "send", text="x" * 65536, times=100_000)
     assert failure.code == "protocol_error"
     assert "more than" in failure.message
-
-
-async def test_an_artifact_behind_a_link_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "outputs").mkdir()
-    (tmp_path / "outputs" / "link").symlink_to("/etc")
-    line = '{"event": "artifact", "path": "link/passwd"}\n'
-    assert (await failure_of(tmp_path, "send", text=line)).code == "protocol_error"
 
 
 async def test_what_a_job_prints_cannot_pass_for_an_event(tmp_path: Path) -> None:

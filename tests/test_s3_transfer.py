@@ -19,6 +19,7 @@ from stores.s3_files import PART
 from stores.s3_store import S3Store
 from stores.s3_transfer import PARTS_HELD
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, every, once
+from tests.servers import upload_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -88,7 +89,7 @@ async def test_a_file_comes_through_though_every_third_request_fails(
     up: list[int] = []
     down: list[int] = []
     proxy.rule = every(3, fault)
-    assert await store.upload(file, "a", on_bytes=up.append) == facts
+    assert await upload_file(store, file, "a", on_bytes=up.append) == facts
     got = tmp_path / "got"
     assert await store.download("a", got, expected=facts, on_bytes=down.append) == facts
     assert got.read_bytes() == file.read_bytes()
@@ -99,14 +100,14 @@ async def test_only_the_part_that_broke_is_sent_again(
     store: S3Store, proxy: FaultyS3, file: Path
 ) -> None:
     proxy.rule = once(Fault.LOST_REQUEST, a_part)
-    await store.upload(file, "a")
+    await upload_file(store, file, "a")
     assert sum(map(a_part, proxy.asked)) == 3 + 1
 
 
 async def test_only_the_range_that_broke_is_fetched_again(
     store: S3Store, proxy: FaultyS3, file: Path, facts: FileFacts, tmp_path: Path
 ) -> None:
-    await store.upload(file, "a")
+    await upload_file(store, file, "a")
     proxy.rule = once(Fault.TRUNCATED, a_part)
     proxy.asked.clear()
     assert await store.download("a", tmp_path / "got") == facts
@@ -118,7 +119,7 @@ async def test_a_completion_whose_answer_is_lost_is_recognised(
     store: S3Store, proxy: FaultyS3, file: Path, facts: FileFacts, fault: Fault
 ) -> None:
     proxy.rule = once(fault, completion)
-    assert await store.upload(file, "a") == facts
+    assert await upload_file(store, file, "a") == facts
     assert sum(map(completion, proxy.asked)) == 1
     assert (await store.list("")).objects[0].size == SIZE
 
@@ -133,7 +134,7 @@ async def test_an_upload_that_fails_leaves_nothing(
     before = unfinished(ceph)
     proxy.rule = always(Fault.SLOW_DOWN, a_part)
     with pytest.raises(StorageUnavailable):
-        await store.upload(file, "a")
+        await upload_file(store, file, "a")
     assert unfinished(ceph) == before
     with pytest.raises(ObjectNotFound):
         await store.get("a")
@@ -143,7 +144,7 @@ async def test_a_download_that_fails_leaves_nothing(
     store: S3Store, proxy: FaultyS3, file: Path, tmp_path: Path
 ) -> None:
     store._files._patience = 0.2
-    await store.upload(file, "a")
+    await upload_file(store, file, "a")
     proxy.rule = always(Fault.TRUNCATED, a_part)
     with pytest.raises(StorageUnavailable):
         await store.download("a", tmp_path / "new" / "got")
@@ -155,11 +156,11 @@ async def test_failed_transfers_hold_no_memory_back(
 ) -> None:
     """Each failure would take a few buffers with it, until nobody could move a file."""
     store._files._patience = 0.0
-    await store.upload(file, "a")
+    await upload_file(store, file, "a")
     proxy.rule = always(Fault.SLOW_DOWN, a_part)
     for _ in range(PARTS_HELD):
         with pytest.raises(StorageUnavailable):
-            await store.upload(file, "b")
+            await upload_file(store, file, "b")
         with pytest.raises(StorageUnavailable):
             await store.download("a", tmp_path / "got")
     proxy.rule = lambda _: None
@@ -177,7 +178,7 @@ async def test_a_cancelled_upload_stops_and_leaves_nothing(
 ) -> None:
     before = unfinished(ceph)
     proxy.rule = always(silent, a_part)
-    task = asyncio.create_task(store.upload(file, "a"))
+    task = asyncio.create_task(upload_file(store, file, "a"))
     await asyncio.to_thread(proxy.silenced.wait)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -191,7 +192,7 @@ async def test_a_cancelled_upload_stops_and_leaves_nothing(
 async def test_a_cancelled_download_stops_and_leaves_nothing(
     store: S3Store, proxy: FaultyS3, file: Path, tmp_path: Path
 ) -> None:
-    await store.upload(file, "a")
+    await upload_file(store, file, "a")
     proxy.rule = always(Fault.SILENT, a_part)
     task = asyncio.create_task(store.download("a", tmp_path / "new" / "got"))
     await asyncio.to_thread(proxy.silenced.wait)
@@ -218,7 +219,7 @@ async def test_a_file_that_changes_while_it_is_read_does_not_go_up(
 
     proxy.before = touch
     with pytest.raises(ChecksumMismatch):
-        await store.upload(file, "a")
+        await upload_file(store, file, "a")
     assert unfinished(ceph) == before
     with pytest.raises(ObjectNotFound):
         await store.get("a")
@@ -227,7 +228,7 @@ async def test_a_file_that_changes_while_it_is_read_does_not_go_up(
 async def test_an_object_that_is_replaced_while_it_comes_down_is_not_mixed(
     store: S3Store, proxy: FaultyS3, file: Path, tmp_path: Path
 ) -> None:
-    await store.upload(file, "a")
+    await upload_file(store, file, "a")
     await store.download("a", tmp_path / "got")
     proxy.rule = always(Answer.error(412, "PreconditionFailed"), a_part)
     with pytest.raises(StorageUnavailable, match="replaced while it was downloaded"):
@@ -240,7 +241,7 @@ async def test_an_object_that_is_replaced_while_it_comes_down_is_not_mixed(
 async def test_a_store_that_heeds_no_condition_mixes_no_objects(
     store: S3Store, proxy: FaultyS3, file: Path, tmp_path: Path
 ) -> None:
-    await store.upload(file, "a")
+    await upload_file(store, file, "a")
 
     def another(asked: Asked) -> Answer | None:
         if not a_part(asked):
@@ -261,7 +262,7 @@ async def test_a_store_that_heeds_no_condition_mixes_no_objects(
 async def test_a_full_disk_is_not_the_stores_failure_and_nothing_is_tried_anew(
     store: S3Store, proxy: FaultyS3, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await store.upload(file, "a")
+    await upload_file(store, file, "a")
     proxy.asked.clear()
     pwrite = os.pwrite
 

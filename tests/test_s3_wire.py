@@ -23,6 +23,7 @@ from stores.s3_links import attachment
 from stores.s3_store import S3Store
 from stores.s3_wire import Wire
 from tests.faulty_s3 import Answer, FaultyS3
+from tests.servers import upload_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -135,7 +136,7 @@ async def test_a_file_goes_up_in_as_few_requests_as_it_takes_and_comes_back(
 ) -> None:
     path, facts = a_file(tmp_path, size)
     told: list[int] = []
-    assert await store.upload(path, "a", on_bytes=told.append) == facts
+    assert await upload_file(store, path, "a", on_bytes=told.append) == facts
     assert len(proxy.asked) == requests
     assert sum(told) == size
     told.clear()
@@ -156,7 +157,7 @@ async def test_bytes_that_were_damaged_on_their_way_are_sent_again(
         return bytes([body[0] ^ left.pop()]) + body[1:] if left and len(body) >= 1000 else body
 
     proxy.damage = damage_once
-    await store.upload(path, "a")
+    await upload_file(store, path, "a")
     assert not left
     assert 400 in [status for _, status in proxy.done]
     assert await store.download("a", tmp_path / "back") == facts
@@ -167,7 +168,7 @@ async def test_files_pass_over_tls(ceph: S3Server, tmp_path: Path, size: int) ->
     place = ceph.place() | {"endpoint_url": ceph.tls_url, "tls_bundle": str(ceph.certificate)}
     store = S3Store(**place)  # type: ignore[arg-type]
     path, facts = a_file(tmp_path, size)
-    assert await store.upload(path, "a", content_type="image/png") == facts
+    assert await upload_file(store, path, "a", content_type="image/png") == facts
     assert await store.download("a", tmp_path / "back", expected=facts) == facts
     await store.close()
 
@@ -178,7 +179,7 @@ async def test_temporary_credentials_are_sent_with_their_token(
     proxy.rule = lambda _: Answer(200, headers=(("ETag", '"x"'),))
     place = ceph.place() | {"endpoint_url": proxy.url, "session_token": "token"}
     store = S3Store(**place)  # type: ignore[arg-type]
-    await store.upload(a_file(tmp_path, 10)[0], "a")
+    await upload_file(store, a_file(tmp_path, 10)[0], "a")
     await store.close()
     (asked,) = proxy.asked
     assert asked.headers["x-amz-security-token"] == "token"
@@ -188,7 +189,7 @@ async def test_temporary_credentials_are_sent_with_their_token(
 async def test_a_file_has_the_type_that_it_was_given(
     store: S3Store, proxy: FaultyS3, tmp_path: Path
 ) -> None:
-    await store.upload(a_file(tmp_path, 10)[0], "a", content_type="image/png")
+    await upload_file(store, a_file(tmp_path, 10)[0], "a", content_type="image/png")
     (asked,) = proxy.asked
     assert asked.headers["content-type"] == "image/png"
 

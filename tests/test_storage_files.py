@@ -37,7 +37,7 @@ async def test_a_file_goes_up_and_comes_back(
     data = os.urandom(size)
     outgoing.write_bytes(data)
     facts = FileFacts(size, hashlib.sha256(data).hexdigest())
-    assert await store.upload(outgoing, "a/b") == facts
+    assert await servers.upload_file(store, outgoing, "a/b") == facts
     assert await store.download("a/b", incoming, expected=facts) == facts
     assert incoming.read_bytes() == data
     assert [path.name for path in incoming.parent.iterdir()] == ["incoming"]
@@ -46,7 +46,7 @@ async def test_a_file_goes_up_and_comes_back(
 
 async def test_a_file_that_went_up_can_be_got_and_replaced(store: Store, outgoing: Path) -> None:
     outgoing.write_bytes(b"x" * (17 * MIB))
-    await store.upload(outgoing, "a")
+    await servers.upload_file(store, outgoing, "a")
     stored = await store.get("a")
     assert len(stored.data) == 17 * MIB
     assert (await store.get("a", cached=stored)).data is stored.data
@@ -57,7 +57,7 @@ async def test_a_file_that_went_up_can_be_got_and_replaced(store: Store, outgoin
 async def test_a_file_takes_the_place_of_an_object(store: Store, outgoing: Path) -> None:
     await store.put("a", b"old")
     outgoing.write_bytes(b"new")
-    await store.upload(outgoing, "a", content_type="text/plain")
+    await servers.upload_file(store, outgoing, "a", content_type="text/plain")
     assert (await store.get("a")).data == b"new"
 
 
@@ -74,7 +74,7 @@ async def test_progress_is_told_on_the_event_loop(
         counts.append(count)
         threads.add(threading.get_ident())
 
-    await store.upload(outgoing, "a", on_bytes=lambda count: note(up, count))
+    await servers.upload_file(store, outgoing, "a", on_bytes=lambda count: note(up, count))
     await store.download("a", incoming, on_bytes=lambda count: note(down, count))
     assert (sum(up), sum(down)) == (size, size)
     assert len(up) > 1
@@ -82,10 +82,16 @@ async def test_progress_is_told_on_the_event_loop(
     assert threads == {threading.get_ident()}
 
 
-async def test_a_file_that_is_not_there_cannot_go_up(store: Store, outgoing: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        await store.upload(outgoing, "a")
-    assert await servers.keys_of(store) == []
+async def test_the_file_that_was_opened_goes_up_and_no_other(store: Store, outgoing: Path) -> None:
+    """From its beginning, although it was read, and although another file has its name now."""
+    outgoing.write_bytes(b"checked")
+    with outgoing.open("rb") as file:
+        file.read()
+        outgoing.unlink()
+        outgoing.write_bytes(b"swapped")
+        await store.upload(file, "a")
+        assert not file.closed
+    assert (await store.get("a")).data == b"checked"
 
 
 async def test_a_missing_object_cannot_come_down(store: Store, incoming: Path) -> None:

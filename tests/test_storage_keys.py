@@ -100,7 +100,7 @@ CALLS: dict[str, Callable[[Store, str, Path], Awaitable[object]]] = {
     "list_folders": lambda store, key, _: store.list_folders(f"{key}/"),
     "list_folders after": lambda store, key, _: store.list_folders("a/", start_after=key),
     "delete": lambda store, key, _: store.delete(["good", key]),
-    "upload": lambda store, key, file: store.upload(file, key),
+    "upload": lambda store, key, file: servers.upload_file(store, file, key),
     "upload_stream": lambda store, key, _: store.upload_stream(nothing(), key, size=0),
     "download": lambda store, key, file: store.download(key, file),
     "presign_get": lambda store, key, _: store.presign_get(key, expires_in=60),

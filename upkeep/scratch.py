@@ -6,11 +6,11 @@ The disk may be anybody's, a home folder even: what goes is told by the names th
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from processes.beneath import opened, remove_tree, tree_bytes
 from processes.record_cache import PARTIAL_NAME, Copy
 from processes.worker import RECORDS, STORE_NAME, WORK
 from processes.workplace import FOLDER_NAME, held_if_abandoned
@@ -29,10 +29,10 @@ def tidy_scratch(settings: Settings, report: CleanReport) -> None:
     for folder in _entries(settings.scratch_dir / WORK, FOLDER_NAME):
         with suppress(OSError), held_if_abandoned(folder) as abandoned:
             if abandoned:
-                size = sum(path.lstat().st_size for path in folder.rglob("*"))
-                if not report.dry_run:
-                    shutil.rmtree(folder)
-                report.add("work of dead workers", folder.name, size=size)
+                with opened(folder) as left:
+                    size = tree_bytes(left)
+                if report.dry_run or _removed(folder):
+                    report.add("work of dead workers", folder.name, size=size)
     days = min(settings.process_days or COPY_DAYS, COPY_DAYS)
     for folder in _entries(settings.scratch_dir / RECORDS, STORE_NAME):
         for path in _entries(folder, _COPY_NAME):
@@ -42,6 +42,11 @@ def tidy_scratch(settings: Settings, report: CleanReport) -> None:
                     if not report.dry_run:
                         path.unlink()
                     report.add("old copies of records", path.name, size=size)
+
+
+def _removed(folder: Path) -> bool:
+    with opened(folder.parent) as above:
+        return remove_tree(folder.name, above)
 
 
 def _entries(folder: Path, name: re.Pattern[str]) -> list[Path]:

@@ -1,0 +1,208 @@
+"""Opens, walks and removes folders below an open folder, and never follows a link.
+
+A path is resolved below a descriptor: by `openat2` with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS
+where the kernel has it, one component at a time elsewhere. All calls block.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+#: Longer paths are refused: no key of a store could hold them.
+MAX_PATH_BYTES: Final = 1024
+FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPENAT2: Final = 437  # the same on every architecture
+_NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
+_HOW: Final = struct.pack("=QQQ", FOLDER_FLAGS, 0, _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS)
+_TOO_LONG: Final = "its path is too long"
+_ON_THE_WAY: Final = "a folder of its path is a link, or is no folder"
+_REASONS: Final = {
+    errno.ELOOP: _ON_THE_WAY,
+    errno.ENOTDIR: _ON_THE_WAY,
+    errno.ENAMETOOLONG: _TOO_LONG,
+    errno.EACCES: "the worker may not read it",
+    errno.EPERM: "the worker may not read it",
+    errno.EAGAIN: "another process holds it",
+}
+
+
+class FileRefused(OSError):
+    """An entry that the worker does not touch; its text is a reason for people."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(errno.EPERM, reason)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class Entry(NamedTuple):
+    """What lies in a folder and is no folder itself."""
+
+    path: str
+    #: Inode of the folder that it lies in.
+    parent: int
+    facts: os.stat_result
+
+
+def open_folder(folder: int, path: str) -> int:
+    """A descriptor of the folder `path` below `folder`. Raises OSError, FileRefused."""
+    parts = [part for part in path.split("/") if part]
+    if {".", ".."} & set(parts):
+        raise FileRefused(_ON_THE_WAY)
+    opens = _open_at_once if has_openat2() else _open_by_parts
+    with refusing():
+        return opens(folder, parts)
+
+
+@cache
+def has_openat2() -> bool:
+    """Whether the kernel has `openat2` (Linux 5.6) and no seccomp filter refuses it."""
+    with suppress(OSError), opened(Path("/")) as root:
+        os.close(_open_at_once(root, []))
+        return True
+    return False
+
+
+def _open_at_once(folder: int, parts: list[str]) -> int:
+    path = os.fsencode("/".join(parts) or ".")
+    libc = ctypes.CDLL(None, use_errno=True)
+    place, size = ctypes.c_long(folder), ctypes.c_size_t(len(_HOW))
+    opened: int = libc.syscall(_OPENAT2, place, path, _HOW, size)
+    if opened < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return opened
+
+
+def _open_by_parts(folder: int, parts: list[str]) -> int:
+    reached = os.dup(folder)
+    for part in parts:
+        above = reached
+        try:
+            reached = os.open(part, FOLDER_FLAGS, dir_fd=above)
+        finally:
+            os.close(above)
+    return reached
+
+
+def remove_tree(name: str, within: int) -> bool:
+    """Remove a file, or a folder and all that is in it, from the folder `within`.
+
+    Folders in it are moved up to `within` and wait there for their turn, so no depth is too deep.
+    Returns whether all of it is gone.
+    """
+    waiting, gone = [name], True
+    while waiting:
+        name = waiting.pop()
+        try:
+            if _is_folder(name, within):
+                _empty(name, within, waiting)
+                os.rmdir(name, dir_fd=within)
+            else:
+                os.unlink(name, dir_fd=within)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            gone = False
+    return gone
+
+
+def tree_bytes(folder: int) -> int:
+    """The bytes of all files below an open folder."""
+    return sum(entry.facts.st_size for entry in walk(folder, "", ignore))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A descriptor of the folder at `path`. Raises OSError."""
+    descriptor = os.open(path, FOLDER_FLAGS & ~os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def walk(folder: int, root: str, refuse: Callable[[str, str], None]) -> Iterator[Entry]:
+    """All that lies below `root` and is no folder, links included, by paths relative to `root`."""
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        try:
+            for entry in _entries(folder, root, below):
+                if len(os.fsencode(entry.path)) > MAX_PATH_BYTES:
+                    refuse(entry.path, _TOO_LONG)
+                elif stat.S_ISDIR(entry.facts.st_mode):
+                    waiting.append(entry.path)
+                else:
+                    yield entry
+        except FileNotFoundError:
+            continue  # it was removed since
+        except FileRefused as refused:
+            refuse(below, str(refused))
+
+
+def _entries(folder: int, root: str, below: str) -> Iterator[Entry]:
+    opened = open_folder(folder, f"{root}/{below}")
+    try:
+        parent = os.fstat(opened).st_ino
+        with os.scandir(opened) as entries:
+            for entry in entries:
+                if facts := _facts(entry):
+                    yield Entry(f"{below}/{entry.name}".lstrip("/"), parent, facts)
+    finally:
+        os.close(opened)
+
+
+def _facts(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """None: it was removed since."""
+    with suppress(FileNotFoundError), refusing():
+        return entry.stat(follow_symlinks=False)
+    return None
+
+
+def _is_folder(name: str, within: int) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=within, follow_symlinks=False).st_mode)
+
+
+def _empty(name: str, within: int, moved: list[str]) -> None:
+    """Remove the files of a folder and move its folders up to `within`; append their names."""
+    folder = os.open(name, FOLDER_FLAGS, dir_fd=within)
+    try:
+        for path in os.listdir(folder):  # noqa: PTH208 - a descriptor has no Path
+            with suppress(OSError):  # then the folder is not empty, and stays
+                if _is_folder(path, folder):
+                    aside = f".{secrets.token_hex(8)}.removed"
+                    os.rename(path, aside, src_dir_fd=folder, dst_dir_fd=within)
+                    moved.append(aside)
+                else:
+                    os.unlink(path, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn the errors that odd entries cause into `FileRefused`."""
+    try:
+        yield
+    except FileRefused:
+        raise
+    except OSError as error:
+        if error.errno in _REASONS:
+            raise FileRefused(_REASONS[error.errno]) from None
+        raise
+
+
+def ignore(_path: str, _reason: str) -> None:
+    """Refuse without a word."""

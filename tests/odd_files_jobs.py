@@ -1,0 +1,84 @@
+"""Jobs that lay in their folders what a worker must not read, write to or wait for.
+
+Started in place of `-m jobs`, as `unruly_jobs.py` is.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, JsonValue
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jobs.__main__
+from jobs import JOBS, Job
+from jobs.context import JobContext
+
+
+class Laid(BaseModel, extra="forbid"):
+    """What to lay in the attempt's folder, by paths relative to it, in this order."""
+
+    files: dict[str, str] = {}
+    #: Are moved aside, so that something else can have their names.
+    moved: list[str] = []
+    links: dict[str, str] = {}
+    hard_links: dict[str, str] = {}
+    pipes: list[str] = []
+    sockets: list[str] = []
+    devices: list[str] = []
+    #: Outputs that are offered, whatever they are.
+    offers: list[str] = []
+    #: A file or folder below `checkpoints` that is handed over.
+    checkpoint: str = ""
+    #: Print so many lines of 64 bytes.
+    lines: int = 0
+    #: Wait for this file to appear, at the end.
+    waits_for: str = ""
+
+
+def lay(context: JobContext, params: Laid) -> JsonValue:
+    """Lay all of it, say what is to be said, wait."""
+    root = context.outputs.parent
+    for path, text in params.files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    if params.checkpoint:
+        context.checkpoint(context.checkpoints / params.checkpoint)
+    for path in params.moved:
+        (root / path).rename(root / f"{path}.moved")
+    _lay_links_and_nodes(root, params)
+    for path in params.offers:
+        os.write(int(sys.argv[2]), b'{"event": "artifact", "path": "%s"}\n' % path.encode())
+    for number in range(params.lines):
+        sys.stdout.write(f"line {number}".ljust(63, ".") + "\n")
+    context.progress(1)
+    while params.waits_for and not Path(params.waits_for).exists():
+        time.sleep(0.01)
+    return None
+
+
+def _lay_links_and_nodes(root: Path, params: Laid) -> None:
+    for path, target in params.links.items():
+        (root / path).symlink_to(target)
+    for path, target in params.hard_links.items():
+        (root / path).hardlink_to(target)
+    nodes = {
+        stat.S_IFIFO: params.pipes,
+        stat.S_IFSOCK: params.sockets,
+        stat.S_IFCHR: params.devices,
+    }
+    for kind, paths in nodes.items():
+        for path in paths:
+            os.mknod(root / path, kind | 0o600, os.makedev(1, 3) if kind == stat.S_IFCHR else 0)
+
+
+KINDS = {"lay": Job(Laid, lay)}
+
+if __name__ == "__main__":
+    JOBS.update(KINDS)
+    jobs.__main__.main()

@@ -1,0 +1,333 @@
+"""The files of an attempt as the worker reads them, while the job may lay anything in its folder.
+
+Every test runs both ways of opening a folder: `openat2`, and one component at a time.
+"""
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from processes import beneath
+from processes.beneath import FileRefused, opened, remove_tree
+from processes.own_files import MAX_REFUSED_LISTED, MAX_REFUSED_PATH, OwnFolder, printable
+from processes.workplace import Workplace
+
+DEEP = 3000
+
+
+@pytest.fixture(params=["openat2", "by parts"], autouse=True)
+def _way(request, monkeypatch):
+    if request.param == "by parts":
+        monkeypatch.setattr(beneath, "has_openat2", lambda: False)
+    elif not beneath.has_openat2():
+        pytest.skip("this kernel has no openat2")
+
+
+@pytest.fixture
+def own(tmp_path):
+    own = OwnFolder(Workplace(tmp_path / "work"), "p.1")
+    own.make()
+    (own.path / "outputs").mkdir()
+    yield own
+    own.discard()
+
+
+@pytest.fixture
+def secret(tmp_path):
+    """A file of the worker's, beside the attempt's folder and on the same disk."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    path = folder / "secret"
+    path.write_text("secret")
+    return path
+
+
+def content(own, path):
+    with own.open(path) as file:
+        return file.read()
+
+
+def reasons(listing):
+    return {each.path: each.reason for each in listing.refused.listed}
+
+
+def open_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def deep_folder(within, depth):
+    """`depth` folders, each in the one before: longer than any path may be."""
+    folder = os.open(within, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=folder)
+        inner = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+
+
+# ---- reading
+
+
+def test_a_regular_file_is_read(own):
+    (own.path / "outputs" / "deep" / "er").mkdir(parents=True)
+    (own.path / "outputs" / "deep" / "er" / "x").write_text("x")
+    assert content(own, "outputs/deep/er/x") == b"x"
+    with pytest.raises(FileNotFoundError):
+        own.open("outputs/nothing")
+
+
+def device_at(path):
+    """The null device."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("making a device takes root")
+
+
+ODD = {
+    "a link": lambda path: path.symlink_to("/etc/hostname"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a pipe": os.mkfifo,
+    "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+    "a device": device_at,
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_entry_is_refused_with_its_kind_and_never_waited_for(own, odd):
+    kind = " ".join(odd.split()[:2])
+    ODD[odd](own.path / "outputs" / "odd")
+    (own.path / "outputs" / "good").write_text("good")
+    with pytest.raises(FileRefused, match=f"it is {kind}"):
+        own.open("outputs/odd")
+    listing = own.listing("outputs")
+    assert (listing.files, reasons(listing)) == (["good"], {"odd": f"it is {kind}"})
+
+
+@pytest.mark.parametrize("part", ["outputs", "outputs/sub"])
+def test_no_link_is_followed_in_any_part_of_a_path(own, secret, part):
+    if part == "outputs":
+        (own.path / part).rmdir()
+    (own.path / part).symlink_to(secret.parent)
+    with pytest.raises(FileRefused, match="a link"):
+        own.open(f"{part}/secret")
+    listing = own.listing("outputs")
+    assert listing.files == []
+    assert "link" in reasons(listing)["." if part == "outputs" else "sub"]
+
+
+def test_a_path_cannot_climb_out(own, secret):
+    with pytest.raises(FileRefused):
+        own.open(f"outputs/../../../{secret.parent.name}/secret")
+
+
+def test_a_folder_stays_the_same_one_whatever_its_path_comes_to_mean(own, secret):
+    (own.path / "outputs" / "secret").write_text("mine")
+    own.path.rename(own.path.with_name("moved"))
+    own.path.symlink_to(secret.parent.parent)
+    assert content(own, "outputs/secret") == b"mine"
+
+
+def test_what_takes_a_files_place_between_look_and_opening_is_not_read(own, secret, monkeypatch):
+    path = own.path / "outputs" / "x"
+    path.write_text("mine")
+    look = os.stat
+
+    def look_and_swap(name, **options):
+        facts = look(name, **options)
+        if name == "x":
+            path.unlink()
+            path.symlink_to(secret)
+        return facts
+
+    monkeypatch.setattr(os, "stat", look_and_swap)
+    with pytest.raises(FileRefused):
+        own.open("outputs/x")
+
+
+# ---- several names
+
+
+def test_a_hard_link_to_a_foreign_file_is_refused(own, secret):
+    for name in ("x", "y"):
+        (own.path / "outputs" / name).hardlink_to(secret)
+    with pytest.raises(FileRefused, match="hard link"):
+        own.open("outputs/x")
+    with pytest.raises(FileRefused, match="hard link"):
+        own.open("outputs/x", own.names())
+
+
+def test_a_file_whose_names_all_lie_in_the_folder_is_read(own):
+    """As a job has it that links a checkpoint into its outputs, or copies with `cp -l`."""
+    (own.path / "work").mkdir()
+    (own.path / "work" / "x").write_text("mine")
+    (own.path / "outputs" / "y").hardlink_to(own.path / "work" / "x")
+    assert content(own, "outputs/y") == b"mine"
+    assert own.listing("outputs").linked
+    with own.open("outputs/y", own.names()) as file:
+        assert file.read() == b"mine"
+
+
+def test_a_file_whose_names_move_while_they_are_counted_is_refused(own, secret, monkeypatch):
+    """One name could be seen in two places and make up for the name outside."""
+    (own.path / "outputs" / "x").hardlink_to(secret)
+    began = secret.stat().st_ctime_ns
+
+    def count_while_it_moves(self):
+        while secret.stat().st_ctime_ns == began:
+            (own.path / "outputs" / "x").rename(own.path / "outputs" / "y")
+            (own.path / "outputs" / "y").rename(own.path / "outputs" / "x")
+        facts = secret.stat()
+        return {(facts.st_dev, facts.st_ino): 2}
+
+    monkeypatch.setattr(OwnFolder, "names", count_while_it_moves)
+    with pytest.raises(FileRefused):
+        own.open("outputs/x")
+
+
+# ---- listing
+
+
+def test_what_is_refused_is_counted_and_the_first_are_listed(own):
+    for number in range(MAX_REFUSED_LISTED + 10):
+        (own.path / "outputs" / f"link-{number}").symlink_to("nowhere")
+    refused = own.listing("outputs").refused
+    assert (refused.count, len(refused.listed)) == (MAX_REFUSED_LISTED + 10, MAX_REFUSED_LISTED)
+
+
+def test_a_folder_too_deep_for_any_key_is_one_refused_entry(own):
+    deep_folder(own.path / "outputs", DEEP)
+    (own.path / "outputs" / "good").write_text("good")
+    listing = own.listing("outputs")
+    assert (listing.files, listing.refused.count) == (["good"], 1)
+    assert reasons(listing).popitem()[1] == "its path is too long"
+
+
+def test_a_folder_that_is_missing_lists_as_empty(own):
+    assert own.listing("nothing").files == []
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [("", "."), ("a\nb", "a\\nb"), ("\udcff", "\\udcff"), ("x" * 999, "x" * 199 + "…")],
+)
+def test_any_path_can_be_shown(path, shown):
+    assert printable(path) == shown
+    assert len(shown) <= MAX_REFUSED_PATH
+
+
+# ---- writing
+
+
+def test_nothing_is_written_or_removed_through_a_link(own, secret):
+    (own.path / "logs").symlink_to(secret.parent)
+    with pytest.raises(FileRefused):
+        own.write("logs", "new", b"")
+    own.remove("logs/secret")
+    assert [path.name for path in secret.parent.iterdir()] == ["secret"]
+
+
+def test_a_link_in_a_files_place_is_not_written_to(own, secret):
+    own.write("logs", "first", b"1")
+    (own.path / "logs" / "second").symlink_to(secret)
+    with pytest.raises(FileExistsError):
+        own.write("logs", "second", b"2")
+    assert secret.read_text() == "secret"
+    assert own.read("logs/first", 1) == b"1"
+
+
+def test_a_file_that_grew_is_not_read_into_memory(own):
+    own.write("logs", "x", b"1")
+    os.truncate(own.path / "logs" / "x", 1 << 40)
+    with pytest.raises(OSError, match="changed"):
+        own.read("logs/x", 1)
+
+
+# ---- removing
+
+
+def test_removing_follows_no_link_and_opens_no_pipe(own, secret):
+    folder = own.path / "sealed"
+    folder.mkdir()
+    (folder / "link").symlink_to(secret.parent)
+    os.mkfifo(folder / "pipe")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x").touch()
+    own.remove("sealed")
+    assert not folder.exists()
+    assert secret.exists()
+
+
+@pytest.mark.parametrize("taken", ["link", "pipe"])
+def test_what_took_the_folders_place_is_removed_itself(own, secret, taken):
+    own.path.rename(own.path.with_name("moved"))
+    if taken == "link":
+        own.path.symlink_to(secret.parent)
+    else:
+        os.mkfifo(own.path)
+    own.discard()
+    assert not os.path.lexists(own.path)
+    assert secret.exists()
+
+
+def test_no_folder_is_too_deep_to_be_removed(tmp_path):
+    (tmp_path / "top").mkdir()
+    deep_folder(tmp_path / "top", DEEP)
+    with opened(tmp_path) as within:
+        assert remove_tree("top", within)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the folder itself
+
+
+def test_a_workplace_that_was_replaced_takes_no_more_attempts(tmp_path, secret):
+    """By a link that an earlier job laid in its place."""
+    workplace = Workplace(tmp_path / "work")
+    workplace.claim()
+    workplace.folder.rename(tmp_path / "moved")
+    workplace.folder.symlink_to(secret.parent)
+    own = OwnFolder(workplace, "p.1")
+    with pytest.raises(OSError, match="No such file"):
+        own.make()
+    own.discard()
+    assert [path.name for path in secret.parent.iterdir()] == ["secret"]
+
+
+def test_who_comes_after_the_end_finds_no_folder(own):
+    own.discard()
+    own.discard()
+    assert not own.path.exists()
+    with pytest.raises(FileNotFoundError):
+        own.open("outputs/x")
+
+
+def test_a_reader_keeps_its_folder_while_another_thread_discards_it(own):
+    """Its descriptor's number must not come to mean another folder."""
+    with own._folder("outputs") as folder:
+        thread = threading.Thread(target=own.discard)
+        thread.start()
+        thread.join()
+        assert list(Path(f"/proc/self/fd/{folder}").iterdir()) == []
+
+
+def test_no_descriptor_stays_open(tmp_path, secret):
+    before = open_descriptors()
+    workplace = Workplace(tmp_path / "work")
+    own = OwnFolder(workplace, "p.1")
+    own.make()
+    (own.path / "outputs").mkdir()
+    (own.path / "outputs" / "x").hardlink_to(secret)
+    os.mkfifo(own.path / "outputs" / "pipe")
+    own.listing("outputs")
+    for path in ("outputs/x", "outputs/pipe", "outputs/none", "none/x", "outputs/x/y"):
+        with pytest.raises((FileRefused, FileNotFoundError)):
+            own.open(path)
+    own.discard()
+    assert open_descriptors() == before + 1  # the workplace's
+    assert workplace.folder.exists()
