@@ -398,10 +398,10 @@ class ProcessManager:
     async def recover(self) -> None:
         """What a worker owes and should know when it starts. Never delays a request.
 
-        Ends of processes that could not be written before this machine's last worker died are
+        Ends of processes that workers of this machine could not write before they died are
         written now, unless the process has moved on since. Recent records are read ahead.
         """
-        await recover(self.worker, self.lookup, self._runs)
+        await recover(self.worker, self.lookup)
 
 
 async def _first(*waits: Coroutine[Any, Any, Any]) -> None:

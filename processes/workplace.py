@@ -62,7 +62,7 @@ class Workplace:
         if not self.folder.exists():
             os.close(handle)
             return False
-        weakref.finalize(self, os.close, handle)
+        self._let_go = weakref.finalize(self, os.close, handle)
         return True
 
 
