@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: A `Content-Range`: the first byte, the last, and how many there are in all.
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 #: An ETag as stores and proxies write it: weak where a proxy stands between, and quoted or not.
-_ETAG = re.compile(r'(?:[Ww]/)?"*([^"]+)"*')
+_ETAG = re.compile(r'(?:[Ww]/)?+"*([^"]+)"*')
 
 
 def version_of(etag: str | None) -> str:
