@@ -155,7 +155,7 @@ class ProcessManager:
     async def recover(self) -> None:
         """Do what a worker owes when it starts, and read ahead. Never delays a request.
 
-        Ends of processes that this machine's last worker could not write are written now, unless
+        Ends of processes that dead workers of this machine could not write are written now, unless
         the process has moved on since.
         """
-        await recover(self.worker, self.lookup, self.runs)
+        await recover(self.worker, self.lookup)

@@ -29,6 +29,8 @@ MAX_PART_BYTES = 255
 MAX_PAGE = 1000
 #: The most bytes that `get_range` gives at a time.
 MAX_RANGE = 16 << 20
+#: The clocks of the machines of one store may differ by this much.
+SKEW_SECONDS = 10.0
 
 
 class ObjectNotFound(WorkerError):
@@ -93,11 +95,32 @@ class Stored(NamedTuple):
     data: bytes
     #: Opaque; what `replace` and a conditional `get` compare. Differs whenever `data` differs.
     version: str
-    #: Seconds since the Unix epoch at which it was written, by the store's clock.
+    #: Seconds since the Unix epoch at which it was written, by the store's clock. Always known: an
+    #: answer without a time of writing is an error.
     modified: float
-    #: Seconds between that writing and this reading, both by the store's clock (never by ours,
-    #: so that workers whose clocks disagree still agree on this). At least 0.
-    age_seconds: float
+    #: As `age_at` tells it, by the store's clock and never by ours: workers whose clocks disagree
+    #: still agree on this. None: the store did not tell the time, so the age is unknown.
+    age_seconds: float | None
+
+    @property
+    def read_at(self) -> float | None:
+        """When it was read, by the store's clock, as `modified` is; None: unknown."""
+        return None if self.age_seconds is None else self.modified + self.age_seconds
+
+    def older_than(self, seconds: float) -> bool:
+        """Whether it was written longer ago. If its age is unknown it was not: for removals."""
+        return self.age_seconds is not None and self.age_seconds > seconds
+
+
+def age_at(now: float | None, modified: float) -> float | None:
+    """Seconds from `modified` to `now`, both by the store's clock and at least 0; None: unknown.
+
+    It is unknown without a `now`, and if `modified` is still to come by more than `SKEW_SECONDS`:
+    the clock was set back. A time that is not after the epoch is none; see `utils.read_time`.
+    """
+    if now is None or modified <= 0 or modified - now > SKEW_SECONDS:
+        return None
+    return max(0.0, now - modified)
 
 
 class Listed(NamedTuple):

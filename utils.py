@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, JsonValue, StringConstraints
@@ -72,6 +73,23 @@ async def together() -> AsyncIterator[asyncio.TaskGroup]:
 def day_of(moment: datetime) -> str:
     """The day of an aware `moment`, by UTC, such that days sort as they follow each other."""
     return f"{moment.astimezone(UTC):%Y-%m-%d}"
+
+
+def read_time(text: str) -> datetime | None:
+    """The aware time that `text` says, an HTTP date or ISO 8601; None if it says none.
+
+    Without a zone it is UTC. A program that does not know a time may send 0, which reads as 1970:
+    the epoch and all before it are no times.
+    """
+    try:
+        try:
+            told = datetime.fromisoformat(text)
+        except ValueError:
+            told = parsedate_to_datetime(text)
+        told = told.replace(tzinfo=told.tzinfo or UTC)
+        return told if told.timestamp() > 0 else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def utc_now() -> datetime:

@@ -340,6 +340,6 @@ def validator(headers: httpx.Headers) -> str | None:
     modified = headers.get("last-modified", "")
     try:
         age = parsedate_to_datetime(headers.get("date", "")) - parsedate_to_datetime(modified)
-    except (TypeError, ValueError):  # no date; or only one of them says its zone
+    except (TypeError, ValueError, OverflowError):  # no date; or only one of them says its zone
         return None
     return modified if age >= timedelta(seconds=1) else None

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from processes.record import Record, Trouble, record_key
-from processes.record_cache import Copy
+from processes.record_cache import Copy, Unsent
 from processes.worker import Worker
 from settings import Settings
 from storage import (
@@ -80,6 +80,7 @@ class Lease:
         self._submitted = self._sent = 0
         self._progress_is_new = False
         self._failures = 0
+        self._journalled = False
         self._trouble: Trouble | None = None
         self._written_at = time.monotonic()
         self._wake = asyncio.Event()
@@ -194,6 +195,7 @@ class Lease:
         try:
             await self._write()
             self._failures, self._trouble = 0, None
+            await self._clear_journal()
         except AWAY as error:
             self._failures += 1
             self._progress_is_new = True  # if any was, it still is
@@ -245,15 +247,28 @@ class Lease:
             self._worker.count_end(record)
         self._stored, self._version = record, version
         self._written_at = time.monotonic()
-        await self._worker.cache.keep(Copy(record=record, version=version, seen_at=time.time()))
+        await self._keep_copy()
 
-    async def _journal(self) -> None:
+    async def _keep_copy(self) -> None:
         await self._worker.cache.keep(
             Copy(
-                record=self._stored, version=self._version, seen_at=time.time(),
-                age_seconds=self.age_seconds, unsent=self._next(),
+                record=self._stored,
+                version=self._version,
+                age_seconds=self.age_seconds,
+                seen_at=time.time(),
             )
-        )  # fmt: skip
+        )
+
+    async def _journal(self) -> None:
+        await self._keep_copy()
+        await self._worker.cache.journal(Unsent(record=self._next(), version=self._version))
+        self._journalled = True
+
+    async def _clear_journal(self) -> None:
+        """Once nothing is unsent, or what is must not be sent any more."""
+        if self._journalled and (self._sent == self._submitted or self.lost.is_set()):
+            await self._worker.cache.sent(self._stored.process_id)
+            self._journalled = False
 
     def _next(self) -> Record:
         return self._wish.written(self.clock(), revision=self._stored.revision + 1)
@@ -266,10 +281,11 @@ class Lease:
 class LeaseWatch:
     """Tells when an owner is gone, from outside.
 
-    Two things must hold. The record has not been written for a lease, by the store's own clock.
-    And it stayed that way while we watched it for `takeover_watch_seconds`, with the store
-    answering us all along: after an outage every record looks old, and the owners who sat it out
-    need a moment to write again.
+    Two things must hold. The record has not been written for a lease, by the store's own clock or,
+    if the store does not tell its age, because we watched it unchanged for as long. And it stayed
+    that way while we watched it for `takeover_watch_seconds`, with the store answering us all
+    along: after an outage every record looks old, and the owners who sat it out need a moment to
+    write again.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -277,14 +293,14 @@ class LeaseWatch:
         self._version: str | None = None
         self._since = 0.0
 
-    def saw(self, version: str, age_seconds: float) -> bool:
+    def saw(self, version: str, age_seconds: float | None) -> bool:
         """Take in a fresh read; True if the owner is gone."""
         if version != self._version:
             self._version, self._since = version, time.monotonic()
         watched = time.monotonic() - self._since
+        age = watched if age_seconds is None else age_seconds
         return (
-            age_seconds > self._settings.lease_seconds
-            and watched >= self._settings.takeover_watch_seconds
+            age > self._settings.lease_seconds and watched >= self._settings.takeover_watch_seconds
         )
 
     def saw_nothing(self) -> None:

@@ -101,7 +101,6 @@ class ProcessLookup:
                 modified=stored.modified,
                 age_seconds=stored.age_seconds,
                 seen_at=time.time(),
-                unsent=copy.unsent if copy and unchanged else None,
             )
         )
         return Snapshot(record, "storage", stored.age_seconds)

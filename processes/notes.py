@@ -21,8 +21,8 @@ class Note(NamedTuple):
     version: str
     #: RunPod stopped the job somewhere else; a later delivery may resume the process.
     by_platform: bool
-    #: Seconds since it was laid there, by the store's clock.
-    age_seconds: float
+    #: Seconds since it was laid there, by the store's clock; None: unknown.
+    age_seconds: float | None
 
 
 async def read_note(store: Store, process_id: str) -> Note | None:

@@ -387,13 +387,17 @@ def new_record(
     return record._entered(Status.QUEUED, now, "started").written(now)
 
 
-def clock_of(record: Record, age_seconds: float, clock: Clock) -> Clock:
+def clock_of(record: Record, age_seconds: float | None, clock: Clock) -> Clock:
     """This worker's `clock`, set by the one that wrote `record` `age_seconds` ago.
 
     Workers' clocks disagree. The times of one process are told by one clock, its first worker's,
     or an attempt elsewhere would seem to end before it began. The store's clock ties them together.
+    If it did not tell the age, this worker's clock counts, but no time comes before the record's.
     """
-    ahead = record.updated_at + timedelta(seconds=age_seconds) - clock()
+    if age_seconds is None:
+        ahead = max(record.updated_at - clock(), timedelta(0))
+    else:
+        ahead = record.updated_at + timedelta(seconds=age_seconds) - clock()
     return lambda: clock() + ahead
 
 
@@ -406,18 +410,27 @@ class Snapshot(NamedTuple):
     record: Record
     source: Literal["memory", "storage", "cache"]
     #: Seconds since its last write: by the store's clock, or this worker's if it is the writer.
-    age_seconds: float
+    #: None: the store did not tell.
+    age_seconds: float | None
     #: Whether the store could not be asked, so that this may have been overtaken.
     stale: bool = False
     queue_position: int | None = None
 
     def lost(self, lease_seconds: float) -> bool:
-        """Whether its owner has not written for a lease.
+        """Whether its owner is known not to have written for a lease.
 
         From memory it is the owner who speaks: it knows that the process lives, store or no store.
         """
-        late = self.source == "storage" and self.age_seconds > lease_seconds
-        return late and not self.record.released
+        if self.source != "storage" or self.age_seconds is None:
+            return False
+        return self.age_seconds > lease_seconds and not self.record.released
+
+    @property
+    def heartbeat_age_seconds(self) -> float | None:
+        """What a view says: None of a process that nobody holds, or if it is unknown."""
+        if self.record.released or self.age_seconds is None:
+            return None
+        return round(self.age_seconds, 1)
 
 
 def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
@@ -438,7 +451,7 @@ def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
         "worker_id": record.writer.worker_id,
         "queue_position": snapshot.queue_position,
         "resumable": lost or record.resumable,
-        "heartbeat_age_seconds": None if record.released else round(snapshot.age_seconds, 1),
+        "heartbeat_age_seconds": snapshot.heartbeat_age_seconds,
         "source": snapshot.source,
         "stale": snapshot.stale,
     }

@@ -1,17 +1,16 @@
-"""What a worker owes and should know when it starts."""
+"""The work of a worker's start: send what dead workers could not, and read recent records."""
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
+from functools import partial
 
 from processes.index import repair
-from processes.lease import AWAY
-from processes.lookup import FOLLOW_SECONDS, ProcessLookup
+from processes.lease import AWAY, until_answered
+from processes.lookup import ProcessLookup
 from processes.reading import RecordUnreadable, UnknownProcess, decode_record, read_stored
-from processes.record import Record, record_key
-from processes.record_cache import Copy
-from processes.runs import Runs
+from processes.record import record_key
+from processes.record_cache import Unsent
 from processes.worker import Worker
 from storage import ObjectChanged
 
@@ -19,36 +18,27 @@ from storage import ObjectChanged
 RECOVERED_RECORDS = 50
 
 
-async def recover(worker: Worker, lookup: ProcessLookup, runs: Runs) -> None:
-    """Pay what is owed, then read ahead. Runs in the background and delays no request."""
-    for copy in await worker.cache.unsent():
-        paid = (
-            runs.get(copy.record.process_id) is not None
-        )  # an attempt that lives here does so itself
-        while not paid:
-            paid = await _pay(worker, copy)
-            if not paid:
-                await asyncio.sleep(FOLLOW_SECONDS)
+async def recover(worker: Worker, lookup: ProcessLookup) -> None:
+    """Send what dead workers of this machine could not, then read ahead.
+
+    Runs in the background and delays no request.
+    """
+    async with worker.cache.left_behind() as entries:
+        for entry in entries:
+            await until_answered(partial(_send, worker, entry.unsent), AWAY)
+            await worker.cache.settled(entry)
     with suppress(*AWAY):
         await _read_ahead(worker, lookup)
 
 
-async def _pay(worker: Worker, copy: Copy) -> bool:
-    """Write the end that this machine's last worker could not; False if the store is away.
+async def _send(worker: Worker, unsent: Unsent) -> None:
+    """Write an end that a dead worker could not.
 
     Had the process moved on since, this would be a lie: the store refuses it then.
     """
-    owed = copy.unsent
-    try:
-        if owed and owed.released:
-            await _write_owed(worker, owed, copy.version)
-    except AWAY:
-        return False
-    await worker.cache.drop(copy.record.process_id)
-    return True
-
-
-async def _write_owed(worker: Worker, owed: Record, version: str) -> None:
+    owed, version = unsent.record, unsent.version
+    if not owed.released:
+        return
     key = record_key(owed.process_id)
     with suppress(ObjectChanged, UnknownProcess, RecordUnreadable):
         try:

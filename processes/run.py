@@ -105,7 +105,7 @@ class ProcessRun:
         self.slots = worker.slots if self.wants_slot else worker.archive_places
         self._stopping = asyncio.Event()
         self._reason: StopReason | None = None
-        self._asked_at = 0.0
+        self._asked_at: float | None = None
         self._child: Child | None = None
         self._first_progress: tuple[int, float] | None = None
         self._index = IndexEntry(worker.store)
@@ -118,10 +118,15 @@ class ProcessRun:
     def uploads(self) -> Uploads:
         return self._uploads
 
-    def stop(self, reason: StopReason, *, asked_seconds_ago: float = 0.0) -> None:
-        """Make it end, soon. The first reason counts; losing the lease overrides it."""
+    def stop(self, reason: StopReason, *, asked_seconds_ago: float | None = 0.0) -> None:
+        """Make it end, soon. The first reason counts; losing the lease overrides it.
+
+        How long ago it was asked is measured; None: unknown.
+        """
         if self._reason is None or reason is StopReason.LOST:
-            self._reason, self._asked_at = reason, time.monotonic() - asked_seconds_ago
+            self._reason = reason
+            if asked_seconds_ago is not None:
+                self._asked_at = time.monotonic() - asked_seconds_ago
         if reason is StopReason.CANCEL and not self.lease.wish.released:
             self.lease.submit(Record.with_cancel_requested)
         self._stopping.set()
@@ -296,7 +301,8 @@ class ProcessRun:
         match self._reason:
             case StopReason.CANCEL:
                 await self._end(lambda r: r.cancelled(self._clock(), reason=StopReason.CANCEL))
-                self._worker.meter.cancelled(time.monotonic() - self._asked_at)
+                if self._asked_at is not None:
+                    self._worker.meter.cancelled(time.monotonic() - self._asked_at)
             case StopReason.PLATFORM:
                 await self._store_last_checkpoint()
                 await self._end(lambda r: r.stopped_by_platform(self._clock()))

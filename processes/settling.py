@@ -25,7 +25,7 @@ async def settle_abandoned(
 ) -> Snapshot | None:
     """Write the end of a process that no worker holds; None if one does after all.
 
-    `cancelled_seconds_ago`: when a caller asked for it, if it is that.
+    `cancelled_seconds_ago`: when a caller asked for it, if it is that and the time is known.
     """
     began = time.monotonic()
     me = Writer(worker_id=worker.settings.worker_id, nonce=new_nonce())

@@ -83,9 +83,9 @@ def why(snapshot: Snapshot, *, lease_seconds: float, stall_seconds: float) -> Wh
         case Status.QUEUED | Status.RUNNING if record.trouble:
             return _held_up(record.trouble)
         case Status.QUEUED:
-            return _queued(snapshot)
+            return _unseen(snapshot) or _queued(snapshot)
         case Status.RUNNING:
-            return _slow(snapshot, stall_seconds)
+            return _unseen(snapshot) or _slow(snapshot, stall_seconds)
         case _:
             return None
 
@@ -107,6 +107,18 @@ def _failed(record: Record) -> Why:
         own = ("input", "look at the message; mend the input, and start it again")
     code, next_step = _FAILURES.get(failure.code, own)
     return Why(code, failure.message, next_step)
+
+
+def _unseen(snapshot: Snapshot) -> Why | None:
+    """Whether its worker lives is what a caller wants to know first."""
+    if snapshot.age_seconds is not None:
+        return None
+    return Why(
+        "heartbeat_unknown",
+        f"it is unknown when worker {snapshot.record.writer.worker_id} wrote last: the store does "
+        "not tell the time, or a clock was set back",
+        "ask again: if `revision` grows, the process lives; `health` says more about the clocks",
+    )
 
 
 def _queued(snapshot: Snapshot) -> Why:
@@ -137,7 +149,8 @@ def _slow(snapshot: Snapshot, stall_seconds: float) -> Why | None:
     since = record.progress.at if record.progress and record.progress.at else record.phase_at
     if since is None:
         return None
-    still = (record.updated_at - since).total_seconds() + snapshot.age_seconds
+    still = (record.updated_at - since).total_seconds()  # at least, if the age is unknown
+    still += snapshot.age_seconds or 0.0
     if still <= stall_seconds:
         return None
     return Why(

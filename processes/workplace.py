@@ -63,8 +63,8 @@ class Workplace:
         if not self.folder.exists():
             os.close(handle)
             return False
-        weakref.finalize(self, os.close, handle)
         self.descriptor = handle
+        self._let_go = weakref.finalize(self, os.close, handle)
         return True
 
 

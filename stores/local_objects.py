@@ -43,6 +43,7 @@ from storage import (
     ObjectNotFound,
     Page,
     Stored,
+    age_at,
     check_folder,
     check_key,
     check_prefix,
@@ -79,8 +80,7 @@ class LocalObjects:
     def get(self, key: str, cached: Stored | None) -> Stored:
         with self._opened(key) as file:
             data, modified = file.read(), os.fstat(file.fileno()).st_mtime
-            # Read first, then look at the clock: an age is at least 0.
-            age = max(0.0, self._now() - modified)
+            age = age_at(self._now(), modified)  # read first, then look at the clock
         version = _version(data)
         if cached is not None and cached.version == version:
             return cached._replace(modified=modified, age_seconds=age)

@@ -258,7 +258,7 @@ class LocalStore:
         try:
             await self.put(key, data)
             stored = await self.get(key)
-            offset = time.time() - (stored.modified + stored.age_seconds)
+            offset = None if stored.read_at is None else time.time() - stored.read_at
             await self.delete([key])
         except WorkerError as error:
             return StoreHealth(False, str(error), None, None)

@@ -16,16 +16,22 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from storage import (
-    ObjectFacts,
     ObjectNotFound,
     Page,
     StorageUnavailable,
-    Stored,
 )
 from stores.s3_client import new_client, new_session
 from stores.s3_errors import BOTO_ERRORS, PreconditionRefused, translate
 from stores.s3_files import Body, Stop
-from stores.s3_headers import age_of, byte_range, extent_of, modified_at, offset_from, version_of
+from stores.s3_headers import (
+    byte_range,
+    extent_of,
+    facts_of,
+    offset_from,
+    still,
+    stored_of,
+    version_of,
+)
 from stores.s3_wire import Wire
 from utils import WorkerError
 
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
     from meter import Meter
+    from storage import ObjectFacts, Stored
     from stores.s3_client import S3Config
     from stores.s3_connections import Head
     from stores.s3_files import Memory
@@ -115,27 +122,25 @@ class S3Requests:
             except ClientError as error:
                 if cached is None or _status(error) != 304:
                     raise
-                return _still(cached, error.response["ResponseMetadata"]["HTTPHeaders"])
+                return still(cached, error.response["ResponseMetadata"]["HTTPHeaders"])
             self._meter.moved("down", len(data))
-            modified = modified_at(headers)
-            return Stored(data, version_of(headers["etag"]), modified, age_of(modified, headers))
+            return stored_of(data, headers)
 
     def stat(self, key: str) -> ObjectFacts:
         """All but the bytes. Two requests for an object that is not there."""
         with self._errors(key):
+            client = self._control
             try:
-                answer = self._control.head_object(Bucket=self.config.bucket, Key=key)
+                answer = client.head_object(Bucket=self.config.bucket, Key=key)
             except ClientError as error:
                 if _status(error) != 404:
                     raise
                 # HEAD has no body to say so, but it may be the bucket that is not there
-                self._control.list_objects_v2(Bucket=self.config.bucket, Prefix=key, MaxKeys=1)
+                client.list_objects_v2(Bucket=self.config.bucket, Prefix=key, MaxKeys=1)
                 raise ObjectNotFound(f"there is no object {key!r}") from None
-            return ObjectFacts(
-                answer["ContentLength"],
-                version_of(answer["ETag"]),
-                answer["LastModified"].timestamp(),
-            )
+            except ValueError as error:  # what botocore makes of a header that it cannot read
+                raise ResponseParserError("an unreadable header") from error
+            return facts_of(answer["ResponseMetadata"]["HTTPHeaders"])
 
     def put(self, key: str, data: bytes, content_type: str | None = None) -> str:
         """Write, whatever is there. Returns the version."""
@@ -310,7 +315,7 @@ class S3Requests:
                 head = self._file_wire.get(key, {}, taken.begin)
             finally:
                 self._meter.moved("down", taken.filled)
-            return Range(taken.data, version_of(head.headers["etag"]), taken.total)
+            return Range(taken.data, version_of(head.headers.get("etag")), taken.total)
 
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; none at the end or beyond it."""
@@ -430,10 +435,3 @@ class _Taken:
 
 def _status(error: ClientError) -> int:
     return error.response["ResponseMetadata"]["HTTPStatusCode"]
-
-
-def _still(cached: Stored, headers: Mapping[str, str]) -> Stored:
-    """The same bytes may have been written anew, so their age comes from this answer, if it tells
-    one: Ceph RGW's does not."""
-    modified = modified_at(headers) if "last-modified" in headers else cached.modified
-    return cached._replace(modified=modified, age_seconds=age_of(modified, headers))

@@ -219,7 +219,7 @@ def _listed(data: bytes) -> tuple[list[Listed], bool]:
         if root.tag == "Error":  # S3 may find out that late
             raise _late_failure(root)
         return _rows(root)
-    except (ElementTree.ParseError, ValueError, RuntimeError, OverflowError) as error:
+    except (ElementTree.ParseError, ValueError) as error:
         raise ResponseParserError("not a list") from error
 
 

@@ -41,7 +41,7 @@ class LaterStore(FaultyStore):
 
     async def get(self, key: str, **options: Any) -> Any:
         found = await super().get(key, **options)
-        if key != LOCK and self.asked("create", "replace", "put", key=key):
+        if self.timeless or (key != LOCK and self.asked("create", "replace", "put", key=key)):
             return found
         return found._replace(age_seconds=found.age_seconds + self._later_seconds)
 

@@ -54,6 +54,10 @@ class CrowdWorker(Caller):
         for run in self.runs():
             if child := run._child:
                 await child.kill()
+        cache, work = self.manager.worker.cache, self.manager.worker.workplace
+        for place in (cache._place, work):  # the kernel drops their locks
+            if place._claimed:
+                place._let_go()
 
     async def awake(self) -> None:
         """Like SIGCONT after a SIGSTOP, for a worker whose store was frozen."""

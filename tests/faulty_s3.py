@@ -13,7 +13,7 @@ import threading
 from contextlib import ExitStack, nullcontext
 from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ class FaultyS3:
         self.one_at_a_time = False
         #: What becomes of a body on its way to the server.
         self.damage: Callable[[bytes], bytes] = lambda body: body
+        #: Headers of every answer of the server to set, by names in lower case; None: to leave out.
+        self.told: dict[str, str | None] = {}
+        #: How the end of an answer's body is told; "close": not at all but by hanging up.
+        self.framing: Literal["length", "chunked", "close"] = "length"
         #: Called before a request is passed on.
         self.before: Callable[[Asked], None] = lambda _: None
         self.asked: list[Asked] = []
@@ -128,7 +132,9 @@ class FaultyS3:
             connection.close()
         with self._lock:
             self.done.append((asked, answer.status))
-        return Answer(answer.status, content, tuple(answer.getheaders()))
+        kept = [(k, v) for k, v in answer.getheaders() if k.lower() not in self.told]
+        told = [(name, value) for name, value in self.told.items() if value is not None]
+        return Answer(answer.status, content, (*kept, *told))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -165,13 +171,23 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in answer.headers:
             if name.lower() not in ("content-length", "connection", "transfer-encoding"):
                 self.send_header(name, value)
-        told = dict(answer.headers).get("Content-Length", "0")
-        self.send_header(
-            "Content-Length", told if self.command == "HEAD" else str(len(answer.body))
-        )
+        halved_at = len(answer.body) // 2 if halved else len(answer.body)
+        self._frame(answer, answer.body[:halved_at])
+        self.close_connection = halved or self.proxy.framing == "close"
+
+    def _frame(self, answer: Answer, body: bytes) -> None:
+        """Tell how long the answer is, as the proxy was told to, and send `body` of it."""
+        if self.command == "HEAD":  # it has no body and tells of the one that it might have
+            told = [value for name, value in answer.headers if name.lower() == "content-length"]
+            for length in told:
+                self.send_header("Content-Length", length)
+        elif self.proxy.framing == "length":
+            self.send_header("Content-Length", str(len(answer.body)))
+        elif self.proxy.framing == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
         self.end_headers()
-        self.wfile.write(answer.body[: len(answer.body) // 2] if halved else answer.body)
-        self.close_connection = halved
+        self.wfile.write(body)
 
     def _break_off(self, *, silent: bool) -> None:
         if silent:

@@ -81,6 +81,8 @@ class FaultyStore:
         self.away = False
         #: Objects seem to have been written so much earlier: no test waits for a lease to expire.
         self.later_seconds = 0.0
+        #: The store does not tell the time, so no age is known.
+        self.timeless = False
         self._awake = asyncio.Event()
         self._awake.set()
 
@@ -158,7 +160,8 @@ class FaultyStore:
     async def get(self, key: str, **options: Any) -> Any:
         async with self._on_its_way("get", key, None):
             found = await self._behind.get(key, **options)
-            return found._replace(age_seconds=found.age_seconds + self.later_seconds)
+            age = None if self.timeless else found.age_seconds + self.later_seconds
+            return found._replace(age_seconds=age)
 
     async def stat(self, key: str) -> Any:
         async with self._on_its_way("stat", key, None):

@@ -122,6 +122,21 @@ async def test_a_store_that_goes_away_ends_the_run_and_is_no_fault(store, tmp_pa
         await Cleaner(worker)._clean_if_due()
 
 
+@on_both_stores
+async def test_where_the_store_does_not_tell_the_time_nothing_expires(store, tmp_path):
+    await full_store(store)
+    before = await contents(store)
+    worker = cleaner(store, tmp_path)
+    worker.store.timeless = True
+    with pytest.raises(StorageUnavailable, match="does not tell the time"):
+        await cleaned(worker)
+    assert await contents(store) == before
+    await Cleaner(worker)._clean_if_due()  # not even tried while the lock's age is unknown
+    assert await contents(store) == before
+    worker.store.timeless = False
+    await nothing_old_is_left(store, tmp_path)
+
+
 # ---- a dry run
 
 

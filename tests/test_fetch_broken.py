@@ -147,6 +147,7 @@ NOON, A_SECOND_LATER = "Mon, 02 Nov 2026 12:00:00 GMT", "Mon, 02 Nov 2026 12:00:
         ({"Last-Modified": NOON, "Date": NOON}, None),
         ({"Last-Modified": NOON}, None),
         ({"Last-Modified": "Mon, 02 Nov 2026 12:00:00", "Date": A_SECOND_LATER}, None),
+        ({"Last-Modified": NOON, "Date": f"{NOON[:-3]}+99999999999999999999"}, None),
         ({"ETag": '"' + "x" * 2000 + '"'}, None),
         ({}, None),
     ],

@@ -38,6 +38,12 @@ def test_a_store_that_works_is_ok():
     assert worst(judge_store(FINE, CAN_ALL)) == "ok"
 
 
+def test_a_store_that_does_not_tell_the_time_is_degraded_and_says_what_follows():
+    found = by_check(judge_store(FINE._replace(clock_offset_seconds=None), CAN_ALL))["clock"]
+    assert found.verdict == "degraded"
+    assert "nothing expires" in found.message
+
+
 def test_a_store_that_does_not_work_is_broken_and_says_what_it_said():
     away = StoreHealth(ok=False, message="503 SlowDown", round_trip_ms=None,
                        clock_offset_seconds=None)  # fmt: skip

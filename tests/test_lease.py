@@ -268,3 +268,19 @@ def test_a_watch_that_the_store_interrupted_begins_again(place, tmp_path, monkey
     assert not watch.saw("v1", 160)
     now = 70
     assert watch.saw("v1", 170)
+
+
+def test_of_unknown_age_an_owner_is_gone_when_it_was_watched_for_a_lease(
+    place, tmp_path, monkeypatch
+):
+    now = 0.0
+    monkeypatch.setattr("processes.lease.time.monotonic", lambda: now)
+    watch = LeaseWatch(settings(tmp_path, lease_seconds=30, takeover_watch_seconds=10))
+    assert not watch.saw("v1", None)
+    now = 29
+    assert not watch.saw("v1", None)
+    assert not watch.saw("v2", None), "it has written since"
+    now = 59
+    assert not watch.saw("v2", None)
+    now = 60
+    assert watch.saw("v2", None)

@@ -227,6 +227,18 @@ async def test_ages_do_not_depend_on_our_clock(
     assert offset < -1_000_000_000
 
 
+@pytest.mark.parametrize("moved", [3600.0, None], ids=["the clock was set back", "no time"])
+async def test_a_file_whose_time_tells_nothing_has_no_age(
+    local: LocalStore, root: Path, moved: float | None
+) -> None:
+    await local.put("a", b"")
+    written = 0.0 if moved is None else (root / "a").stat().st_mtime + moved
+    os.utime(root / "a", (written, written))
+    found = await local.get("a")
+    assert (found.age_seconds, found.read_at) == (None, None)
+    assert not found.older_than(0)
+
+
 @pytest.mark.parametrize(
     ("prefix", "start_after", "folders"),
     [("b/", None, ["b"]), ("", "b/1", ["store", "b", "c"]), ("", "b/9", ["store", "b", "c"])],

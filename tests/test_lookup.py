@@ -55,10 +55,37 @@ async def test_a_completed_process_costs_a_request_once(crowd):
 
 
 async def test_a_completed_process_is_known_to_the_next_worker_on_the_disk(crowd):
-    await crowd.worker("disk").start("p")
+    first = crowd.worker("disk")
+    await first.start("p")
+    await first.die()
     reborn = crowd.worker("disk")
+    await reborn.manager.recover()
     assert (await reborn("process_status", process_id="p"))["status"] == "completed"
-    assert requests(reborn) == []
+    assert "get" not in requests(reborn)
+
+
+@on_every_store
+async def test_a_copy_of_unknown_age_is_read_anew_and_not_trusted(crowd):
+    """An owner's copy has no time: it was written, not read."""
+    owner, other = crowd.worker("disk"), crowd.worker()
+    await owner.running("p", step=1)
+    await owner.die()
+    reborn = crowd.worker("disk")
+    await reborn.manager.recover()
+    copy = await reborn.manager.worker.cache.find("p")
+    await reborn.manager.worker.cache.keep(
+        copy.model_copy(update={"modified": None, "age_seconds": None})
+    )
+    reborn.store.away = True
+    stale = await reborn("process_status", process_id="p")
+    assert (stale["stale"], stale["heartbeat_age_seconds"]) == (True, None)
+    assert stale["why"]["code"] == "heartbeat_unknown"
+    reborn.store.away = False
+    ages = [
+        (await worker("process_status", process_id="p"))["heartbeat_age_seconds"]
+        for worker in (other, reborn, other)
+    ]
+    assert 0 <= ages[0] <= ages[1] <= ages[2]
 
 
 @pytest.mark.parametrize("change", ["fail_at", "platform"])
@@ -153,6 +180,8 @@ async def test_many_polls_at_once_leave_a_copy_that_can_be_read(crowd):
     await owner.running("p", step=1)
     for _ in range(20):
         await asyncio.gather(*(other("process_status", process_id="p") for _ in range(8)))
+    await other.die()
     reborn = crowd.worker("disk")
     reborn.store.away = True
+    await reborn.manager.recover()
     assert (await reborn("process_status", process_id="p"))["stale"]

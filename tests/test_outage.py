@@ -123,12 +123,81 @@ async def test_what_the_store_does_not_have_is_no_answer_even_when_we_know_bette
     await until(lambda: run.lease.wish.released)
     await failed_writes(worker, 2)
     assert (await worker("process_status", process_id="p"))["status"] == "running"
-    reborn = crowd.worker("worker-0")  # same disk; the journal is no answer either
-    reborn.store.away = True
-    view = await reborn("process_status", process_id="p")
-    assert (view["status"], view["stale"]) == ("running", True)
     worker.store.away = False
     assert (await start)["status"] == "failed"
+
+
+async def test_the_journal_of_a_dead_worker_is_no_answer_but_its_copy_is(crowd):
+    """What the store does not have is no answer, to the next worker on the disk neither."""
+    await owing(crowd, steps=20, seconds=1, fail_at=20)
+    reborn = crowd.worker("worker-0")
+    reborn.store.away = True
+    recovery = asyncio.create_task(reborn.manager.recover())
+    await until(lambda: reborn.store.asked("replace"))
+    view = await reborn("process_status", process_id="p")
+    assert (view["status"], view["source"], view["stale"]) == ("running", "cache", True)
+    assert view["heartbeat_age_seconds"] >= 0
+    reborn.store.away = False
+    await recovery
+    assert (await crowd.record("p")).status is Status.FAILED
+
+
+async def test_copies_and_journal_of_a_living_worker_are_its_own(crowd):
+    """Another worker on its disk neither answers from them nor sends what it has not sent."""
+    worker = crowd.worker()
+    start = await worker.running("p", steps=20, seconds=1, fail_at=20)
+    worker.store.away = True
+    run = worker.runs()[0]
+    await until(lambda: run.lease.wish.released)
+    await failed_writes(worker, 2)
+    other = crowd.worker("worker-0")
+    await other.manager.recover()
+    assert not other.store.asked("replace", key="record")
+    assert (await crowd.record("p")).status is Status.RUNNING
+    third = crowd.worker("worker-0")
+    third.store.away = True
+    await third.manager.recover()
+    reply = await third("process_status", process_id="p")
+    assert reply["error"]["code"] == "storage_unavailable"
+    worker.store.away = False
+    assert (await start)["status"] == "failed"
+
+
+async def test_what_is_owed_is_sent_by_one_of_the_workers_that_start_and_then_forgotten(crowd):
+    dead = await owing(crowd, steps=20, seconds=1, fail_at=20)
+    before = (await crowd.record("p")).revision
+    successors = [crowd.worker("worker-0") for _ in range(3)]
+    await asyncio.gather(*(each.manager.recover() for each in successors))
+    record = await crowd.record("p")
+    assert (record.status, record.revision) == (Status.FAILED, before + 1)
+    assert sum(len(each.store.asked("replace", key="record")) for each in successors) == 1
+    assert not dead.manager.worker.cache._place.folder.exists()
+
+
+async def test_a_worker_that_dies_while_it_sends_leaves_it_to_the_next(crowd):
+    await owing(crowd, steps=20, seconds=1, fail_at=20)
+    first, second = crowd.worker("worker-0"), crowd.worker("worker-0")
+    first.store.away = True
+    sending = asyncio.create_task(first.manager.recover())
+    await until(lambda: first.store.asked("replace"))
+    await second.manager.recover()
+    assert not second.store.asked("replace")
+    sending.cancel()
+    await asyncio.wait([sending])
+    await crowd.worker("worker-0").manager.recover()
+    assert (await crowd.record("p")).status is Status.FAILED
+
+
+async def test_what_was_sent_after_all_is_owed_no_more(crowd):
+    """A journal whose writes the store has taken goes, and is not sent by the next worker."""
+    worker = crowd.worker()
+    start = await worker.running("p", steps=20, seconds=1, fail_at=20)
+    worker.store.away = True
+    await failed_writes(worker, 2)
+    worker.store.away = False
+    assert (await start)["status"] == "failed"
+    folder = worker.manager.worker.cache._place.folder
+    assert [path.name for path in folder.iterdir()] == ["p.json"]
 
 
 async def test_cancel_works_on_the_owner_while_the_store_is_away(crowd):

@@ -199,6 +199,24 @@ async def test_whatever_a_worker_is_called_it_has_a_key(fleet, worker_id):
     assert await names(fleet.worker()) == sorted([worker_id, "worker-1"])
 
 
+async def test_a_worker_of_unknown_age_is_not_said_to_live_and_is_counted(fleet):
+    there, looking = fleet.worker(), fleet.worker()
+    await there.present()
+    await looking.present()
+    looking.store.timeless = True
+    reply = await looking("metrics")
+    assert (reply["workers"], reply["unreadable"]) == (1, 1)
+
+
+async def test_a_name_whose_bearer_may_live_is_not_taken(fleet):
+    first, second = fleet.worker(worker_id="same"), fleet.worker(worker_id="same")
+    await first.present()
+    second.store.timeless = True
+    await second.present()
+    looking = fleet.worker()
+    assert await names(looking) == sorted(["same", second.presence._name, "worker-2"])
+
+
 # ---- what lies there
 
 

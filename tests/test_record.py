@@ -163,6 +163,13 @@ def test_a_worker_tells_the_time_of_a_process_as_its_first_worker_did():
     assert clock() == NOW + timedelta(hours=1, seconds=10)
 
 
+@pytest.mark.parametrize("wrong_by", [timedelta(hours=1), timedelta(hours=-1)])
+def test_without_an_age_no_time_comes_before_the_last_one(wrong_by):
+    """The store did not tell how long ago the record was written."""
+    record = queued().written(NOW + wrong_by)
+    assert clock_of(record, None, lambda: NOW)() == max(NOW, record.updated_at)
+
+
 # ---- what a delivery does
 
 RESUMABLE = ("failed", "stopped by the platform")
@@ -334,6 +341,12 @@ def test_the_owner_knows_better_than_the_age_of_its_last_write():
 def test_what_is_stale_is_not_called_interrupted():
     """Nobody can tell: the store cannot be asked."""
     assert shown(running(), source="cache", age=1000, stale=True)["status"] == "running"
+
+
+@pytest.mark.parametrize("source", ["storage", "cache"])
+def test_a_process_whose_age_is_unknown_is_not_called_interrupted(source):
+    seen = shown(running(), source=source, age=None)
+    assert (seen["status"], seen["heartbeat_age_seconds"]) == ("running", None)
 
 
 @pytest.mark.parametrize("record", ENDED.values(), ids=ENDED.keys())

@@ -135,6 +135,11 @@ def test_both_clocks_must_say_that_it_expired(tmp_path, age_days, written_days, 
     assert is_expired(record, age_days * 86400, now, settings) == expired
 
 
+def test_a_record_of_unknown_age_has_not_expired(tmp_path):
+    settings = cleaner(_Nowhere(), tmp_path).settings
+    assert not is_expired(ended("p", 1000), None, days_ago(0).timestamp(), settings)
+
+
 def test_an_owner_that_sits_out_an_outage_is_given_a_day(tmp_path):
     settings = cleaner(_Nowhere(), tmp_path, process_days=0.01).settings
     now = days_ago(0).timestamp()

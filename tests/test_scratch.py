@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from processes.record_cache import Unsent
 from processes.workplace import Workplace, held_if_abandoned
 from tests.aged import ended
 from tests.kit import settings
@@ -117,20 +118,36 @@ async def test_old_copies_go_but_not_what_is_owed_to_the_store(crowd):
     worker = crowd.worker()
     await worker.start("p")
     await worker.start("q")
-    (records,) = (worker.settings.scratch_dir / "records").iterdir()
-    owed = worker.manager.worker.cache
-    copy = await owed.find("q")
-    await owed.keep(copy.model_copy(update={"unsent": ended("q", 1)}))
+    cache = worker.manager.worker.cache
+    await cache.journal(Unsent(record=ended("q", 1), version="v"))
+    records = cache._place.folder
     (records / ".r.json.1.2").write_text("half")
-    (records / "broken.json").write_text("half")
+    (records / ".r.unsent.1.2").write_text("half")
     for path in records.iterdir():
         old(path, 20)
     scratch = worker.settings.scratch_dir
     tidied = await asyncio.to_thread(tidy, scratch)
-    assert tidied == {"old copies of records": 1}  # what was half written
+    assert tidied == {"old copies of records": 2}  # what was half written
     tidied = await asyncio.to_thread(tidy, scratch, process_days=10)
-    assert tidied == {"old copies of records": 1}
-    assert sorted(path.name for path in records.iterdir()) == ["broken.json", "q.json"]
+    assert tidied == {"old copies of records": 2}
+    assert [path.name for path in records.iterdir()] == ["q.unsent"]
+
+
+@pytest.mark.parametrize("owing", [True, False])
+async def test_the_records_of_a_dead_worker_go_once_they_are_old_but_not_its_journal(crowd, owing):
+    """Of a store that no worker on this machine uses any more, so that none adopts them."""
+    worker = crowd.worker()
+    await worker.start("p")
+    cache = worker.manager.worker.cache
+    if owing:
+        await cache.journal(Unsent(record=ended("p", 1), version="v"))
+    await worker.die()
+    folder, scratch = cache._place.folder, worker.settings.scratch_dir
+    await asyncio.to_thread(tidy, scratch)
+    assert (folder / "p.json").exists()
+    old(folder / "p.json", 40)
+    await asyncio.to_thread(tidy, scratch)
+    assert folder.exists() == owing
 
 
 def test_what_no_worker_put_there_is_nobodys_to_remove(tmp_path):
@@ -138,7 +155,8 @@ def test_what_no_worker_put_there_is_nobodys_to_remove(tmp_path):
     theirs = [
         "work/my_project/thesis.txt", "work/worker-1/thesis.txt", "records/2023/a.json",
         "records/2023/.draft", "records/0123456789abcdef/.draft",
-        "records/0123456789abcdef/a.json", "records/0123456789abcdef/a.txt",
+        "records/0123456789abcdef/a.json", "records/0123456789abcdef/worker-1/a.json",
+        "records/0123456789abcdef/worker-0123456789abcdef/a.txt",
     ]  # fmt: skip
     for name in theirs:
         path = tmp_path / name

@@ -55,6 +55,18 @@ async def test_a_holder_that_is_gone_is_succeeded_after_it_was_watched(store, tm
 
 
 @on_local
+async def test_of_unknown_age_a_lock_is_taken_when_it_was_watched_for_a_lease(store, tmp_path):
+    assert await lock_of(store, tmp_path).take()
+    faulty = FaultyStore(store)
+    faulty.timeless = True
+    second = lock_of(
+        faulty, tmp_path, heartbeat_seconds=0.1, lease_seconds=0.5, takeover_watch_seconds=0.1
+    )
+    assert await second.take()
+    assert len(faulty.asked("get")) > 1
+
+
+@on_local
 async def test_a_holder_that_writes_while_it_is_watched_keeps_it(store, tmp_path):
     """However old its lock looks: after an outage, every one does."""
     holder = lock_of(store, tmp_path, heartbeat_seconds=0.01)

@@ -45,6 +45,24 @@ async def test_a_follower_takes_over_when_the_owner_dies(crowd):
     assert (await follower)["worker_id"] == "worker-1"
 
 
+async def test_without_ages_a_live_process_is_followed_and_a_dead_one_taken_over(crowd):
+    """The store does not tell the time: the follower watches the record itself for a lease."""
+    first, second = crowd.worker(), crowd.worker()
+    second.store.timeless = True
+    params = {"steps": 10, "seconds": 8}  # more than two leases
+    start = await first.running("live", **params)
+    assert (await second.start("live", **params))["attempt"] == 1
+    await start
+    await first.running("dead", **params)
+    follower = second.starts("dead", **params)
+    await until(lambda: second.store.asked("get", key="dead/record"))
+    await first.die()
+    view = await follower
+    assert (view["worker_id"], view["attempt"]) == ("worker-1", 2)
+    times = [entry["at"] for entry in view["history"]]
+    assert times == sorted(times)
+
+
 async def test_what_nobody_wrote_for_a_lease_is_shown_as_interrupted(crowd):
     first, heir = crowd.worker(), crowd.heir()
     await first.running("p")

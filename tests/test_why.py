@@ -52,6 +52,17 @@ def test_one_whose_worker_is_lost_says_which():
     assert "w1" in found.message
 
 
+@pytest.mark.parametrize("live", [record(), record().running(NOW)], ids=["queued", "running"])
+def test_one_whose_age_is_unknown_says_so_in_words(live):
+    found = why(Snapshot(live, "storage", None), lease_seconds=30, stall_seconds=600)
+    assert found.code == "heartbeat_unknown"
+    assert "it is unknown when worker w1 wrote last" in found.message
+
+
+def test_one_that_has_ended_needs_no_age():
+    assert reason(record().running(NOW).completed(NOW, None), age=None) is None
+
+
 def test_one_whose_worker_was_shut_down_will_be_delivered_again():
     assert reason(record().running(NOW).interrupted(NOW, reason="drain")) == "worker_stopped"
 

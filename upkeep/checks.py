@@ -26,6 +26,11 @@ from utils import WorkerError
 Verdict = Literal["ok", "degraded", "broken"]
 #: When the clocks are 15 minutes apart, S3 refuses every signature (`RequestTimeTooSkewed`).
 CLOCK_LIMIT_SECONDS, CLOCK_WARN_SECONDS = 900.0, 60.0
+_NO_TIME = (
+    "the store does not tell the time: ages are unknown, nothing expires, and a lost process is "
+    "taken over only after it was watched for a lease"
+)
+_TELL_TIME = "have whatever stands between the worker and the store pass on the `Date` header"
 #: A driver that hangs must not take the reply with it.
 GPU_SECONDS = 10.0
 #: Importing torch and one product of matrices; on a cold disk most of it is the import.
@@ -102,7 +107,7 @@ def judge_store(health: StoreHealth, capabilities: Capabilities | None) -> tuple
 def _judge_clock(health: StoreHealth) -> tuple[Finding, ...]:
     offset = health.clock_offset_seconds
     if offset is None:
-        return ()
+        return (Finding("clock", "degraded", _NO_TIME, _TELL_TIME),) if health.ok else ()
     message = f"this machine's clock is {abs(offset):.1f} s {'ahead' if offset > 0 else 'behind'}"
     if abs(offset) < CLOCK_WARN_SECONDS:
         return (Finding("clock", "ok", message),)

@@ -46,13 +46,14 @@ class Doomed(NamedTuple):
     leads: list[str]
 
 
-def is_expired(record: Record, age_seconds: float, now: float, settings: Settings) -> bool:
+def is_expired(record: Record, age_seconds: float | None, now: float, settings: Settings) -> bool:
     """Whether a process ended too long ago. `now` and the age of its record by the store's clock.
 
     Both must say so: what its worker wrote down, and the store. Either clock may have been wrong.
+    A record of unknown age has not expired.
     """
     days = settings.archive_days if record.kind == ARCHIVE else settings.process_days
-    if days is None:
+    if days is None or age_seconds is None:
         return False
     ended = record.finished_at or record.updated_at
     lasts = days * DAY if record.released else max(days * DAY, LOST_SECONDS)
@@ -176,4 +177,4 @@ async def _erased(run: CleanRun, process_id: str) -> Record | None:
         record = decode_record(process_id, stored.data)
     except (UnknownProcess, RecordUnreadable):
         return None
-    return record if record.deleted and stored.age_seconds > ERASED_SECONDS else None
+    return record if record.deleted and stored.older_than(ERASED_SECONDS) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
@@ -87,7 +88,8 @@ class Fleet(NamedTuple):
     """The live workers beside this one."""
 
     others: list[Other]
-    #: Files, as young as those of live workers, that could not be understood.
+    #: Files, as young as those of live workers, that could not be understood, or whose age the
+    #: store did not tell.
     unreadable: int
 
 
@@ -155,16 +157,12 @@ class Presence:
             reverse=True,
         )
         now = await self._now_of_store(rows)
-        limit = now - TURNS * LONGEST_TURN_SECONDS
-        recent = [row for row in rows if row.modified >= limit]
+        oldest = -math.inf if now is None else now - TURNS * LONGEST_TURN_SECONDS
+        recent = [row for row in rows if row.modified >= oldest]
         at_a_time = asyncio.Semaphore(READS)
         read = await asyncio.gather(*(self._read(row, at_a_time) for row in recent[:MAX_READS]))
         found = [other for other in read if isinstance(other, Other)]
-        others = [
-            other
-            for other in found
-            if other.seen.boot != self._boot and other.seen.lives(other.age_seconds)
-        ]
+        others = [other for other in found if other.seen.lives(other.age_seconds)]
         unreadable = read.count(_UNREADABLE) + len(recent[MAX_READS:])
         return Fleet(sorted(others, key=lambda other: other.seen.name), unreadable)
 
@@ -205,9 +203,9 @@ class Presence:
             return None
 
     def _is_of_a_twin(self, found: Stored) -> bool:
-        """Whether another worker that lives wrote it."""
-        seen = _parsed(found.data)
-        return seen is not None and seen.boot != self._boot and seen.lives(found.age_seconds)
+        """Whether another worker that lives wrote it, or one that may live."""
+        seen, age = _parsed(found.data), found.age_seconds
+        return seen is not None and seen.boot != self._boot and (age is None or seen.lives(age))
 
     async def _forget_the_dead(self) -> None:
         rows = [row async for row in list_all(self._store, PREFIX)]
@@ -218,16 +216,15 @@ class Presence:
 
     # ---- reading
 
-    async def _now_of_store(self, newest_first: list[Listed]) -> float:
+    async def _now_of_store(self, newest_first: list[Listed]) -> float | None:
         """By the store's clock, as an object read just now tells it; workers' clocks disagree."""
         for row in newest_first:
             with suppress(ObjectNotFound):
-                stored = await self._store.get(row.key)
-                return stored.modified + stored.age_seconds
-        return 0.0
+                return (await self._store.get(row.key)).read_at
+        return None
 
     async def _read(self, row: Listed, at_a_time: asyncio.Semaphore) -> Other | str | None:
-        """None: it left just now."""
+        """None: it left just now, or is this worker's own."""
         if row.size > MAX_BYTES:
             return _UNREADABLE
         try:
@@ -238,7 +235,9 @@ class Presence:
         seen = _parsed(stored.data)
         if seen is None or _key(seen.name) != row.key:  # a copy would count a worker twice
             return _UNREADABLE
-        return Other(seen, stored.age_seconds)
+        if seen.boot == self._boot:
+            return None
+        return _UNREADABLE if stored.age_seconds is None else Other(seen, stored.age_seconds)
 
 
 _UNREADABLE = "unreadable"

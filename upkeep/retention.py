@@ -7,6 +7,7 @@ import logging
 import random
 
 from processes.worker import Worker
+from storage import StorageUnavailable
 from stores.prefixes import list_all
 from upkeep.clean_run import DAY, CleanReport, CleanRun
 from upkeep.expired_inputs import remove_expired_folders, sweep_folders
@@ -53,16 +54,23 @@ async def clean(worker: Worker, report: CleanReport) -> None:
         # Without a lock nobody has cleaned yet, and there is no clock of the store to be read.
         now = seen.now if seen else worker.clock().timestamp()
         cursors = seen.document.cursors if seen else {}
-        await _clean(CleanRun(worker, report, None, now), {**cursors})
+        await _clean(CleanRun(worker, report, None, _known(now)), {**cursors})
         return
     if not await lock.take():
         raise LockHeld("another worker cleans just now")
     try:
         seen = await lock.look()
         assert seen is not None
-        await _clean(CleanRun(worker, report, lock, seen.now), lock.cursors)
+        await _clean(CleanRun(worker, report, lock, _known(seen.now)), lock.cursors)
     finally:
         await lock.release()
+
+
+def _known(now: float | None) -> float:
+    """Raises StorageUnavailable if the store does not tell the time: then nothing has expired."""
+    if now is None:
+        raise StorageUnavailable("the store does not tell the time, so nothing can have expired")
+    return now
 
 
 async def _clean(run: CleanRun, cursors: dict[str, str]) -> None:
@@ -126,8 +134,12 @@ class Cleaner:
     async def _clean_if_due(self) -> None:
         """One request where another worker has cleaned within the time."""
         seen = await StoreLock(self._worker.store, self._settings, RETENTION).look()
-        if seen and not seen.document.holder and seen.age_seconds < self._settings.clean_seconds:
-            return
+        if seen is not None:
+            age = seen.age_seconds
+            if age is None:  # nothing can have expired
+                return
+            if not seen.document.holder and age < self._settings.clean_seconds:
+                return
         report = CleanReport()
         try:
             await clean(self._worker, report)

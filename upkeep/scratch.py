@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from processes.beneath import opened, remove_tree, tree_bytes
-from processes.record_cache import PARTIAL_NAME, Copy
+from processes.record_cache import COPY, PARTIAL_NAME
 from processes.worker import RECORDS, STORE_NAME, WORK
 from processes.workplace import FOLDER_NAME, held_if_abandoned
 from settings import Settings
@@ -21,7 +21,8 @@ from upkeep.clean_run import DAY, CleanReport
 COPY_DAYS = 30.0
 #: Whoever writes a file beside the one that it is to replace does not pause for so long.
 PARTIAL_SECONDS = DAY
-_COPY_NAME = re.compile(rf".*\.json|{PARTIAL_NAME.pattern}")
+#: An unsent write has another name: it stays until it is sent.
+_COPY_NAME = re.compile(rf".*{re.escape(COPY)}|{PARTIAL_NAME.pattern}")
 
 
 def tidy_scratch(settings: Settings, report: CleanReport) -> None:
@@ -34,14 +35,23 @@ def tidy_scratch(settings: Settings, report: CleanReport) -> None:
                 if report.dry_run or _removed(folder):
                     report.add("work of dead workers", folder.name, size=size)
     days = min(settings.process_days or COPY_DAYS, COPY_DAYS)
-    for folder in _entries(settings.scratch_dir / RECORDS, STORE_NAME):
-        for path in _entries(folder, _COPY_NAME):
-            with suppress(OSError):
-                if _is_old_copy(path, days * DAY):
-                    size = path.stat().st_size
-                    if not report.dry_run:
-                        path.unlink()
-                    report.add("old copies of records", path.name, size=size)
+    for store in _entries(settings.scratch_dir / RECORDS, STORE_NAME):
+        for folder in _entries(store, FOLDER_NAME):
+            _tidy_records(folder, days * DAY, report)
+
+
+def _tidy_records(folder: Path, keep_seconds: float, report: CleanReport) -> None:
+    """Remove old copies of any worker, and the folder of a dead one once nothing is in it."""
+    for path in _entries(folder, _COPY_NAME):
+        with suppress(OSError):
+            if _is_old(path, keep_seconds):
+                size = path.stat().st_size
+                if not report.dry_run:
+                    path.unlink()
+                report.add("old copies of records", path.name, size=size)
+    with suppress(OSError), held_if_abandoned(folder) as abandoned:
+        if abandoned and not report.dry_run:
+            folder.rmdir()
 
 
 def _removed(folder: Path) -> bool:
@@ -56,14 +66,6 @@ def _entries(folder: Path, name: re.Pattern[str]) -> list[Path]:
         return []
 
 
-def _is_old_copy(path: Path, keep_seconds: float) -> bool:
-    """What a worker still owes the store never is."""
-    age = time.time() - path.stat().st_mtime
-    if PARTIAL_NAME.fullmatch(path.name):
-        return age > PARTIAL_SECONDS
-    if age <= keep_seconds:
-        return False
-    try:
-        return Copy.model_validate_json(path.read_text()).unsent is None
-    except ValueError:  # of a newer worker, or of somebody else; it is not for us to say
-        return False
+def _is_old(path: Path, keep_seconds: float) -> bool:
+    partial = PARTIAL_NAME.fullmatch(path.name)
+    return time.time() - path.stat().st_mtime > (PARTIAL_SECONDS if partial else keep_seconds)

@@ -58,9 +58,9 @@ class Seen(NamedTuple):
 
     document: LockDocument
     version: str
-    #: Since it was written, and when it was read, both by the store's clock.
-    age_seconds: float
-    now: float
+    #: Since it was written, and when it was read, both by the store's clock; None: unknown.
+    age_seconds: float | None
+    now: float | None
 
 
 class StoreLock:
@@ -91,8 +91,7 @@ class StoreLock:
             document = LockDocument.model_validate_json(stored.data)
         except ValidationError:
             document = LockDocument()  # not ours, or of another version: nobody's
-        now = stored.modified + stored.age_seconds
-        return Seen(document, stored.version, stored.age_seconds, now)
+        return Seen(document, stored.version, stored.age_seconds, stored.read_at)
 
     async def take(self) -> bool:
         """Come to hold it; False as soon as it is clear that somebody else does.

@@ -105,12 +105,12 @@ async def _look_at(run: CleanRun, process_id: str) -> None:
     except RecordUnreadable:
         return
     if record.deleted:
-        if stored.age_seconds > ERASED_SECONDS:
+        if stored.older_than(ERASED_SECONDS):
             await run.delete([file.key for file in await files_of(run.worker, record)])
             await bury(run, [process_id])
     elif is_expired(record, stored.age_seconds, run.now, run.settings):
         await remove_expired(run, [Candidate(process_id, [])])
-    elif record.released or stored.age_seconds > run.settings.lease_seconds:
+    elif record.released or stored.older_than(run.settings.lease_seconds):
         await _mend_rows(run, record)
 
 
