@@ -10,21 +10,34 @@ The one door to `processes` for the rooms above.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from contextlib import suppress
 
+from inputs.blob_cache import BlobCache
+from inputs.touches import Touches
+from jobs.forks import Template
 from meter import Meter
+from processes.archive import Archiver
 from processes.cancelling import Cancelling
 from processes.delivery import Start
+from processes.gpu_shares import GpuShares
+from processes.inputs import InputParts
+from processes.kept_models import KeptModels
+from processes.lease import Leases
 from processes.links import LinkMaker, Links
 from processes.log_reading import LogLook, LogPage, Wanted
 from processes.lookup import ProcessLookup
+from processes.manifest import Manifests
 from processes.record import Record, Snapshot
+from processes.record_cache import RecordCache
 from processes.recovery import recover
 from processes.removal import ProcessActive, delete_process
+from processes.run import AttemptParts
 from processes.runs import Runs
+from processes.slots import Slots
 from processes.starting import Delivery, WorkerBusy
-from processes.worker import new_worker
+from processes.workplace import RECORDS, WORK, Workplace
 from redaction import Redactor
 from settings import Settings
 from storage import Store
@@ -34,6 +47,50 @@ from utils import Clock, utc_now
 __all__ = ["LogPage", "ProcessManager", "Start", "Wanted", "WorkerBusy"]
 
 log = logging.getLogger(__name__)
+
+#: Archives that are written at a time: each takes memory and the store's bandwidth, no slot.
+ARCHIVES_AT_ONCE = 2
+
+
+def new_leases(
+    store: Store,
+    settings: Settings,
+    *,
+    redactor: Redactor | None = None,
+    clock: Clock = utc_now,
+    meter: Meter | None = None,
+) -> Leases:
+    """The leases of a worker at `store`, with copies of records on its scratch disk."""
+    # Workers on one machine may share a disk, but copies of two stores must not meet.
+    store_name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
+    cache = RecordCache(settings.scratch_dir / RECORDS / store_name)
+    return Leases(store, settings, cache, meter=meter, redactor=redactor, clock=clock)
+
+
+def _attempt_parts(leases: Leases) -> AttemptParts:
+    store, settings = leases.store, leases.settings
+    scratch = settings.scratch_dir
+    template = Template() if settings.template and settings.role != "control" else None
+    manifests = Manifests(store)
+    return AttemptParts(
+        store=store,
+        settings=settings,
+        meter=leases.meter,
+        redactor=leases.redactor,
+        workplace=Workplace(scratch / WORK),
+        slots=Slots(settings.slots),
+        archive_places=Slots(ARCHIVES_AT_ONCE),
+        archiver=Archiver(store, manifests, settings.upload_patience_seconds),
+        inputs=InputParts(
+            store=store,
+            settings=settings,
+            blobs=BlobCache(scratch / "inputs", settings.input_cache_bytes),
+            touches=Touches(store, leases.clock),
+            manifests=manifests,
+        ),
+        gpus=GpuShares(settings.slots),
+        kept=KeptModels(template, settings),
+    )
 
 
 class ProcessManager:
@@ -49,11 +106,13 @@ class ProcessManager:
         meter: Meter | None = None,
     ) -> None:
         self._store = store
-        self.worker = new_worker(store, settings, redactor or Redactor(), clock, meter)
-        self.runs = Runs(self.worker)
-        self.worker.meter.watch(self.runs.load)
-        self.lookup = ProcessLookup(self.worker, self.runs)
-        self._cancelling = Cancelling(self.worker, self.lookup, self.runs)
+        self.leases = new_leases(store, settings, redactor=redactor, clock=clock, meter=meter)
+        self.parts = _attempt_parts(self.leases)
+        self.runs = Runs(self.parts)
+        self.leases.meter.watch(self.runs.load)
+        manifests = self.parts.inputs.manifests
+        self.lookup = ProcessLookup(store, settings, self.leases.cache, manifests, self.runs)
+        self._cancelling = Cancelling(self.leases, self.lookup, self.runs)
         self._links = LinkMaker(store)
 
     @property
@@ -95,7 +154,7 @@ class ProcessManager:
         return await self._delivery(start).until_begun()
 
     def _delivery(self, start: Start) -> Delivery:
-        return Delivery(start, self.worker, self.runs, self.lookup)
+        return Delivery(start, self.leases, self.runs, self.lookup)
 
     # ---- what callers may know
 
@@ -107,7 +166,7 @@ class ProcessManager:
     @property
     def gpu_memory_leaked(self) -> bool:
         """Whether a child that is gone has left memory of a GPU taken."""
-        return self.worker.gpus.leaked
+        return self.parts.gpus.leaked
 
     async def links(self, record: Record) -> Links:
         """Presigned links by which a caller follows and cancels the process without a worker."""
@@ -139,13 +198,13 @@ class ProcessManager:
             if not run.lease.record.released:
                 raise ProcessActive(f"process {process_id} runs here; `cancel` it first")
             await asyncio.wait([run.task])  # it has ended and only clears up
-        return await delete_process(self.worker, process_id)
+        return await delete_process(self.leases, process_id)
 
     # ---- come and go
 
     def warm_up(self) -> None:
         """Begin to load what attempts are forked from."""
-        if template := self.worker.template:
+        if template := self.parts.kept.plain:
             template.start()
 
     async def drain(self) -> None:
@@ -158,4 +217,4 @@ class ProcessManager:
         Ends of processes that dead workers of this machine could not write are written now, unless
         the process has moved on since.
         """
-        await recover(self.worker, self.lookup)
+        await recover(self.leases, self.lookup)

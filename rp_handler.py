@@ -83,7 +83,7 @@ class Handler:
         self._meter = meter or Meter(price_per_hour=settings.price_per_hour)
         self.manager = ProcessManager(store, settings, redactor=self._redactor, meter=self._meter)
         self.presence = Presence(store, settings, self._meter)
-        self._cleaner = Cleaner(self.manager.worker)
+        self._cleaner = Cleaner(self.manager.leases)
         programs = read_programs(settings.programs)
         self._answers = Answers(
             store, settings, self.manager, self.presence, programs, self._redactor

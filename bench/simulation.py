@@ -23,9 +23,9 @@ from bench.in_turn import bar
 from bench.life import POLLS, SLOW, Costs, Requests, measure
 from bench.many_keys import ManyProcesses
 from meter import Meter
+from process_manager import new_leases
 from processes.index import read_rows
-from processes.worker import Worker, new_worker
-from redaction import Redactor
+from processes.lease import Leases
 from settings import Settings
 from tests.kit import settings
 from upkeep.clean_run import AT_ONCE, CleanReport, CleanRun
@@ -227,7 +227,7 @@ def _seconds(processes: int, trips: int) -> float:
 async def _swept(folder: Path) -> dict[str, float]:
     """What the real sweep asks for each process where nothing is to be mended."""
     store = _store(SMALL)
-    run = CleanRun(_worker(store, folder), CleanReport(), None, utc_now().timestamp())
+    run = CleanRun(_leases(store, folder), CleanReport(), None, utc_now().timestamp())
     cursors: dict[str, str] = {}
     for _ in range(SWEEPS):
         await sweep_processes(run, cursors)
@@ -251,7 +251,7 @@ async def _cleaned(folder: Path, there: int, expired: int) -> Requests:
         report = CleanReport()
         with bar(expired, f"{what} among {there:,}") as shown:
             report.on_change = shown.update
-            await clean(_worker(store, folder, process_days=days + passed), report)
+            await clean(_leases(store, folder, process_days=days + passed), report)
         assert report.counts()[what] == expired, report.counts()
     return store.asked
 
@@ -285,7 +285,7 @@ async def _fleet(folder: Path) -> list[Figure]:
     store = _store(1)
     await _put_workers(store, folder)
     store.asked.clear()
-    fleet = await Presence(store, _worker(store, folder).settings, Meter()).fleet()
+    fleet = await Presence(store, _leases(store, folder).settings, Meter()).fleet()
     name = f"`metrics` of {WORKERS:,} workers"
     return [
         count(name, store.asked.total(), goal=Goal("<=", WORKERS // 1000 + 1001)),
@@ -295,13 +295,13 @@ async def _fleet(folder: Path) -> list[Figure]:
 
 async def _put_workers(store: ManyProcesses, folder: Path) -> None:
     """The presence of all of them. Their figures are left out: nobody reads them here."""
-    presence = Presence(store, _worker(store, folder).settings, Meter())
+    presence = Presence(store, _leases(store, folder).settings, Meter())
     seen = presence.myself().model_copy(update={"families": ()})
     for number in range(WORKERS):
         mine = seen.model_copy(update={"name": f"w{number:05d}", "boot": f"b{number}"})
         await store.put(f"workers/{mine.name}.json", mine.model_dump_json().encode())
 
 
-def _worker(store: ManyProcesses, folder: Path, **changes: Any) -> Worker:
+def _leases(store: ManyProcesses, folder: Path, **changes: Any) -> Leases:
     chosen = settings(folder / "scratch", **(SLOW | {"takeover_watch_seconds": 0} | changes))
-    return new_worker(store, chosen, Redactor(), utc_now)
+    return new_leases(store, chosen)

@@ -75,7 +75,7 @@ async def measure(rounds: int, folder: Path, *, warm_up: int = 1) -> dict[str, l
                 if number >= warm_up:
                     seen[way].append(result)
     for handler in handlers.values():
-        if template := handler.manager.worker.template:
+        if template := handler.manager.parts.kept.plain:
             template.close()
     return seen
 
@@ -101,7 +101,7 @@ async def worker(folder: Path, *, template: bool) -> Handler:
     )
     handler = Handler(open_store(settings, Meter()), settings, way_in="api")
     handler.set_up()
-    if its := handler.manager.worker.template:
+    if its := handler.manager.parts.kept.plain:
         await its.ready.wait()
     return handler
 

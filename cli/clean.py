@@ -8,14 +8,15 @@ import sys
 from tqdm import tqdm
 
 from meter import Meter
-from processes.worker import Worker, new_worker
+from process_manager import new_leases
+from processes.lease import Leases
 from redaction import Redactor
 from settings import Settings
 from storage import open_store
 from upkeep.clean_run import CleanReport
 from upkeep.retention import clean
 from upkeep.scratch import tidy_scratch
-from utils import WorkerError, utc_now
+from utils import WorkerError
 
 #: Names of each class that a dry run prints.
 MAX_NAMES = 20
@@ -41,20 +42,20 @@ def clean_by_hand(settings: Settings, redactor: Redactor, *, dry_run: bool) -> i
 
 async def _clean(settings: Settings, redactor: Redactor, report: CleanReport) -> None:
     store = open_store(settings, Meter())
-    worker = new_worker(store, settings, redactor, utc_now)
+    leases = new_leases(store, settings, redactor=redactor)
     try:
         with tqdm(
             desc="looking", bar_format="{desc} [{elapsed}]", disable=not sys.stderr.isatty()
         ) as bar:
             report.on_change = lambda: bar.set_description_str(_so_far(report))
-            await _clean_all(worker, report)
+            await _clean_all(leases, report)
     finally:
         await store.close()
 
 
-async def _clean_all(worker: Worker, report: CleanReport) -> None:
-    await asyncio.to_thread(tidy_scratch, worker.settings, report)
-    await clean(worker, report)
+async def _clean_all(leases: Leases, report: CleanReport) -> None:
+    await asyncio.to_thread(tidy_scratch, leases.settings, report)
+    await clean(leases, report)
 
 
 def _so_far(report: CleanReport) -> str:

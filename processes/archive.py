@@ -17,12 +17,11 @@ from pydantic import BaseModel, JsonValue
 from zipstream import ZIP_STORED, ZipStream
 
 from processes.lease import until_answered
-from processes.manifest import artifact_key, choose
+from processes.manifest import Manifests, artifact_key, choose
 from processes.reading import RecordUnreadable, UnknownProcess, read_record
 from processes.record import Record
 from processes.uploads import OnProgress, Uploads
-from processes.worker import Worker
-from storage import ObjectNotFound
+from storage import ObjectNotFound, Store
 from utils import WorkerError, day_of
 
 #: The kind of such a process, and its one artifact.
@@ -94,92 +93,103 @@ class Contents(NamedTuple):
         }
 
 
-async def gather_contents(worker: Worker, params: ArchiveParams) -> Contents:
-    """What the processes have to show now, in the order in which they were named.
+class Archiver:
+    """Writes archives for one worker."""
 
-    Raises:
-        NothingToArchive: nothing at all, or more files than one zip should have.
-    """
-    found = await asyncio.gather(
-        *(_look(worker, process_id, params.pattern) for process_id in params.process_ids)
-    )
-    named = list(zip(params.process_ids, found, strict=True))
-    contents = Contents(
-        [entry for _, entries in named if isinstance(entries, list) for entry in entries],
-        {process_id: why for process_id, why in named if isinstance(why, str)},
-    )
-    if not contents.entries:
-        why = ", ".join(f"{name}: {reason}" for name, reason in contents.left_out.items())
-        raise NothingToArchive(f"there is nothing to archive ({why})")
-    if len(contents.entries) > MAX_FILES:
-        raise NothingToArchive(
-            f"{len(contents.entries)} files are more than the {MAX_FILES} of one archive; choose "
-            "fewer processes, or give a `pattern`"
+    def __init__(self, store: Store, manifests: Manifests, patience_seconds: float) -> None:
+        self._store = store
+        self._manifests = manifests
+        self._patience_seconds = patience_seconds
+
+    async def write(
+        self, record: Record, uploads: Uploads, params: ArchiveParams, on_progress: OnProgress
+    ) -> JsonValue:
+        """Store the zip as an artifact; the process's result is a summary of its content.
+
+        First the row by which it is found when it is old.
+
+        Raises:
+            NothingToArchive, ArchiveFailed: as their names say.
+            UploadFailed: the store did not take it.
+        """
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                age_key = archive_age_key(record)
+                await until_answered(lambda: self._store.put(age_key, b""))
+                contents = await until_answered(lambda: self._gather(params))
+        except TimeoutError:
+            raise ArchiveFailed("the store did not say what there is to archive") from None
+
+        async def begin() -> ArchiveStream:
+            loop = asyncio.get_running_loop()
+            return await asyncio.to_thread(
+                ArchiveStream, self._store, self._patience_seconds, contents.entries, loop
+            )
+
+        await uploads.store_stream(ARCHIVE_PATH, begin, on_progress)
+        return contents.summary()
+
+    async def _gather(self, params: ArchiveParams) -> Contents:
+        """The files of the processes, in the order in which those were named.
+
+        Raises:
+            NothingToArchive: there are none, or more files than one zip should have.
+        """
+        found = await asyncio.gather(
+            *(self._look(process_id, params.pattern) for process_id in params.process_ids)
         )
-    return contents
-
-
-async def _look(worker: Worker, process_id: str, pattern: str | None) -> list[Entry] | str:
-    """The files of one process, or why there are none to be had."""
-    try:
-        record = await read_record(worker.store, process_id)
-    except UnknownProcess:
-        return "not_found"
-    except RecordUnreadable:
-        return "unreadable"
-    if not record.released:  # what it stores may change while it is read
-        return record.status.value
-    artifacts = choose(await worker.manifests.artifacts(record), pattern)
-    if not artifacts:
-        return "no such files"
-    return [
-        Entry(
-            f"{process_id}/{artifact.path}",
-            artifact_key(process_id, record.attempt, artifact.path),
-            artifact.size,
-            artifact.sha256,
+        named = list(zip(params.process_ids, found, strict=True))
+        contents = Contents(
+            [entry for _, entries in named if isinstance(entries, list) for entry in entries],
+            {process_id: why for process_id, why in named if isinstance(why, str)},
         )
-        for artifact in artifacts
-    ]
+        if not contents.entries:
+            why = ", ".join(f"{name}: {reason}" for name, reason in contents.left_out.items())
+            raise NothingToArchive(f"there is nothing to archive ({why})")
+        if len(contents.entries) > MAX_FILES:
+            raise NothingToArchive(
+                f"{len(contents.entries)} files are more than the {MAX_FILES} of one archive; "
+                "choose fewer processes, or give a `pattern`"
+            )
+        return contents
 
-
-async def write_archive(
-    worker: Worker, record: Record, uploads: Uploads, params: ArchiveParams,
-    on_progress: OnProgress,
-) -> JsonValue:  # fmt: skip
-    """Store the zip as an artifact; what is in it is the process's result.
-
-    First the row by which it is found when it is old.
-
-    Raises:
-        NothingToArchive, ArchiveFailed: as their names say.
-        UploadFailed: the store did not take it.
-    """
-    try:
-        async with asyncio.timeout(worker.settings.upload_patience_seconds):
-            age_key = archive_age_key(record)
-            await until_answered(lambda: worker.store.put(age_key, b""))
-            contents = await until_answered(lambda: gather_contents(worker, params))
-    except TimeoutError:
-        raise ArchiveFailed("the store did not say what there is to archive") from None
-
-    async def begin() -> ArchiveStream:
-        loop = asyncio.get_running_loop()
-        return await asyncio.to_thread(ArchiveStream, worker, contents.entries, loop)
-
-    await uploads.store_stream(ARCHIVE_PATH, begin, on_progress)
-    return contents.summary()
+    async def _look(self, process_id: str, pattern: str | None) -> list[Entry] | str:
+        """The files of one process, or the reason why there are none."""
+        try:
+            record = await read_record(self._store, process_id)
+        except UnknownProcess:
+            return "not_found"
+        except RecordUnreadable:
+            return "unreadable"
+        if not record.released:  # its files may change while they are read
+            return record.status.value
+        artifacts = choose(await self._manifests.artifacts(record), pattern)
+        if not artifacts:
+            return "no such files"
+        return [
+            Entry(
+                f"{process_id}/{artifact.path}",
+                artifact_key(process_id, record.attempt, artifact.path),
+                artifact.size,
+                artifact.sha256,
+            )
+            for artifact in artifacts
+        ]
 
 
 class ArchiveStream:
     """The bytes of a zip, not compressed (images and weights do not shrink), and their number."""
 
     def __init__(
-        self, worker: Worker, entries: list[Entry], loop: asyncio.AbstractEventLoop
+        self,
+        store: Store,
+        patience_seconds: float,
+        entries: list[Entry],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Best made in a thread: 10,000 entries take 80 ms. The store is asked in `loop`."""
-        self._store = worker.store
-        self._patience_seconds = worker.settings.upload_patience_seconds
+        self._store = store
+        self._patience_seconds = patience_seconds
         self._loop = loop
         self._plan = (
             Block(entry.key, offset)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from contextlib import suppress
 
-from processes.lease import AWAY, LeaseWatch
+from processes.lease import AWAY, Leases, LeaseWatch
 from processes.lookup import FOLLOW_SECONDS, ProcessLookup
 from processes.notes import leave_note
 from processes.reading import decode_record, present, read_stored
@@ -14,15 +14,15 @@ from processes.record import Snapshot, Status
 from processes.run import StopReason
 from processes.runs import Runs
 from processes.settling import settle_abandoned
-from processes.worker import Worker
 from utils import new_nonce
 
 
 class Cancelling:
     """What a worker does about processes that are to be stopped."""
 
-    def __init__(self, worker: Worker, lookup: ProcessLookup, runs: Runs) -> None:
-        self._worker = worker
+    def __init__(self, leases: Leases, lookup: ProcessLookup, runs: Runs) -> None:
+        self._leases = leases
+        self._store = leases.store
         self._lookup = lookup
         self._runs = runs
 
@@ -35,7 +35,7 @@ class Cancelling:
             run.stop(StopReason.CANCEL)
         # Also for our own: should this worker die now, whoever continues the process will see it.
         try:
-            await leave_note(self._worker.store, process_id, by="caller", nonce=new_nonce())
+            await leave_note(self._store, process_id, by="caller", nonce=new_nonce())
         except AWAY:
             if run is None:
                 raise
@@ -45,7 +45,7 @@ class Cancelling:
         return ended._replace(record=ended.record.with_cancel_requested())
 
     async def _await_end(self, process_id: str, wait_seconds: float) -> Snapshot:
-        began, watch = time.monotonic(), LeaseWatch(self._worker.settings)
+        began, watch = time.monotonic(), LeaseWatch(self._leases.settings)
         while True:
             snapshot = await self._end_if_abandoned(process_id, watch, began)
             left = began + wait_seconds - time.monotonic()
@@ -61,7 +61,7 @@ class Cancelling:
         if self._runs.get(process_id):
             return await self._lookup.get(process_id)
         try:
-            stored = await read_stored(self._worker.store, process_id)
+            stored = await read_stored(self._store, process_id)
         except AWAY:
             watch.saw_nothing()
             return await self._lookup.get(process_id, fresh=True)
@@ -71,7 +71,7 @@ class Cancelling:
             reason = "cancelled; no worker was running it"
             with suppress(*AWAY):  # whether it was settled, the next look will tell
                 if settled := await settle_abandoned(
-                    self._worker, record, stored, lambda r, now: r.cancelled(now, reason=reason),
+                    self._leases, record, stored, lambda r, now: r.cancelled(now, reason=reason),
                     cancelled_seconds_ago=time.monotonic() - began,
                 ):  # fmt: skip
                     return settled

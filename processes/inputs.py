@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
-from inputs.blob_cache import Fetch
+from inputs.blob_cache import BlobCache, Fetch
 from inputs.errors import (
     InputMismatch,
     InputMissing,
@@ -38,11 +38,11 @@ from inputs.sources import (
 )
 from inputs.touches import Touches
 from processes.lease import until_answered
-from processes.manifest import artifact_key
+from processes.manifest import Manifests, artifact_key
 from processes.reading import UnknownProcess, read_record
 from processes.record import Record, Status
-from processes.worker import Worker
-from storage import ChecksumMismatch, FileFacts, ObjectNotFound, StorageUnavailable
+from settings import Settings
+from storage import ChecksumMismatch, FileFacts, ObjectNotFound, StorageUnavailable, Store
 from utils import WorkerError, together
 
 T = TypeVar("T")
@@ -65,15 +65,30 @@ class FileToBring(NamedTuple):
     fetch: Fetch
 
 
+class InputParts(NamedTuple):
+    """What the inputs of all attempts of a worker share."""
+
+    store: Store
+    settings: Settings
+    #: Inputs that more than one process may need.
+    blobs: BlobCache
+    #: Which input folders are in use.
+    touches: Touches
+    manifests: Manifests
+
+
 class Inputs:
     """The inputs of one attempt, on their way."""
 
-    def __init__(self, worker: Worker, folder: Path, on_progress: Callable[[int, int], None]):
+    def __init__(
+        self, shared: InputParts, folder: Path, on_progress: Callable[[int, int], None]
+    ) -> None:
         """`on_progress(bytes so far, bytes known to come)` is called on the event loop."""
-        self._worker = worker
-        self._store = worker.store
-        self._settings = worker.settings
-        self._folders = _Folders(InputFolders(worker.store, worker.settings), worker.touches)
+        self._store = shared.store
+        self._settings = shared.settings
+        self._blobs = shared.blobs
+        self._manifests = shared.manifests
+        self._folders = _Folders(InputFolders(shared.store, shared.settings), shared.touches)
         self._folder = folder / "inputs"
         self._on_progress = on_progress
         self._known = self._got = 0
@@ -124,7 +139,7 @@ class Inputs:
                 group.create_task(bring(file))
 
     async def _bring_one(self, file: FileToBring) -> None:
-        blob = await self._worker.blobs.place(
+        blob = await self._blobs.place(
             file.identity, self._folder / file.path, file.fetch, immutable=file.immutable
         )
         if file.size is None:
@@ -189,7 +204,7 @@ class Inputs:
             record = await until_answered(lambda: read_record(self._store, process_id))
         except UnknownProcess as error:
             raise InputMissing(str(error)) from None
-        found = await until_answered(lambda: self._worker.manifests.artifacts(record))
+        found = await until_answered(lambda: self._manifests.artifacts(record))
         artifacts = {artifact.path: artifact for artifact in found}
         _check_whole(record, path in artifacts)
         chosen = list(_below(artifacts, path))

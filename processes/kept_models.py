@@ -29,7 +29,7 @@ class KeptModels:
     """Gives each attempt the template to fork from: the plain one, or one that has loaded."""
 
     def __init__(self, template: Template | None, settings: Settings) -> None:
-        self._plain = template
+        self.plain = template
         self._settings = settings
         self._kept: Template | None = None
         self._key = ""
@@ -42,25 +42,25 @@ class KeptModels:
     async def template_for(self, start: Start, folder: Path) -> Template | None:
         """What to fork an attempt of `start`, whose inputs are in `folder`, from."""
         keep = JOBS[start.kind].keep if start.kind not in self._refused else None
-        if keep is None or self._plain is None or not self._settings.keep_seconds:
+        if keep is None or self.plain is None or not self._settings.keep_seconds:
             self._drop_unless_used()  # another kind may need the memory
-            return self._plain
+            return self.plain
         params = JOBS[start.kind].params.model_validate(start.params)
         path = keep.input(params)
         if any(each.unpack for each in start.inputs.values()):
-            return self._plain  # what is there will only be unpacked by the attempt
+            return self.plain  # what is there will only be unpacked by the attempt
         async with self._turn:
             inputs = (folder / "inputs").resolve()
             content, size = await asyncio.to_thread(digest, inputs / path)
             if size > self._settings.keep_bytes:
-                return self._plain
+                return self.plain
             key = f"{start.kind} {path} {content}"
             if self._kept is None or self._key != key or not self._kept.ready.is_set():
                 if self._users:
-                    return self._plain  # kept for others, who still fork from it
+                    return self.plain  # kept for others, who still fork from it
                 self.drop()
-                self._kept, self._key = await self._loaded(self._plain, start, inputs), key
-        return self._kept or self._plain
+                self._kept, self._key = await self._loaded(self.plain, start, inputs), key
+        return self._kept or self.plain
 
     async def _loaded(self, plain: Template, start: Start, inputs: Path) -> Template | None:
         try:

@@ -15,17 +15,19 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from processes.record import Record, Trouble, record_key
-from processes.record_cache import Copy, Unsent
-from processes.worker import Worker
+from meter import Meter
+from processes.record import Record, Trouble, Writer, record_key
+from processes.record_cache import Copy, RecordCache, Unsent
+from redaction import Redactor
 from settings import Settings
 from storage import (
     ObjectChanged,
     ObjectNotFound,
     StorageMisconfigured,
     StorageUnavailable,
+    Store,
 )
-from utils import Clock, WorkerError, set_within
+from utils import Clock, WorkerError, new_nonce, set_within, utc_now
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -66,17 +68,18 @@ class Lease:
     `keep` is the one writer. Everything else only changes the wish and, if it must know, waits.
     """
 
-    def __init__(self, worker: Worker, stored: Record, version: str, clock: Clock) -> None:
-        self._worker = worker
+    def __init__(self, leases: Leases, stored: Record, version: str, clock: Clock) -> None:
+        self._count_end = leases.count_end
+        self._cache = leases.cache
         #: Tells the times of this process; see `clock_of`.
         self.clock = clock
-        self._store = worker.store
-        self._settings = worker.settings
+        self._store = leases.store
+        self._settings = leases.settings
         self._stored = stored
         self._version = version
         self._wish = stored
         #: Takes the secrets out of whatever is going to be written. The attempt adds its own.
-        self.redactor = worker.redactor
+        self.redactor = leases.redactor
         self._submitted = self._sent = 0
         self._progress_is_new = False
         self._failures = 0
@@ -87,28 +90,6 @@ class Lease:
         self._news = asyncio.Condition()
         #: Set once the process belongs to somebody else.
         self.lost = asyncio.Event()
-
-    @classmethod
-    async def create(cls, worker: Worker, record: Record) -> Lease:
-        """Begin a process that does not exist.
-
-        Raises:
-            ObjectExists: it does.
-        """
-        version = await worker.store.create(record_key(record.process_id), record.encode())
-        return cls(worker, record, version, worker.clock)
-
-    @classmethod
-    async def claim(cls, worker: Worker, record: Record, version: str, clock: Clock) -> Lease:
-        """Take a process over by writing `record` on top of exactly `version`.
-
-        Raises:
-            ObjectChanged: somebody wrote it since it was read.
-        """
-        record = record.written(clock())
-        key = record_key(record.process_id)
-        version = await worker.store.replace(key, record.encode(), version)
-        return cls(worker, record, version, clock)
 
     @property
     def record(self) -> Record:
@@ -244,13 +225,13 @@ class Lease:
 
     async def _took(self, record: Record, version: str) -> None:
         if record.released and not self._stored.released:
-            self._worker.count_end(record)
+            self._count_end(record)
         self._stored, self._version = record, version
         self._written_at = time.monotonic()
         await self._keep_copy()
 
     async def _keep_copy(self) -> None:
-        await self._worker.cache.keep(
+        await self._cache.keep(
             Copy(
                 record=self._stored,
                 version=self._version,
@@ -261,13 +242,13 @@ class Lease:
 
     async def _journal(self) -> None:
         await self._keep_copy()
-        await self._worker.cache.journal(Unsent(record=self._next(), version=self._version))
+        await self._cache.journal(Unsent(record=self._next(), version=self._version))
         self._journalled = True
 
     async def _clear_journal(self) -> None:
         """Once nothing is unsent, or what is must not be sent any more."""
         if self._journalled and (self._sent == self._submitted or self.lost.is_set()):
-            await self._worker.cache.sent(self._stored.process_id)
+            await self._cache.sent(self._stored.process_id)
             self._journalled = False
 
     def _next(self) -> Record:
@@ -276,6 +257,62 @@ class Lease:
     async def _tell(self) -> None:
         async with self._news:
             self._news.notify_all()
+
+
+class Leases:
+    """Takes leases for one worker, and holds what all of them are written with."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        cache: RecordCache,
+        *,
+        meter: Meter | None = None,
+        redactor: Redactor | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.cache = cache
+        self.meter = meter or Meter(price_per_hour=settings.price_per_hour)
+        #: Knows this worker's secrets.
+        self.redactor = redactor or Redactor()
+        #: Wall-clock time, for what is written down. No decision depends on it.
+        self.clock = clock
+
+    def new_writer(self) -> Writer:
+        """A name to sign one claim with: this worker's, and a nonce of its own."""
+        return Writer(worker_id=self.settings.worker_id, nonce=new_nonce())
+
+    async def create(self, record: Record) -> Lease:
+        """Begin a process that does not exist.
+
+        Raises:
+            ObjectExists: it does.
+        """
+        version = await self.store.create(record_key(record.process_id), record.encode())
+        return Lease(self, record, version, self.clock)
+
+    async def claim(self, record: Record, version: str, clock: Clock) -> Lease:
+        """Take a process over by writing `record` on top of exactly `version`.
+
+        Raises:
+            ObjectChanged: another writer was faster.
+        """
+        record = record.written(clock())
+        key = record_key(record.process_id)
+        version = await self.store.replace(key, record.encode(), version)
+        return Lease(self, record, version, clock)
+
+    def resume(self, record: Record, version: str, clock: Clock) -> Lease:
+        """Go on with a lease that this worker took without being told so."""
+        return Lease(self, record, version, clock)
+
+    def count_end(self, record: Record) -> None:
+        """Count an end that the store has taken from here and did not hold before."""
+        code = record.failure.code if record.failure else None
+        self.meter.ended(record.kind, record.status, code)
 
 
 class LeaseWatch:

@@ -19,7 +19,7 @@ from jobs.job_log import Block, JobLog, Lines
 from processes.lease import AWAY, Lease, until_answered
 from processes.own_files import OwnFolder
 from processes.record import attempt_prefix
-from processes.worker import Worker
+from storage import Store
 
 log = logging.getLogger(__name__)
 
@@ -173,14 +173,14 @@ def too_many(segments: Sequence[Segment], budget: int) -> list[Segment]:
 class AttemptLog:
     """Keeps the log of an attempt that runs here, on this disk, and brings it into the store."""
 
-    def __init__(self, worker: Worker, lease: Lease, folder: OwnFolder) -> None:
-        self._store = worker.store
+    def __init__(self, store: Store, lease: Lease, folder: OwnFolder, budget: int) -> None:
+        self._store = store
         self._lease = lease
         self._folder = folder
         self._process_id = lease.record.process_id
         self._prefix = logs_prefix(self._process_id, lease.record.attempt)
         # `tail.txt`, and the open end which is yet to be sealed, take their part of it.
-        self._budget = worker.settings.log_bytes - 2 * max(SEGMENT_BYTES, TAIL_BYTES)
+        self._budget = budget - 2 * max(SEGMENT_BYTES, TAIL_BYTES)
         self._printed = JobLog()
         #: On their way from `_printed` to what follows; nothing is ever nowhere.
         self._settling: list[Block] = []

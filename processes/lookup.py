@@ -8,13 +8,14 @@ from contextlib import suppress
 
 from processes.index import Row, read_rows
 from processes.lease import AWAY
-from processes.manifest import Artifact, find
+from processes.manifest import Artifact, Manifests, find
 from processes.reading import UnknownProcess, decode_record, present, read_stored
 from processes.record import Snapshot, Status
-from processes.record_cache import Copy
+from processes.record_cache import Copy, RecordCache
 from processes.runs import Runs
 from processes.why import NO_PROGRESS, Why, why
-from processes.worker import Worker
+from settings import Settings
+from storage import Store
 
 #: An end that is final can only be deleted: whoever knows it looks again after this long.
 FINAL_SECONDS = 60.0
@@ -25,8 +26,18 @@ FOLLOW_SECONDS = 1.0
 class ProcessLookup:
     """Reads. Nothing here changes a record, whatever it finds."""
 
-    def __init__(self, worker: Worker, runs: Runs) -> None:
-        self._worker = worker
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        cache: RecordCache,
+        manifests: Manifests,
+        runs: Runs,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._cache = cache
+        self._manifests = manifests
         self._runs = runs
 
     async def get(self, process_id: str, *, fresh: bool = False) -> Snapshot:
@@ -42,7 +53,7 @@ class ProcessLookup:
         if run := self._runs.held(process_id):
             position = run.slots.position(process_id)
             return Snapshot(run.lease.record, "memory", run.lease.age_seconds, False, position)
-        copy = await self._worker.cache.find(process_id)
+        copy = await self._cache.find(process_id)
         if copy and copy.final and copy.seen_within(FINAL_SECONDS) and not fresh:
             return Snapshot(copy.record, "cache", copy.age_now())
         try:
@@ -63,7 +74,7 @@ class ProcessLookup:
 
     def why(self, snapshot: Snapshot) -> Why | None:
         """The reason why a process does not come along, by this worker's settings."""
-        settings = self._worker.settings
+        settings = self._settings
         return why(
             snapshot, lease_seconds=settings.lease_seconds, stall_seconds=settings.stall_seconds
         )
@@ -72,7 +83,7 @@ class ProcessLookup:
         """What the current attempt has stored, by path; of a running one, so far."""
         if run := self._runs.held(snapshot.record.process_id):
             return [Artifact.of(file) for file in run.uploads.files()]
-        return await self._worker.manifests.artifacts(snapshot.record)
+        return await self._manifests.artifacts(snapshot.record)
 
     async def artifact(self, snapshot: Snapshot, path: str) -> Artifact:
         """One of them.
@@ -82,19 +93,19 @@ class ProcessLookup:
         """
         if self._runs.held(snapshot.record.process_id):
             return find(await self.artifacts(snapshot), path)
-        return await self._worker.manifests.artifact(snapshot.record, path)
+        return await self._manifests.artifact(snapshot.record, path)
 
     async def _read(self, process_id: str, copy: Copy | None) -> Snapshot:
         try:
             cached = copy.as_stored() if copy else None
-            stored = await read_stored(self._worker.store, process_id, cached=cached)
+            stored = await read_stored(self._store, process_id, cached=cached)
             unchanged = copy is not None and copy.version == stored.version
             record = copy.record if copy and unchanged else decode_record(process_id, stored.data)
             present(record)
         except UnknownProcess:
-            await self._worker.cache.drop(process_id)
+            await self._cache.drop(process_id)
             raise
-        await self._worker.cache.keep(
+        await self._cache.keep(
             Copy(
                 record=record,
                 version=stored.version,
@@ -128,6 +139,4 @@ class ProcessLookup:
         self, *, limit: int, cursor: str | None, status: Status | None, kind: str | None
     ) -> tuple[list[Row], str | None]:
         """Rows newest first, and the cursor for the next page. One request."""
-        return await read_rows(
-            self._worker.store, limit=limit, cursor=cursor, status=status, kind=kind
-        )
+        return await read_rows(self._store, limit=limit, cursor=cursor, status=status, kind=kind)

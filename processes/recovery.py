@@ -6,32 +6,31 @@ from contextlib import suppress
 from functools import partial
 
 from processes.index import repair
-from processes.lease import AWAY, until_answered
+from processes.lease import AWAY, Leases, until_answered
 from processes.lookup import ProcessLookup
 from processes.reading import RecordUnreadable, UnknownProcess, decode_record, read_stored
 from processes.record import record_key
 from processes.record_cache import Unsent
-from processes.worker import Worker
-from storage import ObjectChanged
+from storage import ObjectChanged, Store
 
 #: So many of the newest records are read ahead.
 RECOVERED_RECORDS = 50
 
 
-async def recover(worker: Worker, lookup: ProcessLookup) -> None:
+async def recover(leases: Leases, lookup: ProcessLookup) -> None:
     """Send what dead workers of this machine could not, then read ahead.
 
     Runs in the background and delays no request.
     """
-    async with worker.cache.left_behind() as entries:
+    async with leases.cache.left_behind() as entries:
         for entry in entries:
-            await until_answered(partial(_send, worker, entry.unsent), AWAY)
-            await worker.cache.settled(entry)
+            await until_answered(partial(_send, leases, entry.unsent), AWAY)
+            await leases.cache.settled(entry)
     with suppress(*AWAY):
-        await _read_ahead(worker, lookup)
+        await _read_ahead(leases.store, lookup)
 
 
-async def _send(worker: Worker, unsent: Unsent) -> None:
+async def _send(leases: Leases, unsent: Unsent) -> None:
     """Write an end that a dead worker could not.
 
     Had the process moved on since, this would be a lie: the store refuses it then.
@@ -39,23 +38,23 @@ async def _send(worker: Worker, unsent: Unsent) -> None:
     owed, version = unsent.record, unsent.version
     if not owed.released:
         return
-    key = record_key(owed.process_id)
+    store, key = leases.store, record_key(owed.process_id)
     with suppress(ObjectChanged, UnknownProcess, RecordUnreadable):
         try:
-            await worker.store.replace(key, owed.encode(), version)
+            await store.replace(key, owed.encode(), version)
         except ObjectChanged:
-            stored = await read_stored(worker.store, owed.process_id)
+            stored = await read_stored(store, owed.process_id)
             found = decode_record(owed.process_id, stored.data)
             if found.writer != owed.writer or found.released:
                 return
             # That worker's own last write, whose answer it never got.
             owed = owed.written(owed.updated_at, revision=found.revision + 1)
-            await worker.store.replace(key, owed.encode(), stored.version)
-        worker.count_end(owed)
-        await repair(worker.store, owed)
+            await store.replace(key, owed.encode(), stored.version)
+        leases.count_end(owed)
+        await repair(store, owed)
 
 
-async def _read_ahead(worker: Worker, lookup: ProcessLookup) -> None:
+async def _read_ahead(store: Store, lookup: ProcessLookup) -> None:
     """The newest records, and the rows that a worker which died left behind them."""
     rows, _ = await lookup.list(limit=RECOVERED_RECORDS, cursor=None, status=None, kind=None)
     for row in rows:
@@ -63,9 +62,9 @@ async def _read_ahead(worker: Worker, lookup: ProcessLookup) -> None:
             record = (await lookup.get(row.process_id)).record
         except UnknownProcess:
             # Records come before rows: it was deleted, while somebody else repaired its row.
-            await worker.store.delete([row.key])
+            await store.delete([row.key])
         except RecordUnreadable:
             continue
         else:
             if record.released and record.status is not row.status:
-                await repair(worker.store, record)
+                await repair(store, record)

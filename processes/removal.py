@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from processes.archive import ARCHIVE, archive_age_key
 from processes.index import rows_of
+from processes.lease import Leases
 from processes.reading import decode_record, read_stored
-from processes.record import Record, Writer, attempt_prefix, record_key
-from processes.worker import Worker
-from storage import Listed, ObjectChanged
+from processes.record import Record, attempt_prefix, record_key
+from storage import Listed, ObjectChanged, Store
 from stores.prefixes import Removed, list_all
-from utils import WorkerError, day_of, new_nonce
+from utils import WorkerError, day_of
 
 #: Below this lie zero-byte rows, a folder a day: what was erased on that day.
 ERASED_AGES = "ages/erased/"
@@ -28,46 +28,46 @@ class ProcessActive(WorkerError):
     code = "process_active"
 
 
-async def delete_process(worker: Worker, process_id: str) -> Removed:
+async def delete_process(leases: Leases, process_id: str) -> Removed:
     """Remove everything that a process has stored, and say that it is gone.
 
     Raises:
         UnknownProcess: there is none.
         ProcessActive: it has not ended, or has begun again just now.
     """
-    stored = await read_stored(worker.store, process_id)
+    store = leases.store
+    stored = await read_stored(store, process_id)
     record = decode_record(process_id, stored.data)
     if not record.terminal:
         raise ProcessActive(f"process {process_id} is {record.status}; `cancel` it first")
     objects = size = 0
     if not record.deleted:
         try:
-            await erase(worker, record, stored.version)
+            await erase(leases, record, stored.version)
         except ObjectChanged:
             raise ProcessActive(
                 f"process {process_id} has changed just now; look at its status"
             ) from None
         objects, size = 1, len(stored.data)
-    await worker.cache.drop(process_id)
-    files = await files_of(worker, record)
-    await worker.store.delete([file.key for file in files])
-    await worker.store.put(erased_age_key(process_id, day_of(worker.clock())), b"")
-    await worker.store.delete(leads_of(record))
+    await leases.cache.drop(process_id)
+    files = await files_of(store, record)
+    await store.delete([file.key for file in files])
+    await store.put(erased_age_key(process_id, day_of(leases.clock())), b"")
+    await store.delete(leads_of(record))
     return Removed(objects + len(files), size + sum(file.size for file in files))
 
 
-async def erase(worker: Worker, record: Record, version: str) -> None:
+async def erase(leases: Leases, record: Record, version: str) -> None:
     """Say in its record that there is no such process any more.
 
     Raises:
         ObjectChanged: somebody wrote it since it was read.
     """
-    me = Writer(worker_id=worker.settings.worker_id, nonce=new_nonce())
-    erased = record.erased(me).written(worker.clock())
-    await worker.store.replace(record_key(record.process_id), erased.encode(), version)
+    erased = record.erased(leases.new_writer()).written(leases.clock())
+    await leases.store.replace(record_key(record.process_id), erased.encode(), version)
 
 
-async def files_of(worker: Worker, record: Record) -> list[Listed]:
+async def files_of(store: Store, record: Record) -> list[Listed]:
     """What its attempts have stored. One LIST for 1000 files.
 
     By attempts: an id that is used again counts on, and its files are not those of `record`.
@@ -76,7 +76,7 @@ async def files_of(worker: Worker, record: Record) -> list[Listed]:
     mine = {attempt_prefix(record.process_id, n) for n in range(1, record.attempt + 1)}
     return [
         row
-        async for row in list_all(worker.store, everything)
+        async for row in list_all(store, everything)
         if f"{everything}{row.key.removeprefix(everything).partition('/')[0]}/" in mine
     ]
 

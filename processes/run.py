@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import JsonValue
 
@@ -35,26 +35,32 @@ from jobs.runner import (
     Stopped,
     Verdict,
 )
+from meter import Meter
 from processes.archive import (
     ARCHIVE,
     ArchiveFailed,
     ArchiveParams,
+    Archiver,
     NothingToArchive,
-    write_archive,
 )
 from processes.delivery import Start
 from processes.failures import failure_of, timed_out
-from processes.gpu_shares import GpuMemoryShort
+from processes.gpu_shares import GpuMemoryShort, GpuShares
 from processes.index import IndexEntry
-from processes.inputs import Inputs
+from processes.inputs import InputParts, Inputs
+from processes.kept_models import KeptModels
 from processes.lease import AWAY, Change, Lease, LeaseLost
 from processes.logs import AttemptLog
 from processes.notes import read_note
 from processes.own_files import OwnFolder
 from processes.phases import ENDED, Phases
 from processes.record import ProgressSeen, Record
+from processes.slots import Slots
 from processes.uploads import UploadFailed, Uploads, restore
-from processes.worker import Worker
+from processes.workplace import Workplace
+from redaction import Redactor
+from settings import Settings
+from storage import Store
 from worker_log import log_context
 
 log = logging.getLogger(__name__)
@@ -82,35 +88,59 @@ class _StopAsked(Exception):
     """A wish to stop came before something was done."""
 
 
+class AttemptParts(NamedTuple):
+    """What the attempts of one worker share."""
+
+    store: Store
+    settings: Settings
+    meter: Meter
+    #: Knows this worker's secrets; what leaves a process goes through it.
+    redactor: Redactor
+    #: Where attempts work.
+    workplace: Workplace
+    #: For attempts that run a child.
+    slots: Slots
+    #: For archives, which this worker writes itself.
+    archive_places: Slots
+    archiver: Archiver
+    inputs: InputParts
+    #: The GPUs of this machine, by slots.
+    gpus: GpuShares
+    #: Which template an attempt is forked from.
+    kept: KeptModels
+
+
 class ProcessRun:
     """One attempt at a process on this worker, from claim to settled record."""
 
-    def __init__(self, worker: Worker, lease: Lease, start: Start) -> None:
+    def __init__(self, parts: AttemptParts, lease: Lease, start: Start) -> None:
         """Begins at once. `start` holds what the caller gave, secrets included; it stays in RAM."""
         self.lease = lease
-        self._worker = worker
-        self._store = worker.store
-        self._settings = worker.settings
+        self._parts = parts
+        self._store = parts.store
+        self._settings = parts.settings
         self._clock = lease.clock
         self._start = start
         record = lease.record
         self.process_id = record.process_id
-        lease.redactor = worker.redactor.knowing(start.secrets)
-        self._own = OwnFolder(worker.workplace, f"{self.process_id}.{record.writer.nonce}")
+        lease.redactor = parts.redactor.knowing(start.secrets)
+        self._own = OwnFolder(parts.workplace, f"{self.process_id}.{record.writer.nonce}")
         self._folder = self._own.path
-        self._uploads = Uploads(worker, lease, self._own)
-        self.log = AttemptLog(worker, lease, self._own)
+        self._uploads = Uploads(
+            parts.store, lease, self._own, parts.settings.upload_patience_seconds
+        )
+        self.log = AttemptLog(parts.store, lease, self._own, parts.settings.log_bytes)
         #: Whether it runs a child or waits to; not any more when only files are left to store.
         self.wants_slot = start.kind != ARCHIVE
-        self.slots = worker.slots if self.wants_slot else worker.archive_places
+        self.slots = parts.slots if self.wants_slot else parts.archive_places
         self._stopping = asyncio.Event()
         self._reason: StopReason | None = None
         self._asked_at: float | None = None
         self._child: Child | None = None
         self._first_progress: tuple[int, float] | None = None
-        self._index = IndexEntry(worker.store)
+        self._index = IndexEntry(parts.store)
         first = "inputs" if start.inputs else "queued"
-        self.phases = Phases(lease, worker.meter, first, has_child=self.wants_slot)
+        self.phases = Phases(lease, parts.meter, first, has_child=self.wants_slot)
         #: Done when the record is settled or lost, and nothing of this attempt is left.
         self.task = asyncio.create_task(self._live(), name=f"run {self.process_id}")
 
@@ -193,7 +223,8 @@ class ProcessRun:
     async def _bring_inputs(self) -> None:
         """Before there is a slot: another child may use the GPU while they travel."""
         if self._start.inputs:
-            await Inputs(self._worker, self._folder, self._input_came).bring(self._start.inputs)
+            inputs = Inputs(self._parts.inputs, self._folder, self._input_came)
+            await inputs.bring(self._start.inputs)
             self.lease.report(lambda r: r.with_progress(None))  # what is reported next is the job's
             self.phases.enter("queued")
 
@@ -210,7 +241,7 @@ class ProcessRun:
                 return await self._unless_stopping(self._write_archive())
             resume_from = await self._unless_stopping(self._restore())
             needed = JOBS[self._start.kind].gpu_bytes
-            async with self._worker.gpus.taken(slot, needed, unless=self._stopping) as devices:
+            async with self._parts.gpus.taken(slot, needed, unless=self._stopping) as devices:
                 return await self._run_child(resume_from, devices)
 
     async def _write_archive(self) -> Verdict:
@@ -220,7 +251,7 @@ class ProcessRun:
         params = ArchiveParams.model_validate(self._start.params)
         record = self.lease.record
         return Completed(
-            await write_archive(self._worker, record, self._uploads, params, self._archive_grew)
+            await self._parts.archiver.write(record, self._uploads, params, self._archive_grew)
         )
 
     def _archive_grew(self, so_far: int, size: int) -> None:
@@ -245,7 +276,7 @@ class ProcessRun:
             max_unpacked_bytes=self._settings.max_input_bytes,
             prepare_dir=self._settings.prepared_root(), declaration=self._start.declaration,
         )  # fmt: skip
-        kept = self._worker.kept
+        kept = self._parts.kept
         template = await self._unless_stopping(kept.template_for(self._start, self._folder))
         kept.begin(template)
         verdict: Verdict = Stopped()
@@ -302,7 +333,7 @@ class ProcessRun:
             case StopReason.CANCEL:
                 await self._end(lambda r: r.cancelled(self._clock(), reason=StopReason.CANCEL))
                 if self._asked_at is not None:
-                    self._worker.meter.cancelled(time.monotonic() - self._asked_at)
+                    self._parts.meter.cancelled(time.monotonic() - self._asked_at)
             case StopReason.PLATFORM:
                 await self._store_last_checkpoint()
                 await self._end(lambda r: r.stopped_by_platform(self._clock()))

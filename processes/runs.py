@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from meter import Load
 from processes.delivery import Start
 from processes.lease import Lease
-from processes.run import ProcessRun, StopReason
-from processes.worker import Worker
+from processes.run import AttemptParts, ProcessRun, StopReason
 
 #: How much of the grace period a drain may take; the rest is for replies that are under way.
 DRAIN_SHARE = 0.9
@@ -19,8 +18,9 @@ DRAIN_SHARE = 0.9
 class Runs:
     """Begins attempts on this worker and knows them until they have cleared up."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, parts: AttemptParts) -> None:
+        self._parts = parts
+        self._settings = parts.settings
         self._runs: dict[str, ProcessRun] = {}
         #: Processes whose record is being created; each will want a slot.
         self._beginning = 0
@@ -40,8 +40,8 @@ class Runs:
 
     def begin(self, lease: Lease, start: Start) -> ProcessRun:
         """Begin the attempt that `lease` was taken for."""
-        self._worker.meter.attempt_began(lease.record.kind)
-        run = ProcessRun(self._worker, lease, start)
+        self._parts.meter.attempt_began(lease.record.kind)
+        run = ProcessRun(self._parts, lease, start)
         self._runs[run.process_id] = run
         run.task.add_done_callback(lambda _: self._forget(run))
         if self.draining:
@@ -65,17 +65,17 @@ class Runs:
     def busy(self) -> bool:
         """Whether every slot is taken or wanted."""
         wanted = sum(run.wants_slot for run in self) + self._beginning
-        return wanted >= self._worker.settings.slots
+        return wanted >= self._settings.slots
 
     def load(self) -> Load:
         """How many processes run and wait here, and how long their children have been running."""
-        running = self._worker.slots.taken
+        running = self._parts.slots.taken
         at_work = [(run.lease.record.kind, run.phases.child_seconds) for run in self]
         return Load(
             running=running,
             queued=sum(run.wants_slot for run in self) - running,
-            slots=self._worker.settings.slots,
-            busy_seconds=self._worker.slots.busy_seconds,
+            slots=self._settings.slots,
+            busy_seconds=self._parts.slots.busy_seconds,
             children=tuple((kind, seconds) for kind, seconds in at_work if seconds is not None),
         )
 
@@ -86,5 +86,5 @@ class Runs:
         for run in runs:
             run.stop(StopReason.DRAIN)
         if runs:
-            patience = self._worker.settings.grace_seconds * DRAIN_SHARE
+            patience = self._settings.grace_seconds * DRAIN_SHARE
             await asyncio.wait([run.task for run in runs], timeout=patience)

@@ -8,15 +8,13 @@ from contextlib import suppress
 from datetime import datetime
 
 from processes.index import repair
-from processes.lease import AWAY, Lease
-from processes.record import Record, Snapshot, Writer, clock_of
-from processes.worker import Worker
-from storage import ObjectChanged, Stored
-from utils import new_nonce
+from processes.lease import AWAY, Leases
+from processes.record import Record, Snapshot, clock_of
+from storage import ObjectChanged, Store, Stored
 
 
 async def settle_abandoned(
-    worker: Worker,
+    leases: Leases,
     record: Record,
     stored: Stored,
     end: Callable[[Record, datetime], Record],
@@ -28,21 +26,20 @@ async def settle_abandoned(
     `cancelled_seconds_ago`: when a caller asked for it, if it is that and the time is known.
     """
     began = time.monotonic()
-    me = Writer(worker_id=worker.settings.worker_id, nonce=new_nonce())
-    clock = clock_of(record, stored.age_seconds, worker.clock)
-    ended = end(record.settled_by(me), clock())
+    clock = clock_of(record, stored.age_seconds, leases.clock)
+    ended = end(record.settled_by(leases.new_writer()), clock())
     try:
-        lease = await Lease.claim(worker, ended, stored.version, clock)
+        lease = await leases.claim(ended, stored.version, clock)
     except ObjectChanged:
         return None
-    worker.count_end(lease.record)
+    leases.count_end(lease.record)
     if cancelled_seconds_ago is not None:
-        worker.meter.cancelled(cancelled_seconds_ago + time.monotonic() - began)
-    await mend_index(worker, lease.record)
+        leases.meter.cancelled(cancelled_seconds_ago + time.monotonic() - began)
+    await mend_index(leases.store, lease.record)
     return Snapshot(lease.record, "storage", 0.0)
 
 
-async def mend_index(worker: Worker, record: Record) -> None:
-    """A worker that died may have left the row of a process behind its record."""
+async def mend_index(store: Store, record: Record) -> None:
+    """Renew the row of a process: a worker that died may have left it behind its record."""
     with suppress(*AWAY):
-        await repair(worker.store, record)
+        await repair(store, record)

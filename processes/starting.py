@@ -22,17 +22,16 @@ from processes.delivery import (
     decide_delivery,
     takeover_reason,
 )
-from processes.lease import Lease, LeaseWatch
+from processes.lease import Lease, Leases, LeaseWatch
 from processes.lookup import FOLLOW_SECONDS, ProcessLookup
 from processes.notes import leave_note, read_note
 from processes.reading import UnknownProcess, decode_record, present, read_record
-from processes.record import Record, Snapshot, Writer, clock_of, new_record, record_key
+from processes.record import Record, Snapshot, clock_of, new_record, record_key
 from processes.run import ProcessRun, StopReason
 from processes.runs import Runs
 from processes.settling import mend_index, settle_abandoned
-from processes.worker import Worker
 from storage import ObjectChanged, ObjectExists, ObjectNotFound, StorageUnavailable, Stored
-from utils import WorkerError, new_nonce
+from utils import WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -72,15 +71,15 @@ Outcome = Here | Elsewhere | Ended | Changed
 class Delivery:
     """One delivery on its way: its start, the writer it signs as, whether RunPod cancelled it."""
 
-    def __init__(self, start: Start, worker: Worker, runs: Runs, lookup: ProcessLookup) -> None:
+    def __init__(self, start: Start, leases: Leases, runs: Runs, lookup: ProcessLookup) -> None:
         self._start = start
-        self._worker = worker
-        self._store = worker.store
-        self._settings = worker.settings
+        self._leases = leases
+        self._store = leases.store
+        self._settings = leases.settings
         self._runs = runs
         self._lookup = lookup
-        self._watch = LeaseWatch(worker.settings)
-        self._writer = self._new_writer()
+        self._watch = LeaseWatch(leases.settings)
+        self._writer = leases.new_writer()
         #: The record that this delivery tried to create; a second try sends the same bytes.
         self._first: Record | None = None
         #: It has seen the process alive, so the next end that it sees is its answer.
@@ -120,7 +119,7 @@ class Delivery:
             run.stop(StopReason.PLATFORM)
         await asyncio.wait([run.task])
         if run.lease.lost.is_set():
-            self._writer = self._new_writer()  # another claim needs another name
+            self._writer = self._leases.new_writer()  # another claim needs another name
             return None
         return Snapshot(run.lease.record, "memory", run.lease.age_seconds)
 
@@ -136,9 +135,6 @@ class Delivery:
     def _owns(self, record: Record) -> bool:
         """Whether `record` belongs to the RunPod job of this delivery."""
         return record.runpod_job_id == self._start.runpod_job_id
-
-    def _new_writer(self) -> Writer:
-        return Writer(worker_id=self._settings.worker_id, nonce=new_nonce())
 
     # ---- one look at the process
 
@@ -173,7 +169,7 @@ class Delivery:
             self._first = self._first_record()
             try:
                 with self._runs.beginning():
-                    return self._hold(await Lease.create(self._worker, self._first))
+                    return self._hold(await self._leases.create(self._first))
             except ObjectExists:
                 pass
         return await self._look_at_record()
@@ -204,8 +200,8 @@ class Delivery:
             return await self._begin_anew(record, stored)
         if record.writer == self._writer and not record.released:
             # Our own write, whose answer was lost.
-            clock = clock_of(record, stored.age_seconds, self._worker.clock)
-            return self._hold(Lease(self._worker, record, stored.version, clock))
+            clock = clock_of(record, stored.age_seconds, self._leases.clock)
+            return self._hold(self._leases.resume(record, stored.version, clock))
         return await self._act_on(record, stored)
 
     async def _act_on(self, record: Record, stored: Stored) -> Outcome:
@@ -218,7 +214,7 @@ class Delivery:
         )
         match decision:
             case Answer():
-                await mend_index(self._worker, record)
+                await mend_index(self._store, record)
                 return Ended(Snapshot(record, "storage", stored.age_seconds))
             case Follow():
                 self._followed = True
@@ -227,7 +223,7 @@ class Delivery:
                 return await self._claim(record, stored, reason)
             case GiveUp(failure):
                 settled = await settle_abandoned(
-                    self._worker, record, stored, lambda r, now: r.failed(now, failure)
+                    self._leases, record, stored, lambda r, now: r.failed(now, failure)
                 )
                 return Ended(settled) if settled else Changed()
 
@@ -235,14 +231,14 @@ class Delivery:
 
     def _first_record(self) -> Record:
         start = self._start
-        known = self._worker.redactor.knowing(start.secrets)
+        known = self._leases.redactor.knowing(start.secrets)
         return new_record(
             process_id=start.process_id,
             kind=start.kind,
             params=start.shown_params,
             request_hash=start.request_hash,
             writer=self._writer,
-            now=self._worker.clock(),
+            now=self._leases.clock(),
             runpod_job_id=start.runpod_job_id,
             labels=start.labels,
             timeout_seconds=start.timeout_seconds,
@@ -261,8 +257,8 @@ class Delivery:
         note = await read_note(self._store, erased.process_id)
         first = self._first_record().after(erased, settled_note=note.version if note else None)
         try:
-            clock = self._worker.clock
-            lease = await Lease.claim(self._worker, first, stored.version, clock)
+            clock = self._leases.clock
+            lease = await self._leases.claim(first, stored.version, clock)
         except ObjectChanged:
             return Changed()
         return self._hold(lease)
@@ -275,14 +271,14 @@ class Delivery:
         settled = note is not None and (record.terminal or note.by_platform)
         if note and not settled and note.version != record.settled_note:
             ended = await settle_abandoned(  # no child for it, not even for a moment
-                self._worker,
+                self._leases,
                 record,
                 stored,
                 lambda r, now: r.cancelled(now, reason=StopReason.CANCEL),
                 cancelled_seconds_ago=note.age_seconds,
             )
             return Ended(ended) if ended else Changed()
-        clock = clock_of(record, stored.age_seconds, self._worker.clock)
+        clock = clock_of(record, stored.age_seconds, self._leases.clock)
         claimed = record.claimed(
             self._writer,
             clock(),
@@ -291,11 +287,11 @@ class Delivery:
             runpod_job_id=self._start.runpod_job_id,
         )
         try:
-            lease = await Lease.claim(self._worker, claimed, stored.version, clock)
+            lease = await self._leases.claim(claimed, stored.version, clock)
         except ObjectChanged:
             return Changed()
         log.info("process %s: attempt %d begins: %s", record.process_id, claimed.attempt, reason)
-        self._worker.meter.took_over(takeover_reason(record))
+        self._leases.meter.took_over(takeover_reason(record))
         return self._hold(lease)
 
     def _hold(self, lease: Lease) -> Here:

@@ -24,7 +24,6 @@ from processes.lease import AWAY, Lease, LeaseLost, until_answered
 from processes.manifest import Manifest, artifact_key, manifest_key
 from processes.own_files import Inode, OwnFolder, Refusals
 from processes.record import ArtifactsSummary, Checkpoint, StoredFile, Trouble, attempt_prefix
-from processes.worker import Worker
 from storage import ChecksumMismatch, FileFacts, InvalidKey, ObjectNotFound, Store, check_key
 from utils import WorkerError
 
@@ -71,11 +70,13 @@ class _Seen(NamedTuple):
 class Uploads:
     """Everything one attempt stores beside its record."""
 
-    def __init__(self, worker: Worker, lease: Lease, folder: OwnFolder) -> None:
-        self._store = worker.store
+    def __init__(
+        self, store: Store, lease: Lease, folder: OwnFolder, patience_seconds: float
+    ) -> None:
+        self._store = store
         self._lease = lease
         self._folder = folder
-        self._patience_seconds = worker.settings.upload_patience_seconds
+        self._patience_seconds = patience_seconds
         self._process_id = lease.record.process_id
         self._attempt = lease.record.attempt
         self._stored: dict[str, tuple[_Seen, StoredFile]] = {}

@@ -21,7 +21,11 @@ from typing import Final
 
 from utils import new_nonce
 
-#: What the folder of a worker is called.
+#: On the scratch disk: where all workers of this machine work, and where they keep records.
+WORK, RECORDS = "work", "records"
+#: The name of the folder in `RECORDS` for the workers of one store.
+STORE_NAME = re.compile(r"[0-9a-f]{16}")
+#: The name of a worker's folder.
 FOLDER_NAME = re.compile(r"worker-[0-9a-f]{16}")
 #: In a folder that could not be held. No attempt's folder begins with a dot.
 NOT_HELD: Final = ".not-held"

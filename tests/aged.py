@@ -11,11 +11,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from inputs.touches import Touches
+from process_manager import new_leases
 from processes.archive import archive_age_key
 from processes.index import index_key
+from processes.lease import Leases
 from processes.record import Record, Status, Writer, new_record, record_key
-from processes.worker import Worker, new_worker
-from redaction import Redactor
 from tests.faulty_store import FaultyStore
 from tests.kit import settings
 from upkeep.clean_run import DAY, CleanReport
@@ -113,16 +113,16 @@ async def contents(store: Store, prefix: str = "") -> dict[str, tuple[bytes, dat
     }
 
 
-def cleaner(store: Store, scratch: Path, *, later: float = LATER_DAYS, **changes: Any) -> Worker:
-    """A worker that may clean, so many days later; `worker.store` is a `LaterStore`."""
+def cleaner(store: Store, scratch: Path, *, later: float = LATER_DAYS, **changes: Any) -> Leases:
+    """A worker that may clean, so many days later; its `store` is a `LaterStore`."""
     later_store = LaterStore(store, later)
     chosen = {"process_days": 30, "input_days": 20, "takeover_watch_seconds": 0} | changes
     later_clock = lambda: utc_now() + timedelta(days=later)  # noqa: E731
-    return new_worker(later_store, settings(scratch, **chosen), Redactor(), later_clock)  # type: ignore[arg-type]
+    return new_leases(later_store, settings(scratch, **chosen), clock=later_clock)  # type: ignore[arg-type]
 
 
-async def cleaned(worker: Worker, *, dry_run: bool = False) -> dict[str, int]:
+async def cleaned(leases: Leases, *, dry_run: bool = False) -> dict[str, int]:
     """Clean once; how many of each class went."""
     report = CleanReport(dry_run=dry_run)
-    await clean(worker, report)
+    await clean(leases, report)
     return report.counts()

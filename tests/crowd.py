@@ -54,7 +54,7 @@ class CrowdWorker(Caller):
         for run in self.runs():
             if child := run._child:
                 await child.kill()
-        cache, work = self.manager.worker.cache, self.manager.worker.workplace
+        cache, work = self.manager.leases.cache, self.manager.parts.workplace
         for place in (cache._place, work):  # the kernel drops their locks
             if place._claimed:
                 place._let_go()

@@ -16,7 +16,8 @@ from tests.test_download import fetched, made
 
 
 def stream_of(worker, entries):
-    return ArchiveStream(worker.manager.worker, entries, asyncio.get_running_loop())
+    patience = worker.settings.upload_patience_seconds
+    return ArchiveStream(worker.store, patience, entries, asyncio.get_running_loop())
 
 
 async def archived(worker, process_id, **fields):

@@ -233,7 +233,7 @@ def show_environment(monkeypatch):
 
 
 def with_cards(worker, card):
-    worker.manager.worker.gpus._driver = Driver(card)
+    worker.manager.parts.gpus._driver = Driver(card)
     return worker
 
 

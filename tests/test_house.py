@@ -34,7 +34,6 @@ PROCESSES = [
     {"archive", "inputs"},
     {"uploads", "index", "logs", "phases"},
     {"lease", "notes"},
-    {"worker"},
     {"kept_models"},
     {"own_files"},
     {

@@ -10,17 +10,15 @@ from pydantic import ValidationError
 from inputs.errors import InputRefused
 from inputs.sources import Input
 from jobs import JOBS, runner
+from process_manager import ProcessManager
 from processes.inputs import Inputs
 from processes.record import Status, record_key
-from processes.worker import new_worker
-from redaction import Redactor
 from settings import Settings
 from storage import StorageMisconfigured, StorageUnavailable
 from tests import input_jobs
 from tests.crowd import on_every_store
 from tests.test_inputs import allowing, folder_of, given, sha256
 from tests.web_server import Reply, WebServer
-from utils import utc_now
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +46,7 @@ async def rewritten(crowd, process_id, **changes):
 
 def inputs_of(worker):
     folder = worker.settings.scratch_dir / "attempt"
-    parts = new_worker(worker.store, worker.settings, Redactor(), utc_now)
+    parts = ProcessManager(worker.store, worker.settings).parts.inputs
     return Inputs(parts, folder, lambda _came, _known: None)
 
 

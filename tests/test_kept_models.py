@@ -23,13 +23,13 @@ async def worker(crowd, monkeypatch):
     monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
     monkeypatch.setattr(forks, "ENTRY", (str(Path(__file__).with_name("unruly_template.py")),))
     worker = crowd.worker(template=True, slots=2)
-    template = worker.manager.worker.template
+    template = worker.manager.parts.kept.plain
     template.start()
     await template.ready.wait()
     for name in ("a", "b", "broken", "threads"):
         await crowd.store.put(f"shared/{name}", name.encode())
     yield worker
-    worker.manager.worker.kept.drop()
+    worker.manager.parts.kept.drop()
     template.close()
 
 
@@ -39,7 +39,7 @@ async def use(worker, process_id, model="a", **params):
 
 
 def kept_by(worker):
-    kept = worker.manager.worker.kept._kept
+    kept = worker.manager.parts.kept._kept
     return kept.pid if kept else None
 
 
@@ -84,7 +84,7 @@ async def test_after_a_cancel_it_is_loaded_anew(worker):
 async def test_whoever_is_just_being_forked_from_it_is_while_another_slot_drops_it(worker):
     first = asyncio.create_task(use(worker, "p1", sleeps=60))
     await worker.seen("p1", "running", step=1)
-    kept = worker.manager.worker.kept._kept
+    kept = worker.manager.parts.kept._kept
     pid = kept.pid
     os.kill(pid, signal.SIGSTOP)  # it will answer, but later
     second = asyncio.create_task(use(worker, "p2"))
@@ -98,7 +98,7 @@ async def test_whoever_is_just_being_forked_from_it_is_while_another_slot_drops_
 
 
 async def test_it_is_dropped_when_nobody_has_used_it_for_a_while(crowd, worker):
-    kept = worker.manager.worker.kept
+    kept = worker.manager.parts.kept
     kept._settings = kept._settings.model_copy(update={"keep_seconds": 0.05})
     pid = (await use(worker, "p1"))["result"]["loaded_by"]
     await until(lambda: not is_running(pid))
@@ -106,7 +106,7 @@ async def test_it_is_dropped_when_nobody_has_used_it_for_a_while(crowd, worker):
 
 
 async def test_what_takes_too_much_memory_is_not_kept(worker):
-    kept = worker.manager.worker.kept
+    kept = worker.manager.parts.kept
     kept._settings = kept._settings.model_copy(update={"keep_bytes": 1000})  # the file is smaller
     first = (await use(worker, "p1"))["result"]
     assert first["kept"]  # how much it takes is known when it is loaded
@@ -115,7 +115,7 @@ async def test_what_takes_too_much_memory_is_not_kept(worker):
 
 
 async def test_a_file_that_is_too_large_is_not_even_loaded(worker):
-    kept = worker.manager.worker.kept
+    kept = worker.manager.parts.kept
     kept._settings = kept._settings.model_copy(update={"keep_bytes": 0})
     assert (await use(worker, "p1"))["result"]["kept"] is False
 

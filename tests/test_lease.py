@@ -5,10 +5,9 @@ from collections import Counter
 
 import pytest
 
-from processes.lease import Lease, LeaseLost, LeaseWatch
+from process_manager import new_leases
+from processes.lease import LeaseLost, LeaseWatch
 from processes.record import ProgressSeen, Record, Status, Writer, new_record, record_key
-from processes.worker import new_worker
-from redaction import Redactor
 from tests.crowd import until
 from tests.faulty_store import FaultyStore
 from tests.kit import settings
@@ -27,12 +26,11 @@ async def lease_of(store, tmp_path):
     async def make(**changes):
         faulty = FaultyStore(store)
         mine = settings(tmp_path, **changes)
-        worker = new_worker(faulty, mine, Redactor(), utc_now)
         record = new_record(
             process_id="p", kind="sleep", params={}, request_hash="h",
             writer=Writer(worker_id="me", nonce="1"), now=utc_now(),
         )  # fmt: skip
-        lease = await Lease.create(worker, record)
+        lease = await new_leases(faulty, mine).create(record)
         lease.store = faulty
         lease.kept = asyncio.create_task(lease.keep())
         keeping.append(lease.kept)

@@ -72,8 +72,8 @@ async def test_a_copy_of_unknown_age_is_read_anew_and_not_trusted(crowd):
     await owner.die()
     reborn = crowd.worker("disk")
     await reborn.manager.recover()
-    copy = await reborn.manager.worker.cache.find("p")
-    await reborn.manager.worker.cache.keep(
+    copy = await reborn.manager.leases.cache.find("p")
+    await reborn.manager.leases.cache.keep(
         copy.model_copy(update={"modified": None, "age_seconds": None})
     )
     reborn.store.away = True

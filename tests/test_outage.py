@@ -171,7 +171,7 @@ async def test_what_is_owed_is_sent_by_one_of_the_workers_that_start_and_then_fo
     record = await crowd.record("p")
     assert (record.status, record.revision) == (Status.FAILED, before + 1)
     assert sum(len(each.store.asked("replace", key="record")) for each in successors) == 1
-    assert not dead.manager.worker.cache._place.folder.exists()
+    assert not dead.manager.leases.cache._place.folder.exists()
 
 
 async def test_a_worker_that_dies_while_it_sends_leaves_it_to_the_next(crowd):
@@ -196,7 +196,7 @@ async def test_what_was_sent_after_all_is_owed_no_more(crowd):
     await failed_writes(worker, 2)
     worker.store.away = False
     assert (await start)["status"] == "failed"
-    folder = worker.manager.worker.cache._place.folder
+    folder = worker.manager.leases.cache._place.folder
     assert [path.name for path in folder.iterdir()] == ["p.json"]
 
 

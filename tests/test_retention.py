@@ -7,7 +7,6 @@ import pytest
 
 from inputs.touches import age_key, used_key
 from processes.index import index_key
-from processes.lease import Lease
 from processes.record import Status, Writer, cancel_key, record_key
 from processes.removal import erased_age_key
 from storage import ObjectChanged
@@ -152,11 +151,11 @@ class _Nowhere:
     url = "nowhere"
 
 
-def claim(worker, record, version):
+def claim(leases, record, version):
     """What a delivery that resumes the process does."""
     writer = Writer(worker_id="other", nonce=new_nonce())
     claimed = record.claimed(writer, utc_now(), reason="delivered again")
-    return Lease.claim(worker, claimed, version, utc_now)
+    return leases.claim(claimed, version, utc_now)
 
 
 async def interrupted(store):

@@ -118,7 +118,7 @@ async def test_old_copies_go_but_not_what_is_owed_to_the_store(crowd):
     worker = crowd.worker()
     await worker.start("p")
     await worker.start("q")
-    cache = worker.manager.worker.cache
+    cache = worker.manager.leases.cache
     await cache.journal(Unsent(record=ended("q", 1), version="v"))
     records = cache._place.folder
     (records / ".r.json.1.2").write_text("half")
@@ -138,7 +138,7 @@ async def test_the_records_of_a_dead_worker_go_once_they_are_old_but_not_its_jou
     """Of a store that no worker on this machine uses any more, so that none adopts them."""
     worker = crowd.worker()
     await worker.start("p")
-    cache = worker.manager.worker.cache
+    cache = worker.manager.leases.cache
     if owing:
         await cache.journal(Unsent(record=ended("p", 1), version="v"))
     await worker.die()

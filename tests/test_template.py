@@ -210,7 +210,7 @@ def children_of(pid: int) -> set[int]:
 async def test_a_worker_runs_processes_on_forks(crowd: Any) -> None:
     """The whole way: start, cancel, take over; a worker that has a template does all the same."""
     worker = crowd.worker(template=True)
-    template = worker.manager.worker.template
+    template = worker.manager.parts.kept.plain
     template.start()
     await template.ready.wait()
     assert (await worker.start("a", steps=3))["status"] == "completed"
@@ -230,7 +230,7 @@ async def test_a_worker_answers_and_starts_processes_while_its_template_still_im
 ) -> None:
     monkeypatch.setattr(forks, "ENTRY", ("-c", IS_NEVER_READY))
     worker = crowd.worker(template=True)
-    template = worker.manager.worker.template
+    template = worker.manager.parts.kept.plain
     template.start()
     assert "error" not in await worker("health")
     assert (await worker("process_status", process_id="a"))["status"] == "not_found"

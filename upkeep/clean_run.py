@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from processes.worker import Worker
+from processes.lease import Leases
 from stores.prefixes import list_all
 from upkeep.store_lock import Stopwatch, StoreLock
 from utils import day_of, together
@@ -63,12 +63,12 @@ class CleanRun:
     """What the parts of a run are handed. Without a lock it is a dry one and changes nothing."""
 
     def __init__(
-        self, worker: Worker, report: CleanReport, lock: StoreLock | None, now: float
+        self, leases: Leases, report: CleanReport, lock: StoreLock | None, now: float
     ) -> None:
         """`now` is in seconds since the epoch, by the store's clock."""
-        self.worker = worker
-        self.store = worker.store
-        self.settings = worker.settings
+        self.leases = leases
+        self.store = leases.store
+        self.settings = leases.settings
         self.report = report
         self.now = now
         self.lock = lock

@@ -109,7 +109,7 @@ async def _report(run: CleanRun, gone: Doomed) -> None:
         return
     run.gone.add(gone.record.process_id)
     if not run.dry:
-        await run.worker.cache.drop(gone.record.process_id)
+        await run.leases.cache.drop(gone.record.process_id)
     run.report.add(
         "archives" if gone.record.kind == ARCHIVE else "processes",
         gone.record.process_id,
@@ -135,10 +135,10 @@ async def _erase_if_expired(run: CleanRun, candidate: Candidate) -> Doomed | Non
         if not run.dry:
             await run.still_mine()
             try:
-                await erase(run.worker, record, stored.version)
+                await erase(run.leases, record, stored.version)
             except ObjectChanged:  # it was resumed just now
                 return None
-    return Doomed(record, await files_of(run.worker, record), candidate.leads)
+    return Doomed(record, await files_of(run.store, record), candidate.leads)
 
 
 async def bury_erased(run: CleanRun) -> None:

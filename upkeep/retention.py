@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 
-from processes.worker import Worker
+from processes.lease import Leases
 from storage import StorageUnavailable
 from stores.prefixes import list_all
 from upkeep.clean_run import DAY, CleanReport, CleanRun
@@ -38,7 +38,7 @@ class LockHeld(WorkerError):
     retryable = True
 
 
-async def clean(worker: Worker, report: CleanReport) -> None:
+async def clean(leases: Leases, report: CleanReport) -> None:
     """Remove what has expired, and say in `report` what went; if that is of a dry run, what would.
 
     May be broken off anywhere, by whatever: the next run goes on. A dry run takes no lock.
@@ -48,20 +48,20 @@ async def clean(worker: Worker, report: CleanReport) -> None:
         LockLost: one has taken over.
         StorageUnavailable, StorageMisconfigured: the store does not answer any more.
     """
-    lock = StoreLock(worker.store, worker.settings, RETENTION)
+    lock = StoreLock(leases.store, leases.settings, RETENTION)
     if report.dry_run:
         seen = await lock.look()
         # Without a lock nobody has cleaned yet, and there is no clock of the store to be read.
-        now = seen.now if seen else worker.clock().timestamp()
+        now = seen.now if seen else leases.clock().timestamp()
         cursors = seen.document.cursors if seen else {}
-        await _clean(CleanRun(worker, report, None, _known(now)), {**cursors})
+        await _clean(CleanRun(leases, report, None, _known(now)), {**cursors})
         return
     if not await lock.take():
         raise LockHeld("another worker cleans just now")
     try:
         seen = await lock.look()
         assert seen is not None
-        await _clean(CleanRun(worker, report, lock, _known(seen.now)), lock.cursors)
+        await _clean(CleanRun(leases, report, lock, _known(seen.now)), lock.cursors)
     finally:
         await lock.release()
 
@@ -102,9 +102,9 @@ async def _remove_leftovers(run: CleanRun) -> None:
 class Cleaner:
     """Cleans in the background of a worker, whenever no worker has for `clean_seconds`."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._settings = worker.settings
+    def __init__(self, leases: Leases) -> None:
+        self._leases = leases
+        self._settings = leases.settings
         self._keeping: asyncio.Task[None] | None = None
 
     async def keep(self) -> None:
@@ -133,7 +133,7 @@ class Cleaner:
 
     async def _clean_if_due(self) -> None:
         """One request where another worker has cleaned within the time."""
-        seen = await StoreLock(self._worker.store, self._settings, RETENTION).look()
+        seen = await StoreLock(self._leases.store, self._settings, RETENTION).look()
         if seen is not None:
             age = seen.age_seconds
             if age is None:  # nothing can have expired
@@ -142,7 +142,7 @@ class Cleaner:
                 return
         report = CleanReport()
         try:
-            await clean(self._worker, report)
+            await clean(self._leases, report)
         except LockHeld:
             return
         finally:

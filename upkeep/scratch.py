@@ -12,8 +12,7 @@ from pathlib import Path
 
 from processes.beneath import opened, remove_tree, tree_bytes
 from processes.record_cache import COPY, PARTIAL_NAME
-from processes.worker import RECORDS, STORE_NAME, WORK
-from processes.workplace import FOLDER_NAME, held_if_abandoned
+from processes.workplace import FOLDER_NAME, RECORDS, STORE_NAME, WORK, held_if_abandoned
 from settings import Settings
 from upkeep.clean_run import DAY, CleanReport
 

@@ -106,7 +106,7 @@ async def _look_at(run: CleanRun, process_id: str) -> None:
         return
     if record.deleted:
         if stored.older_than(ERASED_SECONDS):
-            await run.delete([file.key for file in await files_of(run.worker, record)])
+            await run.delete([file.key for file in await files_of(run.store, record)])
             await bury(run, [process_id])
     elif is_expired(record, stored.age_seconds, run.now, run.settings):
         await remove_expired(run, [Candidate(process_id, [])])
