@@ -1,4 +1,4 @@
-"""Measure this worker beside what its users would pick instead, in one run.
+"""Measure this worker beside an empty handler, other S3 clients and a bare training loop.
 
     make bench                              everything; prints a table, writes results and a chart
     make bench-quick                        the same with less of everything, in some minutes
