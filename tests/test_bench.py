@@ -43,9 +43,14 @@ def test_a_ratio_is_of_medians_and_its_spread_is_of_pairs():
 
 
 @pytest.mark.parametrize(
-    ("sign", "met"), [("<=", [True, True, False]), ("<", [True, False, False]),
-                      (">=", [False, True, True]), ("==", [False, True, False])]
-)  # fmt: skip
+    ("sign", "met"),
+    [
+        ("<=", [True, True, False]),
+        ("<", [True, False, False]),
+        (">=", [False, True, True]),
+        ("==", [False, True, False]),
+    ],
+)
 def test_a_goal_is_met_or_not(sign, met):
     assert [Figure("f", value, "ms", goal=Goal(sign, 2)).met for value in (1, 2, 3)] == met
 
@@ -58,10 +63,14 @@ def test_a_wrong_count_fails_the_bench_and_a_slow_time_does_not():
 
 
 def test_the_table_says_what_is_missed():
-    lines = table([
-        section(Figure("quick", 0.5, "ms", 0.25, 0.75, Goal("<=", 1)),
-                Figure("slow", 1234.5, "ms", goal=Goal("<=", 1))),
-    ]).splitlines()  # fmt: skip
+    lines = table(
+        [
+            section(
+                Figure("quick", 0.5, "ms", 0.25, 0.75, Goal("<=", 1)),
+                Figure("slow", 1234.5, "ms", goal=Goal("<=", 1)),
+            ),
+        ]
+    ).splitlines()
     assert lines[0] == "9. A section (1 s)"
     assert lines[1].split() == ["quick", "0.5", "ms", "0.25", "to", "0.75", "<=", "1", "yes"]
     assert lines[2].split() == ["slow", "1234", "ms", "<=", "1", "NO"]
@@ -91,24 +100,34 @@ def test_a_panel_compares_what_has_the_same_unit():
 
 
 def test_in_the_picture_a_goal_is_1_and_less_is_better():
-    panel = of_goals([
-        section(Figure("time", 5, "ms", 4, 6, Goal("<=", 10)),
+    panel = of_goals(
+        [
+            section(
+                Figure("time", 5, "ms", 4, 6, Goal("<=", 10)),
                 Figure("rate", 0.5, "ratio", 0.25, 0.8, Goal(">=", 1)),
-                Figure("without", 1, "ms"), count("exact", 3, goal=Goal("==", 3))),
-    ])  # fmt: skip
+                Figure("without", 1, "ms"),
+                count("exact", 3, goal=Goal("==", 3)),
+            ),
+        ]
+    )
     assert [tuple(bar) for bar in panel.bars] == [
-        ("9. time", 0.5, 0.4, 0.6, MET), ("9. rate", 2, 1.25, 4, MISSED)
-    ]  # fmt: skip
+        ("9. time", 0.5, 0.4, 0.6, MET),
+        ("9. rate", 2, 1.25, 4, MISSED),
+    ]
 
 
 @pytest.mark.parametrize(
     ("value", "goal", "used"),
     [
-        (-1, Goal("<=", 5), 0), (500, Goal("<=", 5), LONGEST), (0, Goal(">=", 1), LONGEST),
-        (-1, Goal(">=", 1), LONGEST), (0, Goal("<=", 0), 0), (9, Goal("<=", 0), LONGEST),
+        (-1, Goal("<=", 5), 0),
+        (500, Goal("<=", 5), LONGEST),
+        (0, Goal(">=", 1), LONGEST),
+        (-1, Goal(">=", 1), LONGEST),
+        (0, Goal("<=", 0), 0),
+        (9, Goal("<=", 0), LONGEST),
         (9, Goal("==", 0), LONGEST),
     ],
-)  # fmt: skip
+)
 def test_in_the_picture_nothing_is_shorter_than_none_or_endless(value, goal, used):
     (bar,) = of_goals([section(Figure("f", value, "ms", goal=goal))]).bars
     assert (bar.value, bar.low, bar.high) == (used, used, used)
@@ -125,8 +144,10 @@ def test_a_picture_is_drawn_of_whatever_came(tmp_path, values):
 def test_panels_keep_their_order_in_columns_of_about_one_height():
     panels = [Panel(str(n), "ms", [Bar("b", 1, 1, 1, MET)] * n) for n in (30, 2, 9, 9, 30)]
     assert [[panel.title for panel in column] for column in in_columns(panels)] == [
-        ["30"], ["2", "9", "9"], ["30"]
-    ]  # fmt: skip
+        ["30"],
+        ["2", "9", "9"],
+        ["30"],
+    ]
 
 
 @pytest.mark.parametrize(

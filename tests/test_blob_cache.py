@@ -185,9 +185,7 @@ async def test_what_killed_writers_left_is_swept_up_when_it_is_old(
 async def test_callers_at_the_same_time_share_one_fetch(
     cache: BlobCache, origin: Origin, inputs: Path
 ) -> None:
-    places = (
-        cache.place("x", inputs / str(n), origin.fetch, immutable=False) for n in range(8)
-    )  # fmt: skip
+    places = (cache.place("x", inputs / str(n), origin.fetch, immutable=False) for n in range(8))
     assert await asyncio.gather(*places) == [origin.blob] * 8
     assert origin.asked == [None]
     assert [(inputs / str(n)).read_bytes() for n in range(8)] == [b"content"] * 8

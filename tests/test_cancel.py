@@ -73,9 +73,10 @@ async def test_two_cancels_are_one(crowd):
     owner, other = crowd.worker(), crowd.worker()
     start = await owner.running("p", step=1)
     replies = await asyncio.gather(
-        owner("cancel", process_id="p"), other("cancel", process_id="p"),
+        owner("cancel", process_id="p"),
         other("cancel", process_id="p"),
-    )  # fmt: skip
+        other("cancel", process_id="p"),
+    )
     assert {reply["status"] for reply in replies} == {"cancelled"}
     assert {reply["revision"] for reply in replies} == {(await start)["revision"]}
     ends = [entry for entry in (await start)["history"] if entry["status"] == "cancelled"]
@@ -103,9 +104,13 @@ async def test_cancel_during_the_upload_of_artifacts_wins(crowd):
 
 #: Where in its last moments the process is when the cancel arrives.
 MOMENTS = [
-    ("put", "/logs/"), ("put", "/manifest.json"), ("upload", "/artifacts/"),
-    ("replace", "/record.json"), ("put", "~running"), ("put", "~completed"),
-]  # fmt: skip
+    ("put", "/logs/"),
+    ("put", "/manifest.json"),
+    ("upload", "/artifacts/"),
+    ("replace", "/record.json"),
+    ("put", "~running"),
+    ("put", "~completed"),
+]
 
 
 @pytest.mark.parametrize("from_elsewhere", [False, True], ids=["owner", "elsewhere"])

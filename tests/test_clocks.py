@@ -25,9 +25,10 @@ async def worker_at(crowd, tmp_path):
         store = FaultyStore(crowd.store)
         name = f"clock-{len(made)}"
         manager = ProcessManager(
-            store, settings(tmp_path / name, worker_id=name, **changes),
+            store,
+            settings(tmp_path / name, worker_id=name, **changes),
             clock=lambda: utc_now() + wrong_by,
-        )  # fmt: skip
+        )
         manager.store = store
         made.append(manager)
         return manager

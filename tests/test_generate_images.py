@@ -304,40 +304,78 @@ def rewritten(trained: Path, path: Path, metadata: dict[str, str], **changes: to
 BAD: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
     "empty": ("model_broken", lambda _good, path: path.write_bytes(b"")),
     "a pickle": ("model_broken", lambda _good, path: torch.save({}, path)),
-    "cut off": ("model_broken", lambda good, path: path.write_bytes(
-        (good / "model.safetensors").read_bytes()[:-100])),
-    "longer than it says": ("model_broken", lambda good, path: path.write_bytes(
-        (good / "model.safetensors").read_bytes() + b"more")),
-    "an endless header": ("model_broken", lambda _good, path: path.write_bytes(
-        struct.pack("<Q", 1 << 62) + b"{")),
-    "a header of much nesting": ("model_broken", lambda _good, path: path.write_bytes(
-        struct.pack("<Q", 100_000) + b"[" * 100_000)),
-    "weights that are no numbers": ("model_broken", lambda good, path: rewritten(
-        good, path, {KEY: described()}, **{"leave.2.bias": torch.full((3,), torch.nan)})),
-    "weights without end": ("model_broken", lambda good, path: rewritten(
-        good, path, {KEY: described()}, **{"leave.2.bias": torch.full((3,), 3e38)})),
+    "cut off": (
+        "model_broken",
+        lambda good, path: path.write_bytes((good / "model.safetensors").read_bytes()[:-100]),
+    ),
+    "longer than it says": (
+        "model_broken",
+        lambda good, path: path.write_bytes((good / "model.safetensors").read_bytes() + b"more"),
+    ),
+    "an endless header": (
+        "model_broken",
+        lambda _good, path: path.write_bytes(struct.pack("<Q", 1 << 62) + b"{"),
+    ),
+    "a header of much nesting": (
+        "model_broken",
+        lambda _good, path: path.write_bytes(struct.pack("<Q", 100_000) + b"[" * 100_000),
+    ),
+    "weights that are no numbers": (
+        "model_broken",
+        lambda good, path: rewritten(
+            good, path, {KEY: described()}, **{"leave.2.bias": torch.full((3,), torch.nan)}
+        ),
+    ),
+    "weights without end": (
+        "model_broken",
+        lambda good, path: rewritten(
+            good, path, {KEY: described()}, **{"leave.2.bias": torch.full((3,), 3e38)}
+        ),
+    ),
     "no description": ("model_unknown", lambda good, path: rewritten(good, path, {})),
-    "a description that is no JSON": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: "__import__('os')"})),
-    "a description of much nesting": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: "[" * 100_000})),
-    "another network": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(network="os.system")})),
-    "a field too many": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(url="http://example.com")})),
-    "a size beyond all memory": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(channels=1 << 40)})),
-    "a size that is a text": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(image_size="8")})),
-    "other shapes than described": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(channels=16)})),
-    "fewer tensors than described": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(image_size=64)})),
-    "a tensor too many": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described()}, more=torch.zeros(1))),
-    "numbers of another type": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described()}, **{"leave.2.bias": torch.zeros(3).double()})),
-}  # fmt: skip
+    "a description that is no JSON": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: "__import__('os')"}),
+    ),
+    "a description of much nesting": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: "[" * 100_000}),
+    ),
+    "another network": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(network="os.system")}),
+    ),
+    "a field too many": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(url="http://example.com")}),
+    ),
+    "a size beyond all memory": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(channels=1 << 40)}),
+    ),
+    "a size that is a text": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(image_size="8")}),
+    ),
+    "other shapes than described": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(channels=16)}),
+    ),
+    "fewer tensors than described": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(image_size=64)}),
+    ),
+    "a tensor too many": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described()}, more=torch.zeros(1)),
+    ),
+    "numbers of another type": (
+        "model_unknown",
+        lambda good, path: rewritten(
+            good, path, {KEY: described()}, **{"leave.2.bias": torch.zeros(3).double()}
+        ),
+    ),
+}
 
 
 @pytest.mark.parametrize(("code", "spoil"), BAD.values(), ids=BAD)
@@ -408,11 +446,18 @@ def test_a_training_describes_its_model_in_one_entry(trained: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"count": 0}, {"count": 10_001}, {"seed": -1}, {"steps": 0}, {"steps": 1001},
-        {"model": "../other"}, {"model": "/etc"}, {"model": ""}, {"batch_size": 4},
+        {"count": 0},
+        {"count": 10_001},
+        {"seed": -1},
+        {"steps": 0},
+        {"steps": 1001},
+        {"model": "../other"},
+        {"model": "/etc"},
+        {"model": ""},
+        {"batch_size": 4},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_limits(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Params(**changes)
@@ -425,9 +470,13 @@ def test_every_field_is_described() -> None:
 # ---- the whole way: one process trains, another one makes images with what it made
 
 TRAINING = {
-    "dataset": "examples/digits/images", "image_size": 8, "channels": 8, "steps": 2,
-    "batch_size": 8, "device": "cpu",
-}  # fmt: skip
+    "dataset": "examples/digits/images",
+    "image_size": 8,
+    "channels": 8,
+    "steps": 2,
+    "batch_size": 8,
+    "device": "cpu",
+}
 
 
 @on_every_store
@@ -439,13 +488,19 @@ async def test_what_one_process_trained_another_one_uses(crowd: Any) -> None:
     rows = []
     for process_id, source in (("g1", "process:t1"), ("g2", "process:t1/model.safetensors")):
         reply = await painter(
-            "start", kind="generate_images", process_id=process_id, inputs={"model": source},
+            "start",
+            kind="generate_images",
+            process_id=process_id,
+            inputs={"model": source},
             params={"count": 3, "steps": 2, "device": "cpu"},
-        )  # fmt: skip
+        )
         assert reply["status"] == "completed", reply
         rows.append({file["path"]: file["sha256"] for file in reply["files"]})
     assert sorted(rows[0]) == [
-        "contact_sheet.png", "images/00000.png", "images/00001.png", "images/00002.png",
+        "contact_sheet.png",
+        "images/00000.png",
+        "images/00001.png",
+        "images/00002.png",
         "seeds.json",
-    ]  # fmt: skip
+    ]
     assert rows[0] == rows[1]

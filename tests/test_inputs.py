@@ -43,9 +43,12 @@ async def given(worker, process_id="p", **inputs):
     """The reply of a job that was started with these inputs."""
     fields = {name: each for name, each in inputs.items() if name not in ("params", "job_id")}
     return await worker(
-        "start", kind="show_inputs", process_id=process_id, inputs=fields,
+        "start",
+        kind="show_inputs",
+        process_id=process_id,
+        inputs=fields,
         params=inputs.get("params", {}),
-    )  # fmt: skip
+    )
 
 
 async def folder_of(crowd, name, **files):
@@ -88,8 +91,10 @@ async def test_what_a_process_made_is_what_another_one_works_on(crowd):
     reply = await given(worker, all="process:maker", one={"source": "process:maker/artifact-1.bin"})
     zeros = sha256(bytes(3))
     assert reply["result"] == {
-        "all/artifact-1.bin": zeros, "all/artifact-2.bin": zeros, "one": zeros,
-    }  # fmt: skip
+        "all/artifact-1.bin": zeros,
+        "all/artifact-2.bin": zeros,
+        "one": zeros,
+    }
 
 
 @on_every_store
@@ -115,12 +120,15 @@ async def test_an_archive_is_unpacked_on_request_and_else_left_whole(crowd):
     data = zipped(a=b"one", **{"deep/b": b"two"})
     await crowd.store.put("shared/data.zip", data)
     reply = await given(
-        crowd.worker(), open={"source": "key:shared/data.zip", "unpack": True},
+        crowd.worker(),
+        open={"source": "key:shared/data.zip", "unpack": True},
         closed="key:shared/data.zip",
-    )  # fmt: skip
+    )
     assert reply["result"] == {
-        "closed": sha256(data), "open/a": sha256(b"one"), "open/deep/b": sha256(b"two"),
-    }  # fmt: skip
+        "closed": sha256(data),
+        "open/a": sha256(b"one"),
+        "open/deep/b": sha256(b"two"),
+    }
 
 
 async def test_an_empty_file_is_a_file(crowd):

@@ -267,11 +267,16 @@ async def test_a_key_is_judged_again_by_the_worker_that_fetches_it(crowd):
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ("shared", "ends in `/`"), ("/shared/", "ends in `/`"), ("/", "ends in `/`"),
-        ("a/../b/", "`..`"), ("a//b/", "empty"), ("shared/, x", "ends in `/`"),
-        ("processes/", "the worker's own"), ("shared/,inputs/f/", "the worker's own"),
+        ("shared", "ends in `/`"),
+        ("/shared/", "ends in `/`"),
+        ("/", "ends in `/`"),
+        ("a/../b/", "`..`"),
+        ("a//b/", "empty"),
+        ("shared/, x", "ends in `/`"),
+        ("processes/", "the worker's own"),
+        ("shared/,inputs/f/", "the worker's own"),
     ],
-)  # fmt: skip
+)
 def test_what_the_operator_cannot_open(keys, sentence):
     with pytest.raises(ValidationError, match=sentence):
         Settings(input_keys=keys)
@@ -280,13 +285,37 @@ def test_what_the_operator_cannot_open(keys, sentence):
 @pytest.mark.parametrize(
     "source",
     [
-        "", "x", "folder:", "folder:/etc", "folder:f/", "folder:f/../g", "folder:../f", "process:",
-        "process:a b", "process:p//x", "key:", "key:/a", "key:../a", "key:a/../b", "key:a\0b",
-        "key:processes/p/record.json", "key:index/x", "key:inputs/f/a", "key:locks/x",
-        "file:///etc/passwd", "ftp://a/b", "gopher://a", "data:text/plain,hi", "s3://bucket/key",
-        "//host/path", "https:", "https://", "javascript:alert(1)", "x" * 5000,
+        "",
+        "x",
+        "folder:",
+        "folder:/etc",
+        "folder:f/",
+        "folder:f/../g",
+        "folder:../f",
+        "process:",
+        "process:a b",
+        "process:p//x",
+        "key:",
+        "key:/a",
+        "key:../a",
+        "key:a/../b",
+        "key:a\0b",
+        "key:processes/p/record.json",
+        "key:index/x",
+        "key:inputs/f/a",
+        "key:locks/x",
+        "file:///etc/passwd",
+        "ftp://a/b",
+        "gopher://a",
+        "data:text/plain,hi",
+        "s3://bucket/key",
+        "//host/path",
+        "https:",
+        "https://",
+        "javascript:alert(1)",
+        "x" * 5000,
     ],
-)  # fmt: skip
+)
 async def test_a_source_in_no_known_form_is_refused_at_once(crowd, source):
     worker = crowd.worker()
     reply = await given(worker, x=source)
@@ -298,12 +327,20 @@ async def test_a_source_in_no_known_form_is_refused_at_once(crowd, source):
 @pytest.mark.parametrize(
     "url",
     [
-        "https://user:secret@example.com/a", "http://example.com/a", "https://127.0.0.1/a",
-        "https://169.254.169.254/latest/meta-data", "https://[::1]/a", "https://[::ffff:7f00:1]/",
-        "https://10.0.0.1/", "https://0x7f.1/", "https://2130706433/", "https://0177.0.0.1/",
-        "https://localhost/", "https://localhost./",
+        "https://user:secret@example.com/a",
+        "http://example.com/a",
+        "https://127.0.0.1/a",
+        "https://169.254.169.254/latest/meta-data",
+        "https://[::1]/a",
+        "https://[::ffff:7f00:1]/",
+        "https://10.0.0.1/",
+        "https://0x7f.1/",
+        "https://2130706433/",
+        "https://0177.0.0.1/",
+        "https://localhost/",
+        "https://localhost./",
     ],
-)  # fmt: skip
+)
 async def test_a_url_that_leads_inside_is_refused(crowd, url):
     """At once if it can be told from the URL, else when its name was looked up."""
     reply = await given(crowd.worker(), x=url)

@@ -34,8 +34,14 @@ async def worker(crowd, monkeypatch):
 
 
 async def use(worker, process_id, model="a", **params):
-    return await worker("start", process_id, kind="use_kept", process_id=process_id,
-                        params=params, inputs={"model": f"key:shared/{model}"})  # fmt: skip
+    return await worker(
+        "start",
+        process_id,
+        kind="use_kept",
+        process_id=process_id,
+        params=params,
+        inputs={"model": f"key:shared/{model}"},
+    )
 
 
 def kept_by(worker):

@@ -29,9 +29,13 @@ async def lease_of(store, tmp_path):
         mine = settings(tmp_path, **changes)
         worker = new_worker(faulty, mine, Redactor(), utc_now)
         record = new_record(
-            process_id="p", kind="sleep", params={}, request_hash="h",
-            writer=Writer(worker_id="me", nonce="1"), now=utc_now(),
-        )  # fmt: skip
+            process_id="p",
+            kind="sleep",
+            params={},
+            request_hash="h",
+            writer=Writer(worker_id="me", nonce="1"),
+            now=utc_now(),
+        )
         lease = await Lease.create(worker, record)
         lease.store = faulty
         lease.kept = asyncio.create_task(lease.keep())

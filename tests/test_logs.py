@@ -355,9 +355,16 @@ async def test_what_is_not_there_is_said_with_a_code(crowd):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"cursor": ":7"}, {"cursor": -1}, {"cursor": "0:1"}, {"cursor": "1:2", "attempt": 2},
-     {"cursor": 1, "tail": 5}, {"tail": 10_001}, {"wait_seconds": 301}],
-)  # fmt: skip
+    [
+        {"cursor": ":7"},
+        {"cursor": -1},
+        {"cursor": "0:1"},
+        {"cursor": "1:2", "attempt": 2},
+        {"cursor": 1, "tail": 5},
+        {"tail": 10_001},
+        {"wait_seconds": 301},
+    ],
+)
 async def test_a_place_that_cannot_be_is_refused(crowd, fields):
     reply = await crowd.worker()("logs", process_id="p", **fields)
     assert reply["error"]["code"] == "invalid_request"

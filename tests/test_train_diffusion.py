@@ -69,9 +69,14 @@ class Attempt:
 def tiny(**changes: Any) -> Params:
     """A training that takes a second."""
     small: dict[str, Any] = {
-        "dataset": "images", "image_size": 9, "channels": 8, "steps": STEPS, "batch_size": 5,
-        "sample_every": 4, "checkpoint_every": 5,
-    }  # fmt: skip
+        "dataset": "images",
+        "image_size": 9,
+        "channels": 8,
+        "steps": STEPS,
+        "batch_size": 5,
+        "sample_every": 4,
+        "checkpoint_every": 5,
+    }
     return Params(**(small | changes))
 
 
@@ -116,10 +121,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Attempt:
 
 def test_the_outputs_are_complete_and_each_is_offered_once(undisturbed: Attempt) -> None:
     offered = [event["path"] for event in undisturbed.named("artifact")]
-    assert sorted(offered) == sorted(undisturbed.outputs()) == [
-        "config.json", "loss.png", "metrics.jsonl", "model.safetensors",
-        "samples/step-000004.png", "samples/step-000008.png", "samples/step-000012.png",
-    ]  # fmt: skip
+    assert (
+        sorted(offered)
+        == sorted(undisturbed.outputs())
+        == [
+            "config.json",
+            "loss.png",
+            "metrics.jsonl",
+            "model.safetensors",
+            "samples/step-000004.png",
+            "samples/step-000008.png",
+            "samples/step-000012.png",
+        ]
+    )
 
 
 def test_samples_can_be_fetched_while_the_training_goes_on(undisturbed: Attempt) -> None:
@@ -300,13 +314,23 @@ def test_other_files_are_ignored_and_counted(new_attempt: Callable[..., Attempt]
 @pytest.mark.parametrize(
     "changes",
     [
-        {"image_size": 7}, {"image_size": 257}, {"channels": 12}, {"channels": 0}, {"steps": 0},
-        {"batch_size": 0}, {"learning_rate": 0}, {"learning_rate": float("nan")}, {"seed": -1},
-        {"sample_every": 0}, {"steps": 1000, "sample_every": 1}, {"device": "tpu"},
-        {"color": "blue"}, {"chanels": 8},
+        {"image_size": 7},
+        {"image_size": 257},
+        {"channels": 12},
+        {"channels": 0},
+        {"steps": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"seed": -1},
+        {"sample_every": 0},
+        {"steps": 1000, "sample_every": 1},
+        {"device": "tpu"},
+        {"color": "blue"},
+        {"chanels": 8},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_limits(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         tiny(**changes)
