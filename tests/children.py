@@ -15,9 +15,9 @@ from tests.patience import PATIENCE
 UNRULY = str(Path(__file__).with_name("unruly_jobs.py"))
 
 
-async def unruly_template() -> Template:
+async def unruly_template(*arguments: str) -> Template:
     """A template that is ready, and whose forks know the unruly kinds."""
-    template = Template((str(Path(__file__).with_name("unruly_template.py")),))
+    template = Template((str(Path(__file__).with_name("unruly_template.py")), *arguments))
     template.start()
     await template.ready.wait()
     return template

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 # The bench brings awscrt, which would sign in boto3's place; the worker does not install it. boto3
 # looks when it is imported.
 os.environ["BOTO_DISABLE_CRT"] = "true"
+# Several tests run side by side: OpenMP's threads would spin for cores that others use. Children
+# have this from their worker; torch reads it when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 

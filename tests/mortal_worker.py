@@ -191,7 +191,6 @@ class Nursery:
 
     async def __aenter__(self) -> Self:
         own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-        own["OMP_NUM_THREADS"] = "1"  # several trainings at once would fight for the cores
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             __file__,

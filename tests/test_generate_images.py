@@ -7,7 +7,7 @@ import json
 import shutil
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,8 @@ COUNT = 20
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What a training left in its outputs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of a training."""
     context = JobContext(tmp_path_factory.mktemp("training"), device="cpu")
     give(context, {f"images/{number}.png": png(number) for number in range(7)})
     params = train_diffusion.Params(
@@ -46,8 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusion_training, "SAMPLER_STEPS", 1)
         train_diffusion.run(context, params)
-    yield context.outputs
-    torch.set_num_threads(threads)
+    return context.outputs
 
 
 class Attempt:

@@ -17,6 +17,7 @@ from tests.unruly_jobs import Kept, load_kept, use_kept
 @pytest.fixture
 async def worker(crowd, monkeypatch):
     """One whose template is ready, and that has input folders with models."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # forks have a pool of threads, as by default
     monkeypatch.setitem(
         JOBS, "use_kept", Job(Kept, use_kept, keep=Keep(lambda _: "model", load_kept))
     )

@@ -71,7 +71,7 @@ def new_case(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Ca
     """Make a case with a store of its own, here and there in turn."""
     server: S3Server | None = request.param == "ceph" and request.getfixturevalue("ceph")
     numbers = iter(range(1000))
-    settings = {"progress_write_seconds": 0.5, "child_env": "OMP_NUM_THREADS"}
+    settings = {"progress_write_seconds": 0.5}
 
     def make(kind: str, params: dict[str, Any]) -> Case:
         folder = tmp_path / f"case-{next(numbers)}"

@@ -84,13 +84,10 @@ IMAGES = {f"images/{number}.png": png(number) for number in range(7)}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_quick_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def quick_samples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusion_training, "SAMPLER_STEPS", 2)
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
