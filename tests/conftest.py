@@ -14,12 +14,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
-from tests import servers
+from jobs import JOBS, runner
+from tests import input_jobs, servers
 from tests.control_plane import ControlPlane
 from tests.crowd import Crowd
 from tests.endpoint import Endpoint
 from tests.faulty_s3 import FaultyS3
 from tests.fleet import Fleet, Sent
+from tests.web_server import Reply, WebServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -109,3 +111,21 @@ async def endpoint(place: Place, tmp_path: Path) -> AsyncIterator[Endpoint]:
         yield endpoint
         await endpoint.close()
         assert plane.violations == []
+
+
+# ---- jobs and their inputs
+
+
+@pytest.fixture
+def input_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker and child know the kinds of `input_jobs.py`."""
+    for name, job in input_jobs.KINDS.items():
+        monkeypatch.setitem(JOBS, name, job)
+    monkeypatch.setattr(runner, "ENTRY", (input_jobs.__file__,))
+
+
+@pytest.fixture
+def web() -> Iterator[WebServer]:
+    """A private web server; each file there holds its own path."""
+    with WebServer(lambda asked: Reply(body=asked.path.partition("?")[0].encode())) as server:
+        yield server

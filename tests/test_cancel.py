@@ -4,17 +4,11 @@ import asyncio
 
 import pytest
 
-from process_manager import Start
 from processes.notes import leave_note
 from processes.record import cancel_key
-from tests.crowd import on_every_store, until
+from tests.crowd import on_every_store, start_of, until
 
 LONG = {"seconds": 60, "steps": 600}
-
-
-def start_of(process_id, job_id=None, **params):
-    """What the handler makes of a start of kind `sleep`."""
-    return Start(process_id, "sleep", params, params, {}, runpod_job_id=job_id or process_id)
 
 
 # ---- by a caller

@@ -7,10 +7,9 @@ import pytest
 
 from process_manager import ProcessManager
 from processes.record import Status, record_key, view
-from tests.crowd import on_every_store, until
+from tests.crowd import on_every_store, start_of, until
 from tests.faulty_store import FaultyStore
 from tests.kit import settings
-from tests.test_cancel import start_of
 from utils import utc_now
 
 HOUR = timedelta(hours=1)

@@ -9,7 +9,7 @@ import pytest
 
 from inputs.errors import InputMismatch
 from inputs.fetch import validator
-from tests.test_fetch import CONTENT, HALF, STRONG, blob, get
+from tests.fetching import CONTENT, HALF, STRONG, blob, get
 from tests.web_server import Asked, Reply, WebServer, in_turn, rest
 
 if TYPE_CHECKING:

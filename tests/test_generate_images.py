@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import struct
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from jobs.image_generation import generate, load_model, seed_of
 from jobs.model_file import KEY
 from tests.crowd import on_every_store
 from tests.images import give, png
+from tests.job_attempt import JobAttempt
 
 CPU = torch.device("cpu")
 STEPS = 2
@@ -47,44 +47,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return context.outputs
 
 
-class Attempt:
-    """One attempt in a folder of its own, with the means to end it early."""
+class Attempt(JobAttempt):
+    """An attempt that is given a model."""
 
     def __init__(self, folder: Path, model: Path, *, resume_from: Path | None = None) -> None:
-        self.events: list[dict[str, Any]] = []
-        self._stop = threading.Event()
-        self._stop_at: int | None = None
-        self.folder = folder
-        self.context = JobContext(
-            folder, emit=self._hear, stop=self._stop, resume_from=resume_from, device="cpu"
-        )
+        super().__init__(folder, resume_from=resume_from)
         copy = shutil.copytree if model.is_dir() else shutil.copy
         copy(model, self.context.inputs / "model")
 
     def run(self, *, stop_at: int | None = None, **params: Any) -> Any:
-        self._stop_at = stop_at
+        self.stop_at = stop_at
         return run(self.context, Params(**({"count": COUNT, "steps": STEPS} | params)))
-
-    def outputs(self) -> dict[str, bytes]:
-        root = self.context.outputs
-        files = [path for path in root.rglob("*") if path.is_file()]
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
     def seeds(self) -> dict[str, Any]:
         table: dict[str, Any] = json.loads(self.outputs()["seeds.json"])
         return table
-
-    def named(self, event: str) -> list[dict[str, Any]]:
-        return [heard for heard in self.events if heard["event"] == event]
-
-    def last_checkpoint(self) -> Path:
-        (checkpoint,) = (self.folder / self.named("checkpoint")[-1]["path"]).iterdir()
-        return checkpoint
-
-    def _hear(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
-        if event["event"] == "progress" and event["step"] == self._stop_at:
-            self._stop.set()
 
 
 @pytest.fixture

@@ -9,34 +9,18 @@ from pydantic import ValidationError
 
 from inputs.errors import InputRefused
 from inputs.sources import Input
-from jobs import JOBS, runner
 from processes.inputs import Inputs
 from processes.record import Status, record_key
 from processes.worker import new_worker
 from redaction import Redactor
 from settings import Settings
 from storage import StorageMisconfigured, StorageUnavailable
-from tests import input_jobs
 from tests.crowd import on_every_store
-from tests.test_inputs import allowing, folder_of, given, sha256
-from tests.web_server import Reply, WebServer
+from tests.web_server import Reply
+from tests.with_inputs import allowing, folder_of, given, sha256
 from utils import utc_now
 
-
-@pytest.fixture(autouse=True)
-def _knows_the_kinds(monkeypatch):
-    """Worker and child know the kinds that show what they were given, and write what they are told
-    to."""
-    for name, job in input_jobs.KINDS.items():
-        monkeypatch.setitem(JOBS, name, job)
-    monkeypatch.setattr(runner, "ENTRY", (input_jobs.__file__,))
-
-
-@pytest.fixture
-def web():
-    """A private host that answers with what its name in the URL says."""
-    with WebServer(lambda asked: Reply(body=asked.path.partition("?")[0].encode())) as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("input_kinds")
 
 
 async def rewritten(crowd, process_id, **changes):

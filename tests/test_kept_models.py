@@ -3,13 +3,12 @@
 import asyncio
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from jobs import JOBS, Job, Keep, forks, runner
 from processes.kept_models import digest
-from tests.children import UNRULY, is_running
+from tests.children import UNRULY, is_running, unruly_entry
 from tests.crowd import until
 from tests.unruly_jobs import Kept, load_kept, use_kept
 
@@ -22,7 +21,7 @@ async def worker(crowd, monkeypatch):
         JOBS, "use_kept", Job(Kept, use_kept, keep=Keep(lambda _: "model", load_kept))
     )
     monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
-    monkeypatch.setattr(forks, "ENTRY", (str(Path(__file__).with_name("unruly_template.py")),))
+    monkeypatch.setattr(forks, "ENTRY", unruly_entry("torch"))
     worker = crowd.worker(template=True, slots=2)
     template = worker.manager.worker.template
     template.start()

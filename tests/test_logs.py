@@ -10,11 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import JOBS, runner
 from jobs.job_log import LINE_LIMIT, WINDOW
 from processes import log_reading, logs
 from redaction import MASK, Redactor
-from tests import input_jobs
 from tests.crowd import on_every_store, until
 from tests.servers import keys_of
 
@@ -22,11 +20,7 @@ SECRET = "correct-horse-battery-staple"
 LOGS = "/logs/"
 
 
-@pytest.fixture(autouse=True)
-def _knows_the_kinds(monkeypatch):
-    for name in ("print_out", "print_much"):
-        monkeypatch.setitem(JOBS, name, input_jobs.KINDS[name])
-    monkeypatch.setattr(runner, "ENTRY", (input_jobs.__file__,))
+pytestmark = pytest.mark.usefixtures("input_kinds")
 
 
 @pytest.fixture

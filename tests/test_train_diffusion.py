@@ -6,7 +6,6 @@ import json
 import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from jobs import diffusion_training
-from jobs.context import JobContext, JobFailed, JobStopped
+from jobs.context import JobFailed, JobStopped
 from jobs.train_diffusion import Params, run
 from jobs.unet import UNet
 from tests.images import give, png, zipped
+from tests.job_attempt import JobAttempt
 
 STEPS = 12
 
@@ -29,40 +29,18 @@ class Killed(BaseException):
     """What a SIGKILL looks like from inside: the job gets no chance to do anything."""
 
 
-class Attempt:
-    """One attempt in a folder of its own, with the means to end it early."""
+class Attempt(JobAttempt):
+    """An attempt of a training, which can also be killed at a step."""
 
-    def __init__(self, folder: Path, *, resume_from: Path | None = None) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.stop = threading.Event()
-        self._stop_at: int | None = None
-        self._kill_at: int | None = None
-        self._folder = folder
-        self.context = JobContext(
-            folder, emit=self._hear, stop=self.stop, resume_from=resume_from, device="cpu"
-        )
+    kill_at: int | None = None
 
     def run(self, params: Params, *, stop_at: int | None = None, kill_at: int | None = None) -> Any:
-        self._stop_at, self._kill_at = stop_at, kill_at
+        self.stop_at, self.kill_at = stop_at, kill_at
         return run(self.context, params)
 
-    def outputs(self) -> dict[str, bytes]:
-        root = self.context.outputs
-        files = [path for path in root.rglob("*") if path.is_file()]
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
-
-    def named(self, event: str) -> list[dict[str, Any]]:
-        return [heard for heard in self.events if heard["event"] == event]
-
-    def last_checkpoint(self) -> Path:
-        (checkpoint,) = (self._folder / self.named("checkpoint")[-1]["path"]).iterdir()
-        return checkpoint
-
-    def _hear(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
-        if event["event"] == "progress" and event["step"] == self._stop_at:
-            self.stop.set()
-        if event["event"] == "progress" and event["step"] == self._kill_at:
+    def hear(self, event: dict[str, Any]) -> None:
+        super().hear(event)
+        if event["event"] == "progress" and event["step"] == self.kill_at:
             raise Killed
 
 

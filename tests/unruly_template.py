@@ -1,8 +1,8 @@
 """A template whose forks know the kinds of `unruly_jobs.py`. Started instead of `jobs.template`.
 
-    python tests/unruly_template.py [light] SOCKET
+    python tests/unruly_template.py MODULES SOCKET
 
-`light`: imports none of what jobs compute with, which takes seconds of CPU time.
+Imports only MODULES, separated by commas: all that jobs compute with takes seconds of CPU time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import jobs.template
 from tests import unruly_jobs
 
 if __name__ == "__main__":
-    if sys.argv[1] == "light":
-        del sys.argv[1]
-        jobs.template.PRELOADED = ()  # type: ignore[misc]
+    jobs.template.PRELOADED = tuple(filter(None, sys.argv.pop(1).split(",")))  # type: ignore[misc]
     unruly_jobs.register()
     jobs.template.main()
