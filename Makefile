@@ -36,9 +36,8 @@ check: $(VENV)/.dev ## what CI runs: ruff, strict mypy, hadolint, the tests
 	@$(MAKE) --no-print-directory test
 
 .PHONY: bench
-bench: $(VENV)/.bench ## measure it beside what else one could use: a table, bench/results.json, a chart
+bench: $(VENV)/.bench ## measure it beside an empty handler and other S3 clients: a table, JSON, a chart
 	@scripts/ceph-rgw.sh install
-	@scripts/redis.sh install
 	$(BIN)/python -m bench $(ARGS)
 
 .PHONY: bench-quick

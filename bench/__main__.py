@@ -1,4 +1,4 @@
-"""Measure this worker beside what its users would pick instead, in one run.
+"""Measure this worker beside an empty handler, other S3 clients and a bare training loop.
 
     make bench                              everything; prints a table, writes results and a chart
     make bench-quick                        the same with less of everything, in some minutes
@@ -30,9 +30,19 @@ from bench.report import Section, figure_of, save, table
 from bench.section import begin, end
 
 SECTIONS = (
-    "dispatch", "store_requests", "slow_store", "throughput", "transfers", "cold_start", "cancels",
-    "stalls", "scale", "memory", "training", "simulation",
-)  # fmt: skip
+    "dispatch",
+    "store_requests",
+    "slow_store",
+    "throughput",
+    "transfers",
+    "cold_start",
+    "cancels",
+    "stalls",
+    "scale",
+    "memory",
+    "training",
+    "simulation",
+)
 #: No time is measured in these, so a quick run has them side by side.
 COUNTED = ("store_requests", "memory", "simulation")
 #: A quick run has one Ceph RGW for all of these.
@@ -120,8 +130,11 @@ def title_of(name: str) -> str:
 
 def machine() -> dict[str, Any]:
     """What it was measured on."""
-    cpu = [row.partition(":")[2].strip() for row in Path("/proc/cpuinfo").read_text().splitlines()
-           if row.startswith("model name")]  # fmt: skip
+    cpu = [
+        row.partition(":")[2].strip()
+        for row in Path("/proc/cpuinfo").read_text().splitlines()
+        if row.startswith("model name")
+    ]
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "cpu": cpu[0] if cpu else platform.machine(),

@@ -87,8 +87,11 @@ async def _workers(folder: Path, rounds: int) -> list[Figure]:
 
 
 async def _cold_start(folder: Path, script: str) -> Seen:
-    own = {"WORKER_DATA_DIR": str(folder / "store"), "WORKER_SCRATCH_DIR": str(folder / "scratch"),
-           "BENCH_CONCURRENCY": "8"}  # fmt: skip
+    own = {
+        "WORKER_DATA_DIR": str(folder / "store"),
+        "WORKER_SCRATCH_DIR": str(folder / "scratch"),
+        "BENCH_CONCURRENCY": "8",
+    }
     with redirect_stderr(io.StringIO()):  # a plane and a worker tell a test's reader their story
         async with ControlPlane() as plane:
             first = plane.submit({"action": "kinds"})

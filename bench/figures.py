@@ -69,9 +69,13 @@ def tail(
 
 
 def ratio(
-    name: str, ours: Sequence[float], theirs: Sequence[float], *, goal: Goal | None = None,
+    name: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    *,
+    goal: Goal | None = None,
     note: str = "",
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Median of ours through median of theirs, measured in turn; the spread is that of the pairs.
 
     Give rates, if more is better, or times, if less is.

@@ -25,9 +25,11 @@ from upkeep.store_lock import StoreLock
 Requests = Counter[str]
 #: No clock strikes within a measurement.
 SLOW = {
-    "heartbeat_seconds": 60, "lease_seconds": 600, "progress_write_seconds": 60,
+    "heartbeat_seconds": 60,
+    "lease_seconds": 600,
+    "progress_write_seconds": 60,
     "cancel_poll_seconds": 60,
-}  # fmt: skip
+}
 POLLS = 3
 #: More than a worker reads ahead at its start.
 THERE = 60
@@ -78,10 +80,16 @@ async def measure(server: S3Server, scratch: Path) -> Costs:
     process = await _cost(mine, lambda: owner.start("q", seconds=1, steps=10, artifacts=2))
     end_and_links = await _cost(theirs, lambda: _end_and_links(other, "q"))
     costs = Costs(
-        process, heartbeat, look, status, end_and_links, probe, start_up,
+        process,
+        heartbeat,
+        look,
+        status,
+        end_and_links,
+        probe,
+        start_up,
         await _cost(mine, owner.handler.presence._write),
         await _cost(mine, StoreLock(store, owner.settings, "retention").look),
-    )  # fmt: skip
+    )
     await store.close()
     await far.close()
     return costs

@@ -153,9 +153,14 @@ class ManyProcesses:
     def _record(self, number: int) -> Record:
         then = self._born - number * self._step
         return _TEMPLATE.model_copy(
-            update={"process_id": _name(number), "created_at": then, "started_at": then,
-                    "updated_at": then, "finished_at": then}
-        )  # fmt: skip
+            update={
+                "process_id": _name(number),
+                "created_at": then,
+                "started_at": then,
+                "updated_at": then,
+                "finished_at": then,
+            }
+        )
 
     def _age_of(self, key: str) -> float:
         if key in self._written:

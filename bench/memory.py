@@ -64,9 +64,14 @@ async def _measure(folder: Path, *, quick: bool) -> list[Figure]:
         found += [
             Figure(f"after {few} processes", after_few, "MB"),
             Figure(f"after {many} processes", after_many, "MB"),
-            Figure(f"growth from {few} to {many} processes", after_many - after_few, "MB",
-                   goal=Goal("<=", 8), note="copies of the last 1000 records stay, 11 KB each"),
-        ]  # fmt: skip
+            Figure(
+                f"growth from {few} to {many} processes",
+                after_many - after_few,
+                "MB",
+                goal=Goal("<=", 8),
+                note="copies of the last 1000 records stay, 11 KB each",
+            ),
+        ]
         return found + await _writing_a_zip(endpoint, worker, size, before=after_many)
 
 

@@ -70,8 +70,13 @@ def _row(figure: Figure) -> tuple[str, ...]:
         spread = f"{_short(figure.low)} to {_short(figure.high)}"
     goal = str(figure.goal or "")
     return (
-        f"  {figure.name}", _short(figure.value), figure.unit, spread, goal, _VERDICTS[figure.met]
-    )  # fmt: skip
+        f"  {figure.name}",
+        _short(figure.value),
+        figure.unit,
+        spread,
+        goal,
+        _VERDICTS[figure.met],
+    )
 
 
 def _line(row: tuple[str, ...], widths: Sequence[int]) -> str:
@@ -95,9 +100,11 @@ def save(sections: Sequence[Section], machine: dict[str, Any], path: Path, *, qu
         "quick": quick,
         "machine": machine,
         "sections": [
-            {**section._asdict(),
-             "figures": [{**f._asdict(), "met": f.met} for f in section.figures]}
+            {
+                **section._asdict(),
+                "figures": [{**f._asdict(), "met": f.met} for f in section.figures],
+            }
             for section in sections
         ],
-    }  # fmt: skip
+    }
     path.write_text(json.dumps(told, indent=1) + "\n")

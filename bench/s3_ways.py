@@ -67,9 +67,13 @@ class OurStore:
     def __init__(self, server: S3Server, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.store = S3Store(
-            bucket=server.bucket, endpoint_url=server.endpoint_url, region=REGION,
-            addressing_style="path", tls_bundle=_trusted(server), **server.keys._asdict(),
-        )  # fmt: skip
+            bucket=server.bucket,
+            endpoint_url=server.endpoint_url,
+            region=REGION,
+            addressing_style="path",
+            tls_bundle=_trusted(server),
+            **server.keys._asdict(),
+        )
 
     def up(self, files: list[Path], prefix: str) -> None:
         upload = self.store.upload
@@ -106,12 +110,14 @@ class PlainBoto3:
         if _trusted(server):
             config |= NO_TRAILERS
         self._s3 = boto3.client(
-            "s3", endpoint_url=server.endpoint_url, region_name=REGION,
+            "s3",
+            endpoint_url=server.endpoint_url,
+            region_name=REGION,
             aws_access_key_id=server.keys.access_key_id,
             aws_secret_access_key=server.keys.secret_access_key,
             verify=_trusted(server),
             config=Config(max_pool_connections=64, **config),
-        )  # fmt: skip
+        )
 
     def up(self, files: list[Path], prefix: str) -> None:
         self._each([partial(self._up, file, f"{prefix}{file.name}") for file in files])

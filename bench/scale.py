@@ -91,9 +91,11 @@ class Place:
         for number in range(self._there):
             record = self._young if number < self._there - EXPIRED else self._old
             yield record.model_copy(
-                update={"process_id": f"p{number:06d}",
-                        "created_at": record.created_at - timedelta(seconds=number)}
-            )  # fmt: skip
+                update={
+                    "process_id": f"p{number:06d}",
+                    "created_at": record.created_at - timedelta(seconds=number),
+                }
+            )
 
 
 async def _put(store: Store, records: list[Record]) -> None:

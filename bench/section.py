@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rp_handler import SWITCH_SECONDS
 
-#: In these, threads of others than the worker run in the section's own process.
-WITH_PEERS = ("throughput", "transfers")
+#: In these sections, other clients than the worker run threads in the section's own process.
+WITH_PEERS = ("transfers",)
 
 
 def begin(name: str, folder: Path, *, quick: bool) -> int:

@@ -155,13 +155,26 @@ def _rate(what: str, a_day: float, limit: int) -> Figure:
 
 
 def _measured(costs: Costs) -> list[Figure]:
-    goals = {"process": 12, "heartbeat": 1, "look": 1, "status": 1, "end_and_links": 1,
-             "probe": 104, "start_up": 58, "presence": 1, "cleaner_look": 1}  # fmt: skip
+    goals = {
+        "process": 12,
+        "heartbeat": 1,
+        "look": 1,
+        "status": 1,
+        "end_and_links": 1,
+        "probe": 104,
+        "start_up": 58,
+        "presence": 1,
+        "cleaner_look": 1,
+    }
     return [
-        count(f"measured: {name.replace('_', ' ')}", requests.total(), goal=Goal("<=", goals[name]),
-              note=", ".join(f"{number} {what}" for what, number in sorted(requests.items())))
+        count(
+            f"measured: {name.replace('_', ' ')}",
+            requests.total(),
+            goal=Goal("<=", goals[name]),
+            note=", ".join(f"{number} {what}" for what, number in sorted(requests.items())),
+        )
         for name, requests in costs._asdict().items()
-    ]  # fmt: skip
+    ]
 
 
 # ---- ten million processes
@@ -182,25 +195,41 @@ async def _simulate(
         await _seeking(),
         *await _fleet(folder),
         count(f"clean-up of {EXPIRED:,} among {SMALL:,}", few.total(), goal=Goal("<=", 5_900)),
-        count(f"clean-up of {EXPIRED:,} among {large:,}", many.total(),
-              goal=Goal("==", few.total())),
-    ]  # fmt: skip
+        count(
+            f"clean-up of {EXPIRED:,} among {large:,}", many.total(), goal=Goal("==", few.total())
+        ),
+    ]
     an_hour = many if hour == EXPIRED else await _cleaned(folder, large, hour)
     each = {name: number / hour for name, number in an_hour.items()}
     runs = runs_of_a_round(large)
     days = len(runs) / HOURS
     swept = await _swept(folder)
-    return [
-        *found,
-        Figure(f"clean-up of {hour:,}, for each", an_hour.total() / hour, "requests"),
-        Figure(f"clean-up of {hour:,} at {1000 * TRIP_SECONDS:.0f} ms a request",
-               _seconds(hour, TRIPS), "s", goal=Goal("<=", 3600)),
-        Figure(f"days until the sweep has seen {large:,}", days, "days", goal=Goal("<=", 30)),
-        Figure("what the sweep sees in 30 days", _seen_in(30 * HOURS) / 1e6, "million processes"),
-        Figure("sweep, for each that it sees", sum(swept.values()), "requests"),
-        Figure(f"largest run of the sweep, {max(runs):,}, at {1000 * TRIP_SECONDS:.0f} ms a "
-               "request", _seconds(max(runs), SWEEP_TRIPS), "s", goal=Goal("<=", 3600)),
-    ], each, {name: number * large / days for name, number in swept.items()}  # fmt: skip
+    return (
+        [
+            *found,
+            Figure(f"clean-up of {hour:,}, for each", an_hour.total() / hour, "requests"),
+            Figure(
+                f"clean-up of {hour:,} at {1000 * TRIP_SECONDS:.0f} ms a request",
+                _seconds(hour, TRIPS),
+                "s",
+                goal=Goal("<=", 3600),
+            ),
+            Figure(f"days until the sweep has seen {large:,}", days, "days", goal=Goal("<=", 30)),
+            Figure(
+                "what the sweep sees in 30 days", _seen_in(30 * HOURS) / 1e6, "million processes"
+            ),
+            Figure("sweep, for each that it sees", sum(swept.values()), "requests"),
+            Figure(
+                f"largest run of the sweep, {max(runs):,}, at {1000 * TRIP_SECONDS:.0f} ms a "
+                "request",
+                _seconds(max(runs), SWEEP_TRIPS),
+                "s",
+                goal=Goal("<=", 3600),
+            ),
+        ],
+        each,
+        {name: number * large / days for name, number in swept.items()},
+    )
 
 
 def runs_of_a_round(there: int) -> list[int]:

@@ -117,8 +117,9 @@ def figures_of(seen: dict[str, list[Seen]]) -> list[Figure]:
         }
         figures += [
             milliseconds(f"{name}, {way}", taken, note=f"of {len(taken)} starts")
-            for way, taken in times.items() if taken
-        ]  # fmt: skip
+            for way, taken in times.items()
+            if taken
+        ]
         if all(map(len, times.values())):
             middles = {way: statistics.median(taken) for way, taken in times.items()}
             spread = middles["spawned"] / middles["forked"]

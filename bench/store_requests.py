@@ -17,9 +17,13 @@ from tests.servers import Place
 #: As operators have them who set nothing: what is counted per hour depends on them.
 DEFAULTS = {
     name: getattr(Settings(), name)
-    for name in ("heartbeat_seconds", "lease_seconds", "progress_write_seconds",
-                 "cancel_poll_seconds")
-}  # fmt: skip
+    for name in (
+        "heartbeat_seconds",
+        "lease_seconds",
+        "progress_write_seconds",
+        "cancel_poll_seconds",
+    )
+}
 ONE_GET, ONE_LIST = {"GetObject": 1}, {"ListObjectsV2": 1}
 
 
@@ -76,8 +80,9 @@ async def _of_links(owner: BucketWorker, other: BucketWorker) -> list[Figure]:
     await asyncio.gather(*(owner.start(name, artifacts=20) for name in names))
     figures = []
     for name, expected in (
-        ("links of 10 processes of 20 files", {"GetObject": 10}), ("the same again", {})
-    ):  # fmt: skip
+        ("links of 10 processes of 20 files", {"GetObject": 10}),
+        ("the same again", {}),
+    ):
         sent = await other.requests_of("bulk_download", process_ids=names)
         figures.append(_exactly(name, expected, sent))
     return figures
@@ -95,9 +100,12 @@ async def _writes_per_hour(owner: BucketWorker, seconds: int) -> Figure:
     await owner("cancel", process_id="hour")
     await step
     return Figure(
-        "writes per hour of a process that reports 10 times a second", writes * 3600 / seconds,
-        "writes", goal=Goal("<=", 720), note=f"{writes} in {seconds} s, with default settings",
-    )  # fmt: skip
+        "writes per hour of a process that reports 10 times a second",
+        writes * 3600 / seconds,
+        "writes",
+        goal=Goal("<=", 720),
+        note=f"{writes} in {seconds} s, with default settings",
+    )
 
 
 def _exactly(name: str, expected: dict[str, int], sent: dict[str, int]) -> Figure:

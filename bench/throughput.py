@@ -1,40 +1,42 @@
 """4. Through the unmodified SDK loop and the tests' control-plane double.
 
-Callers that each send their next request when the last is answered: statuses of a running process,
-beside a handler that does nothing under the same loop; and what dispatching a no-op costs there, in
-Celery and in SAQ, from its sending to its result with the caller. All share the machine.
+Each caller sends its next request when the last one is answered. Compares statuses of a running
+process with a handler that does nothing under the same loop, and shows how long a no-op takes from
+its dispatch until the caller has its result. All share the machine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.dispatches import Calling, Taken, calling
 from bench.figures import Figure, Goal, median, milliseconds, ratio
 from bench.in_turn import bar
-from bench.queues import EVERYSEC, POLL_SECONDS, celery, redis_server, saq
-from bench.sdk_workers import CONCURRENCY, EMPTY, IDLE, OURS, sdk_workers
+from bench.sdk_workers import CONCURRENCY, EMPTY, IDLE, OURS, Plane, sdk_workers
 
 PROCESS = "p"
 STATUS = {"action": "process_status", "process_id": PROCESS}
 START = {"action": "start", "kind": "sleep", "params": {"seconds": 0, "steps": 1}}
 #: Detached, so that it is none of the jobs that the worker takes at a time.
-RUNNING = {"action": "start", "kind": "sleep", "process_id": PROCESS, "detach": True,
-           "params": {"seconds": 3600, "steps": 3600}}  # fmt: skip
+RUNNING = {
+    "action": "start",
+    "kind": "sleep",
+    "process_id": PROCESS,
+    "detach": True,
+    "params": {"seconds": 3600, "steps": 3600},
+}
 
-#: Callers at a time, and how many each sends in a round: for two seconds, or some more.
+#: Callers at a time, and how many requests each sends in a round of two seconds or more.
 STATUSES = {1: 15, 4: 3, 16: 2, 50: 1}
 STARTS = {1: 5, 16: 1}
-QUEUED = {1: 60, 16: 20}
-#: Callers of what the table compares.
+#: Numbers of callers whose latencies are shown.
 COMPARED = (1, 16)
-#: A quick run sends so much less, has no more callers than the table, and one Redis and one pool.
+#: A quick run sends this many times less, and no more callers than those.
 QUICK = 4
 GOAL = Goal(">=", 0.97)
 
@@ -49,91 +51,83 @@ NOTES = {
     "start": "in a child of its own; its record goes by compare-and-swap into a folder, is forced "
     "to the disk (fsync) before it is reported (created, running, ended), and stays; if its worker "
     "dies, another one resumes it; by default one runs at a time",
-    "celery": "as by default acknowledged before it runs (acks_late off), so that a worker that "
-    "dies loses it; its result stays for a day",
-    "saq": f"its `apply` looks for the result each {1000 * POLL_SECONDS:g} ms (by default 500); "
-    "listed as active while it runs; if its worker dies it is aborted, and by default (retries=1) "
-    "not run again; its result stays for 10 minutes",
-    "memory": "all of it in Redis' memory, lost with it",
-    "AOF": "Redis hands each write to the system and forces it to the disk once a second "
-    "(appendfsync everysec): a machine that dies loses the last second or two",
 }
 
 
-class Redis(NamedTuple):
-    """A server for Celery and SAQ."""
+class Taken(NamedTuple):
+    """Times of one round, in seconds."""
 
-    #: What it does with what it is given.
-    kept: str
-    options: tuple[str, ...]
-    #: Celery's.
-    pools: tuple[str, ...]
+    #: From the first request to the last answer.
+    whole: float
+    #: From each request to its answer.
+    each: list[float]
 
-
-SERVERS = (
-    Redis("memory", (), ("prefork", "threads")),
-    Redis("AOF", EVERYSEC, ("prefork",)),
-)
-QUICK_SERVERS = (Redis("memory", (), ("prefork",)),)
+    @property
+    def rate(self) -> float:
+        """Answers per second."""
+        return len(self.each) / self.whole
 
 
 class Way(NamedTuple):
-    """A way to have something done."""
+    """One kind of request, which callers send to one worker."""
 
     name: str
-    calling: Calling
-    #: How many each of so many callers sends in a round.
+    ask: Callable[[], Awaitable[object]]
+    #: Requests that each caller sends in a round, by the number of callers.
     sends: dict[int, int]
     note: str
 
+    async def call(self, callers: int, times: int) -> Taken:
+        """Run that many callers at a time; each sends `times` requests in a row."""
+        each: list[float] = []
+        began = time.perf_counter()
+        await asyncio.gather(*(self._caller(times, each) for _ in range(callers)))
+        return Taken(time.perf_counter() - began, each)
 
-#: By the name of a way and the number of callers: what each round took.
+    async def _caller(self, times: int, each: list[float]) -> None:
+        for _ in range(times):
+            began = time.perf_counter()
+            await self.ask()
+            each.append(time.perf_counter() - began)
+
+
+#: The rounds of a way with a number of callers.
 Rounds = dict[tuple[str, int], list[Taken]]
 
 
 def run(quick: bool) -> list[Figure]:
-    """Answers per second, the ratio to the empty handler, and the table."""
+    """Answers per second, the ratio to the empty handler, and how long an answer takes."""
     return asyncio.run(_run(quick))
 
 
 async def _run(quick: bool) -> list[Figure]:
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ways = await _ways(stack, folder, QUICK_SERVERS if quick else SERVERS)
-        if quick:
-            ways = [way._replace(sends=_less(way.sends)) for way in ways]
-        warm_up = 1 if quick else max(COMPARED)
-        await asyncio.gather(*(way.calling(warm_up, 1) for way in ways))
-        taken = await _measure(ways, 1 if quick else 5)
-    return [*_statuses(ways[0], taken), *_table(ways, taken)]
+    with tempfile.TemporaryDirectory() as folder:
+        async with sdk_workers(Path(folder)) as plane:
+            await plane.ask(OURS, RUNNING)
+            ways = _ways(plane)
+            if quick:
+                ways = [way._replace(sends=_less(way.sends)) for way in ways]
+            warm_up = 1 if quick else max(COMPARED)
+            await asyncio.gather(*(way.call(warm_up, 1) for way in ways))
+            taken = await _measure(ways, 1 if quick else 5)
+    return [*_rates(ways, taken), *_latencies(ways, taken)]
 
 
 def _less(sends: dict[int, int]) -> dict[int, int]:
     return {callers: -(-sends[callers] // QUICK) for callers in sends if callers <= max(COMPARED)}
 
 
-async def _ways(stack: AsyncExitStack, folder: Path, servers: Sequence[Redis]) -> list[Way]:
-    """All of them, started: the first is that of statuses."""
-    plane = await stack.enter_async_context(sdk_workers(folder))
+def _ways(plane: Plane) -> list[Way]:
+    """All ways: statuses of ours, the empty handler, starts of a no-op."""
     status, empty, start = (
-        calling(partial(plane.ask, worker, job_input))
+        partial(plane.ask, worker, job_input)
         for worker, job_input in ((OURS, STATUS), (EMPTY, {}), (IDLE, START))
     )
-    ways = [
+    return [
         Way("process_status", status, STATUSES, NOTES["status"]),
         Way("empty handler", empty, STATUSES, NOTES["empty"]),
-        Way("start", start, STARTS, NOTES["start"]),
+        Way("start of a no-op", start, STARTS, NOTES["start"]),
     ]
-    for kept, options, pools in servers:
-        url = stack.enter_context(redis_server(*options))
-        for pool in pools:
-            callers = stack.enter_context(celery(url, pool, folder, max(QUEUED)))
-            note = f"{NOTES['celery']}; {NOTES[kept]}"
-            ways.append(Way(f"Celery ({pool}, {kept})", callers, QUEUED, note))
-        callers = await stack.enter_async_context(saq(url, folder))
-        ways.append(Way(f"SAQ ({kept})", callers, QUEUED, f"{NOTES['saq']}; {NOTES[kept]}"))
-    await plane.ask(OURS, RUNNING)
-    return ways
 
 
 async def _measure(ways: list[Way], rounds: int) -> Rounds:
@@ -144,38 +138,35 @@ async def _measure(ways: list[Way], rounds: int) -> Rounds:
     with bar(rounds * len(steps), "rounds of callers") as shown:
         for number in range(rounds):
             for way, callers, sends in steps[:: 1 if number % 2 else -1]:
-                await way.calling(1, 1)  # the SDK's loop is where it is in its sleep after a job
-                taken[way.name, callers].append(await way.calling(callers, sends))
+                await way.call(1, 1)  # the SDK's loop is where it is in its sleep after a job
+                taken[way.name, callers].append(await way.call(callers, sends))
                 shown.update()
     return taken
 
 
-def _rates(taken: list[Taken]) -> list[float]:
-    return [each.rate for each in taken]
-
-
-def _statuses(way: Way, taken: Rounds) -> list[Figure]:
+def _rates(ways: list[Way], taken: Rounds) -> list[Figure]:
+    status, empty, start = ways
     figures = []
-    for callers in way.sends:
-        ours = _rates(taken["process_status", callers])
-        empty = _rates(taken["empty handler", callers])
+    for callers in status.sends:
+        ours, theirs = ([each.rate for each in taken[way.name, callers]] for way in (status, empty))
         figures += [
             median(f"process_status, {callers} callers", ours, "1/s", note=LOOP),
-            median(f"empty handler, {callers} callers", empty, "1/s", note=LOOP),
-            ratio(f"rate to the empty handler's, {callers} callers", ours, empty, goal=GOAL),
+            median(f"empty handler, {callers} callers", theirs, "1/s", note=LOOP),
+            ratio(f"rate to the empty handler's, {callers} callers", ours, theirs, goal=GOAL),
         ]
+    for callers in start.sends:
+        rates = [each.rate for each in taken[start.name, callers]]
+        figures.append(median(f"start of a no-op, {callers} callers", rates, "1/s"))
     return figures
 
 
-def _table(ways: list[Way], taken: Rounds) -> list[Figure]:
-    figures = []
-    for way in ways:
-        for callers in COMPARED:
-            rounds = taken[way.name, callers]
-            name = f"{way.name}, {callers} at a time"
-            latencies = [seconds for each in rounds for seconds in each.each]
-            figures += [
-                median(f"no-op: {name}", _rates(rounds), "1/s", note=way.note),
-                milliseconds(f"no-op: {name}, p50", latencies, note=way.note),
-            ]
-    return figures
+def _latencies(ways: list[Way], taken: Rounds) -> list[Figure]:
+    return [
+        milliseconds(
+            f"{way.name}, {callers} callers, p50",
+            [seconds for each in taken[way.name, callers] for seconds in each.each],
+            note=way.note,
+        )
+        for way in ways
+        for callers in COMPARED
+    ]

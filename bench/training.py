@@ -36,9 +36,15 @@ FIRST_STEP = 10
 ROUNDS, TURNS, QUICK_TURNS, TURN_SECONDS = 8, 6, 1, 2.0
 #: Neither samples nor checkpoints nor an end: those are the kind's work, not the worker's.
 PARAMS: dict[str, Any] = {
-    "dataset": "examples/digits/images", "image_size": 16, "channels": 16, "batch_size": 64,
-    "sample_every": 100_000, "checkpoint_every": 100_000, "steps": 100_000, "device": "auto",
-}  # fmt: skip
+    "dataset": "examples/digits/images",
+    "image_size": 16,
+    "channels": 16,
+    "batch_size": 64,
+    "sample_every": 100_000,
+    "checkpoint_every": 100_000,
+    "steps": 100_000,
+    "device": "auto",
+}
 
 WORKER, BARE = "in the worker", "of the bare loop"
 ALIKE = "of the bare loop in a child's environment"
@@ -125,9 +131,15 @@ async def _turn(way: Way) -> tuple[int, float]:
 @asynccontextmanager
 async def _in_worker(folder: Path) -> AsyncIterator[Way]:
     """A process of this worker; frozen is the child, and what guards it, not the worker."""
-    worker = Caller(LocalStore(folder / "store"), folder / "scratch", background=False,
-                    heartbeat_seconds=10, lease_seconds=30, progress_write_seconds=5,
-                    cancel_poll_seconds=2)  # fmt: skip
+    worker = Caller(
+        LocalStore(folder / "store"),
+        folder / "scratch",
+        background=False,
+        heartbeat_seconds=10,
+        lease_seconds=30,
+        progress_write_seconds=5,
+        cancel_poll_seconds=2,
+    )
     start = worker("start", kind="train_diffusion", process_id="t", params=PARAMS)
     task = asyncio.create_task(start)
 

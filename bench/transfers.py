@@ -219,16 +219,21 @@ def _figures(load: Load, direction: str, wire: str, bench: _Bench) -> list[Figur
     best = min((name for name in walls if name != OURS), key=lambda n: statistics.median(walls[n]))
     # Seconds of theirs by seconds of ours: our rate by theirs.
     beside = ratio(
-        f"{what}, rate to the best of the others", walls[best], walls[OURS], goal=GOAL,
+        f"{what}, rate to the best of the others",
+        walls[best],
+        walls[OURS],
+        goal=GOAL,
         note=f"the best was {best}",
-    )  # fmt: skip
+    )
     hashed = [
         cost + hashing
         for cost, hashing in zip(walls[best], bench.hashing[load.name, wire, best], strict=True)
     ]
     alike = ratio(
-        f"{what}, rate to the best of the others that hashes too", hashed, walls[OURS],
+        f"{what}, rate to the best of the others that hashes too",
+        hashed,
+        walls[OURS],
         note=f"{best}, and then SHA-256 of its files by one thread: `artifacts` and inputs promise "
         "one of each file",
-    )  # fmt: skip
+    )
     return [*figures, beside, alike]

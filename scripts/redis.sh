@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Redis, for the bench: what Celery and SAQ keep their jobs in. On 127.0.0.1 only. The Debian
-# packages are unpacked under a cache folder, not installed, and every start begins with nothing.
+# Runs a throwaway Redis on 127.0.0.1, for tests and measurements. Unpacks the Debian packages under
+# a cache folder and installs nothing; every start begins with an empty database.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: scripts/redis.sh run PORT [OPTION...]   run it, and stop when standard input closes
+usage: scripts/redis.sh run PORT [OPTION...]   run it until standard input closes
        scripts/redis.sh install                only fetch the packages, as the first run does
 
 Listens on 127.0.0.1:PORT and prints `url=redis://127.0.0.1:PORT/0` once it answers. Keeps nothing on
@@ -31,7 +31,7 @@ install() {
 
 # ---- the server: ended by its pid only
 
-answers() { # does it speak Redis?
+answers() { # whether it answers PING
   local line
   { exec 3<>"/dev/tcp/127.0.0.1/$PORT"; } 2>/dev/null || return 1
   printf 'PING\r\n' >&3
@@ -66,7 +66,7 @@ run() { # OPTION...
     sleep 0.05
   done
   echo "url=redis://127.0.0.1:$PORT/0"
-  cat >/dev/null # until whoever started this closes the pipe, or dies
+  cat >/dev/null # until the parent closes the pipe or dies
 }
 
 # ---- the command line

@@ -52,16 +52,24 @@ def days_ago(days: float) -> Any:
 
 
 def ended(
-    process_id: str, days: float, *, kind: str = "sleep", status: Status = Status.COMPLETED,
+    process_id: str,
+    days: float,
+    *,
+    kind: str = "sleep",
+    status: Status = Status.COMPLETED,
     lasted_days: float = 0,
-) -> Record:  # fmt: skip
+) -> Record:
     """The record of a process that ended so long ago; `running`: was written then for the last
     time."""
     writer = Writer(worker_id="w", nonce=new_nonce())
     record = new_record(
-        process_id=process_id, kind=kind, params={}, request_hash="h", writer=writer,
+        process_id=process_id,
+        kind=kind,
+        params={},
+        request_hash="h",
+        writer=writer,
         now=days_ago(days + lasted_days),
-    ).running(days_ago(days + lasted_days))  # fmt: skip
+    ).running(days_ago(days + lasted_days))
     now = days_ago(days)
     match status:
         case Status.COMPLETED:
@@ -79,8 +87,9 @@ def today() -> str:
 async def seed(store: Store, record: Record, *, files: int = 1) -> None:
     """All that such a process leaves in a store."""
     puts = [(record_key(record.process_id), record.encode()), (index_key(record), b"")]
-    puts += [(f"processes/{record.process_id}/attempts/1/artifacts/{n}", b"abc")
-             for n in range(files)]  # fmt: skip
+    puts += [
+        (f"processes/{record.process_id}/attempts/1/artifacts/{n}", b"abc") for n in range(files)
+    ]
     if record.kind == "archive":
         puts.append((archive_age_key(record), b""))
     await asyncio.gather(*(store.put(key, data) for key, data in puts))

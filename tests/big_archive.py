@@ -58,9 +58,13 @@ async def put_large_files(store: Store, folder: Path, size: int) -> tuple[Stored
 def completed(files: tuple[StoredFile, ...]) -> Record:
     """The record of a process that made them."""
     record = new_record(
-        process_id="large", kind="sleep", params={}, request_hash="",
-        writer=Writer(worker_id="w", nonce="n"), now=utc_now(),
-    )  # fmt: skip
+        process_id="large",
+        kind="sleep",
+        params={},
+        request_hash="",
+        writer=Writer(worker_id="w", nonce="n"),
+        now=utc_now(),
+    )
     return record.with_files(files).running(utc_now()).completed(utc_now(), None)
 
 

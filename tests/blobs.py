@@ -1,9 +1,10 @@
-"""Where blobs come from and how they are copied, both held up as a test wants it."""
+"""Origins of blobs, copies that a test holds up, and looks into the cache's folder."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,12 @@ from inputs import blob_cache
 from inputs.files import Blob
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pytest
+
+    from inputs.blob_cache import BlobCache
 
 
 class Origin:
@@ -66,3 +70,32 @@ class HeldUp:
             return self._copy_some(source, part, offset)
         finally:
             self.ended.set()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+
+
+def contents(folder: Path) -> list[bytes]:
+    return sorted(path.read_bytes() for path in folder.glob("*.blob"))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def unfinished(*folders: Path) -> list[Path]:
+    return [path for folder in folders for path in folder.glob(".*")]
+
+
+async def keep(cache: BlobCache, identity: str, content: bytes, target: Path) -> None:
+    await cache.place(identity, target, Origin(content).fetch, immutable=True)
+
+
+def a_minute_passes(folder: Path) -> None:
+    for path in folder.glob("*.blob"):
+        used = path.stat().st_mtime - 60
+        os.utime(path, (used, used))

@@ -15,9 +15,14 @@ from tests.patience import PATIENCE
 UNRULY = str(Path(__file__).with_name("unruly_jobs.py"))
 
 
-async def unruly_template() -> Template:
+def unruly_entry(modules: str) -> tuple[str, ...]:
+    """Arguments of the interpreter for a template that imports `modules`, with the unruly kinds."""
+    return (str(Path(__file__).with_name("unruly_template.py")), modules)
+
+
+async def unruly_template(modules: str = "torch") -> Template:
     """A template that is ready, and whose forks know the unruly kinds."""
-    template = Template((str(Path(__file__).with_name("unruly_template.py")),))
+    template = Template(unruly_entry(modules))
     template.start()
     await template.ready.wait()
     return template

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING
 # The bench brings awscrt, which would sign in boto3's place; the worker does not install it. boto3
 # looks when it is imported.
 os.environ["BOTO_DISABLE_CRT"] = "true"
+# Several tests run side by side: OpenMP's threads would spin for cores that others use. Children
+# have this from their worker; torch reads it when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
-from tests import servers
+from jobs import JOBS, runner
+from tests import input_jobs, servers
 from tests.control_plane import ControlPlane
 from tests.crowd import Crowd
 from tests.endpoint import Endpoint
 from tests.faulty_s3 import FaultyS3
 from tests.fleet import Fleet, Sent
+from tests.web_server import Reply, WebServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -106,3 +111,21 @@ async def endpoint(place: Place, tmp_path: Path) -> AsyncIterator[Endpoint]:
         yield endpoint
         await endpoint.close()
         assert plane.violations == []
+
+
+# ---- jobs and their inputs
+
+
+@pytest.fixture
+def input_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker and child know the kinds of `input_jobs.py`."""
+    for name, job in input_jobs.KINDS.items():
+        monkeypatch.setitem(JOBS, name, job)
+    monkeypatch.setattr(runner, "ENTRY", (input_jobs.__file__,))
+
+
+@pytest.fixture
+def web() -> Iterator[WebServer]:
+    """A private web server; each file there holds its own path."""
+    with WebServer(lambda asked: Reply(body=asked.path.partition("?")[0].encode())) as server:
+        yield server

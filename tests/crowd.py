@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from process_manager import Start
 from processes.record import Record, Status, record_key
 from storage import ObjectNotFound
 from tests.faulty_store import FaultyStore
@@ -26,6 +27,11 @@ async def until(condition: Callable[[], object]) -> None:
     """Wait for what no event tells of."""
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.02)
+
+
+def start_of(process_id: str, job_id: str | None = None, **params: Any) -> Start:
+    """What the handler makes of a start of the kind `sleep`."""
+    return Start(process_id, "sleep", params, params, {}, runpod_job_id=job_id or process_id)
 
 
 class CrowdWorker(Caller):

@@ -52,8 +52,11 @@ class Stage(NamedTuple):
 
 def arguments() -> dict[str, str]:
     """What stands before the first FROM: the arguments that choose the bases."""
-    return dict(each.rest.split("=", 1) for each in _instructions() if each.name == "ARG"
-                and "=" in each.rest)  # fmt: skip
+    return dict(
+        each.rest.split("=", 1)
+        for each in _instructions()
+        if each.name == "ARG" and "=" in each.rest
+    )
 
 
 def stages() -> dict[str, Stage]:
@@ -69,8 +72,11 @@ def stages() -> dict[str, Stage]:
 
 
 def _instructions() -> list[Instruction]:
-    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines()
-             if not line.lstrip().startswith("#")]  # fmt: skip
+    lines = [
+        line
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
+        if not line.lstrip().startswith("#")
+    ]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [Instruction(*line.split(None, 1)) for line in joined.splitlines() if line.strip()]
 
@@ -79,8 +85,11 @@ def tracked(*patterns: str) -> list[str]:
     """Files that git knows; a path, or one with `*` as the shell has it."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--", *(f":(glob){pattern}" for pattern in patterns)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     return [name for name in listed.split("\0") if name]
 
 

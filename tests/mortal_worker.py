@@ -191,11 +191,15 @@ class Nursery:
 
     async def __aenter__(self) -> Self:
         own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-        own["OMP_NUM_THREADS"] = "1"  # several trainings at once would fight for the cores
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, __file__, cwd=ROOT, env=own, start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            sys.executable,
+            __file__,
+            cwd=ROOT,
+            env=own,
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self._numbers = itertools.count()
         self._ends: dict[int, asyncio.Future[int]] = {}
         self._listener = asyncio.create_task(self._listen())

@@ -134,12 +134,23 @@ async def test_a_job_id_that_is_no_process_id_is_refused_and_nothing_begins(call
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(
-        ["process_id", "kind", "params", "limit", "cursor", "labels", "detach"]), inner),
-    max_leaves=12,
-), st.sampled_from([*ACTIONS, "nonsense"]))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.text()
+                | st.sampled_from(
+                    ["process_id", "kind", "params", "limit", "cursor", "labels", "detach"]
+                ),
+                inner,
+            )
+        ),
+        max_leaves=12,
+    ),
+    st.sampled_from([*ACTIONS, "nonsense"]),
+)
 async def test_nothing_gets_a_traceback_out_of_the_worker(call, noise, action):
     fields = noise if isinstance(noise, dict) else {"process_id": noise}
     reply = await call.handler({"id": "j", "input": {**fields, "action": action}})

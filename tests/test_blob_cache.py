@@ -16,7 +16,16 @@ from inputs.errors import InputMissing, InputNotStored
 from inputs.fetch import Limits, fetch
 from inputs.files import CHUNK, Blob
 from inputs.public_web import Web, parse_allowed_hosts
-from tests.blobs import HeldUp, Origin
+from tests.blobs import (
+    HeldUp,
+    Origin,
+    a_minute_passes,
+    contents,
+    keep,
+    names,
+    unfinished,
+    until,
+)
 from tests.web_server import Asked, Reply, WebServer
 
 if TYPE_CHECKING:
@@ -48,25 +57,6 @@ def inputs(tmp_path: Path) -> Path:
     folder = tmp_path / "inputs"
     folder.mkdir()
     return folder
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while True:
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-
-
-def contents(folder: Path) -> list[bytes]:
-    return sorted(path.read_bytes() for path in folder.glob("*.blob"))
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def unfinished(*folders: Path) -> list[Path]:
-    return [path for folder in folders for path in folder.glob(".*")]
 
 
 # ---- what is here already
@@ -185,9 +175,7 @@ async def test_what_killed_writers_left_is_swept_up_when_it_is_old(
 async def test_callers_at_the_same_time_share_one_fetch(
     cache: BlobCache, origin: Origin, inputs: Path
 ) -> None:
-    places = (
-        cache.place("x", inputs / str(n), origin.fetch, immutable=False) for n in range(8)
-    )  # fmt: skip
+    places = (cache.place("x", inputs / str(n), origin.fetch, immutable=False) for n in range(8))
     assert await asyncio.gather(*places) == [origin.blob] * 8
     assert origin.asked == [None]
     assert [(inputs / str(n)).read_bytes() for n in range(8)] == [b"content"] * 8
@@ -272,16 +260,6 @@ async def test_anothers_dead_link_does_not_fail_who_has_a_live_one(
 
 
 # ---- a limited size
-
-
-async def keep(cache: BlobCache, identity: str, content: bytes, target: Path) -> None:
-    await cache.place(identity, target, Origin(content).fetch, immutable=True)
-
-
-def a_minute_passes(folder: Path) -> None:
-    for path in folder.glob("*.blob"):
-        used = path.stat().st_mtime - 60
-        os.utime(path, (used, used))
 
 
 async def test_what_was_not_used_for_longest_goes_first(inputs: Path, folder: Path) -> None:

@@ -11,8 +11,15 @@ import pytest
 
 from inputs.blob_cache import BlobCache
 from inputs.errors import DiskFull
-from tests.blobs import HeldUp, Origin
-from tests.test_blob_cache import a_minute_passes, contents, keep, unfinished, until
+from tests.blobs import (
+    HeldUp,
+    Origin,
+    a_minute_passes,
+    contents,
+    keep,
+    unfinished,
+    until,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

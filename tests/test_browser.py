@@ -113,13 +113,22 @@ def answers_seen(folder: Path, *requests: dict[str, Any]) -> list[dict[str, Any]
     with serving(site) as origin:
         visit = subprocess.run(
             [
-                browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                "--no-first-run", "--disable-background-networking",
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+                "--disable-background-networking",
                 f"--user-data-dir={folder / 'profile'}",
-                "--dump-dom", "--virtual-time-budget=10000", f"{origin}/index.html",
+                "--dump-dom",
+                "--virtual-time-budget=10000",
+                f"{origin}/index.html",
             ],
-            capture_output=True, text=True, timeout=PATIENCE,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
     seen = re.search(r"<pre>(.+?)</pre>", visit.stdout, re.DOTALL)
     assert seen, visit.stdout + visit.stderr
     answers: list[dict[str, Any]] = json.loads(html.unescape(seen[1]))

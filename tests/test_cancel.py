@@ -4,17 +4,11 @@ import asyncio
 
 import pytest
 
-from process_manager import Start
 from processes.notes import leave_note
 from processes.record import cancel_key
-from tests.crowd import on_every_store, until
+from tests.crowd import on_every_store, start_of, until
 
 LONG = {"seconds": 60, "steps": 600}
-
-
-def start_of(process_id, job_id=None, **params):
-    """What the handler makes of a start of kind `sleep`."""
-    return Start(process_id, "sleep", params, params, {}, runpod_job_id=job_id or process_id)
 
 
 # ---- by a caller
@@ -73,9 +67,10 @@ async def test_two_cancels_are_one(crowd):
     owner, other = crowd.worker(), crowd.worker()
     start = await owner.running("p", step=1)
     replies = await asyncio.gather(
-        owner("cancel", process_id="p"), other("cancel", process_id="p"),
+        owner("cancel", process_id="p"),
         other("cancel", process_id="p"),
-    )  # fmt: skip
+        other("cancel", process_id="p"),
+    )
     assert {reply["status"] for reply in replies} == {"cancelled"}
     assert {reply["revision"] for reply in replies} == {(await start)["revision"]}
     ends = [entry for entry in (await start)["history"] if entry["status"] == "cancelled"]
@@ -103,9 +98,13 @@ async def test_cancel_during_the_upload_of_artifacts_wins(crowd):
 
 #: Where in its last moments the process is when the cancel arrives.
 MOMENTS = [
-    ("put", "/logs/"), ("put", "/manifest.json"), ("upload", "/artifacts/"),
-    ("replace", "/record.json"), ("put", "~running"), ("put", "~completed"),
-]  # fmt: skip
+    ("put", "/logs/"),
+    ("put", "/manifest.json"),
+    ("upload", "/artifacts/"),
+    ("replace", "/record.json"),
+    ("put", "~running"),
+    ("put", "~completed"),
+]
 
 
 @pytest.mark.parametrize("from_elsewhere", [False, True], ids=["owner", "elsewhere"])

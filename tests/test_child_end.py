@@ -54,7 +54,7 @@ async def start(
     """Start a child, by itself or as a fork of a template, and wait for its first progress."""
     monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
     children: list[Child] = []
-    template = await unruly_template() if request.param == "forked" else None
+    template = await unruly_template(modules="") if request.param == "forked" else None
 
     async def start(kind: str, /, **params: Any) -> Running:
         folder = tmp_path / str(len(children))

@@ -7,10 +7,9 @@ import pytest
 
 from process_manager import ProcessManager
 from processes.record import Status, record_key, view
-from tests.crowd import on_every_store, until
+from tests.crowd import on_every_store, start_of, until
 from tests.faulty_store import FaultyStore
 from tests.kit import settings
-from tests.test_cancel import start_of
 from utils import utc_now
 
 HOUR = timedelta(hours=1)
@@ -25,9 +24,10 @@ async def worker_at(crowd, tmp_path):
         store = FaultyStore(crowd.store)
         name = f"clock-{len(made)}"
         manager = ProcessManager(
-            store, settings(tmp_path / name, worker_id=name, **changes),
+            store,
+            settings(tmp_path / name, worker_id=name, **changes),
             clock=lambda: utc_now() + wrong_by,
-        )  # fmt: skip
+        )
         manager.store = store
         made.append(manager)
         return manager

@@ -61,9 +61,19 @@ def test_a_build_is_given_what_is_copied_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [".env", ".env.local", "inputs/.env", ".git/config", ".venv/pyvenv.cfg", "data/processes/p1",
-     ".cache/ceph/apt.log", "jobs/__pycache__/sleep.cpython-312.pyc", "id_rsa", "key.pem"],
-)  # fmt: skip
+    [
+        ".env",
+        ".env.local",
+        "inputs/.env",
+        ".git/config",
+        ".venv/pyvenv.cfg",
+        "data/processes/p1",
+        ".cache/ceph/apt.log",
+        "jobs/__pycache__/sleep.cpython-312.pyc",
+        "id_rsa",
+        "key.pem",
+    ],
+)
 def test_what_lies_around_never_reaches_a_build(path: str) -> None:
     assert not let_through(path)
 
@@ -154,10 +164,18 @@ def ask(app: Path, request: dict[str, Any], *, before: str = "", **changes: str)
     program = ["-c", f"import sys; sys.path[0] = '.'; {start}"] if before else ["rp_handler.py"]
     ended = subprocess.run(
         [sys.executable, "-u", *program, "--test_input", json.dumps({"input": request})],
-        cwd=app, capture_output=True, text=True, timeout=100,
-        env={"PATH": os.environ["PATH"], "HOME": str(app), "RUNPOD_LOG_LEVEL": "INFO",
-             "WORKER_SCRATCH_DIR": str(app / "scratch")} | changes,
-    )  # fmt: skip
+        cwd=app,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(app),
+            "RUNPOD_LOG_LEVEL": "INFO",
+            "WORKER_SCRATCH_DIR": str(app / "scratch"),
+        }
+        | changes,
+    )
     said = ended.stdout + ended.stderr
     assert ended.returncode == 0, said
     return said
@@ -301,8 +319,9 @@ def steps(job: str) -> list[dict[str, Any]]:
 
 
 def test_the_workflow_runs_what_ci_runs_and_builds_both_images() -> None:
-    commands = {job: "\n".join(step.get("run", "") for step in steps(job)) for job in
-                WORKFLOW["jobs"]}  # fmt: skip
+    commands = {
+        job: "\n".join(step.get("run", "") for step in steps(job)) for job in WORKFLOW["jobs"]
+    }
     assert ".ci/run" in commands["check"]
     assert "python:3.11" in WORKFLOW["jobs"]["check"]["container"]
     for image in IMAGES:

@@ -178,8 +178,10 @@ async def test_of_two_deliveries_at_once_one_runs_and_both_answer_the_same(
     told = ("process_id", "status", "revision", "attempt", "worker_id", "result", "history")
     assert {name: payload["output"][name] for name in told} == {n: job.output[n] for n in told}
     assert [entry["status"] for entry in job.output["history"]] == [
-        "queued", "running", "completed",
-    ]  # fmt: skip
+        "queued",
+        "running",
+        "completed",
+    ]
 
 
 # ---- the end of a worker
@@ -230,8 +232,12 @@ async def test_sigterm_lets_the_replies_that_are_due_go_out(endpoint: Endpoint) 
     async with endpoint.worker("w1") as worker:
         job = endpoint.start(**LONG)
         await endpoint.running(job.id)
-        asked = {"action": "process_status", "process_id": job.id, "wait_seconds": 300,
-                 "since_revision": 1000}  # fmt: skip
+        asked = {
+            "action": "process_status",
+            "process_id": job.id,
+            "wait_seconds": 300,
+            "since_revision": 1000,
+        }
         poll = endpoint.plane.submit(asked, sync=True)
         await endpoint.plane.taken(poll.id)
         worker.terminate()

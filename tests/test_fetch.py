@@ -7,9 +7,8 @@ import errno
 import gzip
 import hashlib
 import os
-import random
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,9 +21,7 @@ from inputs.errors import (
     InputTooLarge,
     InputUnreachable,
 )
-from inputs.fetch import Limits, fetch
-from inputs.files import CHUNK, Blob
-from inputs.public_web import Web, parse_allowed_hosts
+from tests.fetching import CONTENT, HALF, QUERY, STRONG, blob, get
 from tests.web_server import Reply, WebServer, in_turn
 
 if TYPE_CHECKING:
@@ -32,13 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from utils import WorkerError
-
-#: More than two chunks, and no two alike.
-CONTENT = random.Random(7).randbytes(2 * CHUNK + 12345)  # noqa: S311 - no secret
-HALF = len(CONTENT) // 2
-QUERY = "key=secret"
-STRONG = {"ETag": '"v1"'}
-HERE = parse_allowed_hosts("127.0.0.1")
 
 
 @pytest.fixture
@@ -54,26 +44,6 @@ def path(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder / "file"
     assert [left.name for left in folder.iterdir()] in ([], ["file"])
-
-
-async def get(server: WebServer, path: Path, **changes: Any) -> Blob | None:
-    """Fetch the server's file with short waits; fields of Limits and Web may be given."""
-    limits: dict[str, Any] = {
-        "max_bytes": 100 << 20, "total_seconds": 60, "tries": 3, "backoff_seconds": 0.001,
-    }  # fmt: skip
-    web: dict[str, Any] = {"allowed": HERE}
-    for name in list(changes):
-        for fields, kind in ((limits, Limits), (web, Web)):
-            if name in kind._fields:
-                fields[name] = changes.pop(name)
-    return await fetch(
-        f"{server.url}/folder/file?{QUERY}", path, web=Web(**web), limits=Limits(**limits),
-        **changes,
-    )  # fmt: skip
-
-
-def blob(content: bytes, etag: str | None = None) -> Blob:
-    return Blob(size=len(content), sha256=hashlib.sha256(content).hexdigest(), etag=etag)
 
 
 # ---- when all is well
@@ -133,14 +103,23 @@ async def test_the_sha256_that_was_given_is_the_one_it_has(server: WebServer, pa
 @pytest.mark.parametrize(
     ("status", "error", "asked"),
     [
-        (404, InputMissing, 1), (410, InputMissing, 1),
-        (400, InputRefused, 1), (401, InputRefused, 1), (403, InputRefused, 1),
-        (204, InputRefused, 1), (206, InputRefused, 1), (304, InputRefused, 1),
-        (300, InputRefused, 1), (302, InputRefused, 1), (416, InputRefused, 1),
-        (408, InputUnreachable, 3), (429, InputUnreachable, 3),
-        (500, InputUnreachable, 3), (503, InputUnreachable, 3),
+        (404, InputMissing, 1),
+        (410, InputMissing, 1),
+        (400, InputRefused, 1),
+        (401, InputRefused, 1),
+        (403, InputRefused, 1),
+        (204, InputRefused, 1),
+        (206, InputRefused, 1),
+        (304, InputRefused, 1),
+        (300, InputRefused, 1),
+        (302, InputRefused, 1),
+        (416, InputRefused, 1),
+        (408, InputUnreachable, 3),
+        (429, InputUnreachable, 3),
+        (500, InputUnreachable, 3),
+        (503, InputUnreachable, 3),
     ],
-)  # fmt: skip
+)
 async def test_only_what_may_change_is_asked_again(
     server: WebServer, path: Path, status: int, error: type[WorkerError], asked: int
 ) -> None:
@@ -168,11 +147,17 @@ async def test_a_packed_body_is_refused_in_words(server: WebServer, path: Path) 
 @pytest.mark.parametrize(
     "reply",
     [
-        Reply(404), Reply(403), Reply(503), Reply(body=b"x" * 100), Reply(body=b"x", announced=50),
-        Reply(headers={"Content-Encoding": "br"}), Reply(302, headers={"Location": "ftp://x?secret"}),
-        Reply(body=b"x"), Reply(silent_after=0, announced=1),
+        Reply(404),
+        Reply(403),
+        Reply(503),
+        Reply(body=b"x" * 100),
+        Reply(body=b"x", announced=50),
+        Reply(headers={"Content-Encoding": "br"}),
+        Reply(302, headers={"Location": "ftp://x?secret"}),
+        Reply(body=b"x"),
+        Reply(silent_after=0, announced=1),
     ],
-)  # fmt: skip
+)
 async def test_no_error_tells_the_query(server: WebServer, path: Path, reply: Reply) -> None:
     server.answer = lambda _: reply
     with pytest.raises(Exception, match=r"127\.0\.0\.1|https") as caught:

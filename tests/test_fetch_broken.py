@@ -9,7 +9,7 @@ import pytest
 
 from inputs.errors import InputMismatch
 from inputs.fetch import validator
-from tests.test_fetch import CONTENT, HALF, STRONG, blob, get
+from tests.fetching import CONTENT, HALF, STRONG, blob, get
 from tests.web_server import Asked, Reply, WebServer, in_turn, rest
 
 if TYPE_CHECKING:
@@ -111,12 +111,16 @@ async def test_without_proof_that_it_is_the_same_it_begins_anew(
 @pytest.mark.parametrize(
     "second",
     [
-        rest(b"0123456789", 0), rest(b"0123456789", 6), rest(b"0123456789abc", 5),
-        rest(b"0123456789", 5, ETag='"v2"'), Reply(206, b"56789"), Reply(416),
+        rest(b"0123456789", 0),
+        rest(b"0123456789", 6),
+        rest(b"0123456789abc", 5),
+        rest(b"0123456789", 5, ETag='"v2"'),
+        Reply(206, b"56789"),
+        Reply(416),
         Reply(206, b"56789", {"Content-Range": "bytes 5-9/*"}),
         Reply(206, b"56789", {"Content-Range": "bytes 5-10/10"}),
     ],
-)  # fmt: skip
+)
 async def test_a_part_that_does_not_fit_is_not_used(
     server: WebServer, path: Path, second: Reply
 ) -> None:

@@ -6,8 +6,7 @@ import hashlib
 import json
 import shutil
 import struct
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from jobs.image_generation import generate, load_model, seed_of
 from jobs.model_file import KEY
 from tests.crowd import on_every_store
 from tests.images import give, png
+from tests.job_attempt import JobAttempt
 
 CPU = torch.device("cpu")
 STEPS = 2
@@ -34,10 +34,8 @@ COUNT = 20
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What a training left in its outputs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of a training."""
     context = JobContext(tmp_path_factory.mktemp("training"), device="cpu")
     give(context, {f"images/{number}.png": png(number) for number in range(7)})
     params = train_diffusion.Params(
@@ -46,48 +44,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusion_training, "SAMPLER_STEPS", 1)
         train_diffusion.run(context, params)
-    yield context.outputs
-    torch.set_num_threads(threads)
+    return context.outputs
 
 
-class Attempt:
-    """One attempt in a folder of its own, with the means to end it early."""
+class Attempt(JobAttempt):
+    """An attempt that is given a model."""
 
     def __init__(self, folder: Path, model: Path, *, resume_from: Path | None = None) -> None:
-        self.events: list[dict[str, Any]] = []
-        self._stop = threading.Event()
-        self._stop_at: int | None = None
-        self.folder = folder
-        self.context = JobContext(
-            folder, emit=self._hear, stop=self._stop, resume_from=resume_from, device="cpu"
-        )
+        super().__init__(folder, resume_from=resume_from)
         copy = shutil.copytree if model.is_dir() else shutil.copy
         copy(model, self.context.inputs / "model")
 
     def run(self, *, stop_at: int | None = None, **params: Any) -> Any:
-        self._stop_at = stop_at
+        self.stop_at = stop_at
         return run(self.context, Params(**({"count": COUNT, "steps": STEPS} | params)))
-
-    def outputs(self) -> dict[str, bytes]:
-        root = self.context.outputs
-        files = [path for path in root.rglob("*") if path.is_file()]
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
     def seeds(self) -> dict[str, Any]:
         table: dict[str, Any] = json.loads(self.outputs()["seeds.json"])
         return table
-
-    def named(self, event: str) -> list[dict[str, Any]]:
-        return [heard for heard in self.events if heard["event"] == event]
-
-    def last_checkpoint(self) -> Path:
-        (checkpoint,) = (self.folder / self.named("checkpoint")[-1]["path"]).iterdir()
-        return checkpoint
-
-    def _hear(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
-        if event["event"] == "progress" and event["step"] == self._stop_at:
-            self._stop.set()
 
 
 @pytest.fixture
@@ -304,40 +278,78 @@ def rewritten(trained: Path, path: Path, metadata: dict[str, str], **changes: to
 BAD: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
     "empty": ("model_broken", lambda _good, path: path.write_bytes(b"")),
     "a pickle": ("model_broken", lambda _good, path: torch.save({}, path)),
-    "cut off": ("model_broken", lambda good, path: path.write_bytes(
-        (good / "model.safetensors").read_bytes()[:-100])),
-    "longer than it says": ("model_broken", lambda good, path: path.write_bytes(
-        (good / "model.safetensors").read_bytes() + b"more")),
-    "an endless header": ("model_broken", lambda _good, path: path.write_bytes(
-        struct.pack("<Q", 1 << 62) + b"{")),
-    "a header of much nesting": ("model_broken", lambda _good, path: path.write_bytes(
-        struct.pack("<Q", 100_000) + b"[" * 100_000)),
-    "weights that are no numbers": ("model_broken", lambda good, path: rewritten(
-        good, path, {KEY: described()}, **{"leave.2.bias": torch.full((3,), torch.nan)})),
-    "weights without end": ("model_broken", lambda good, path: rewritten(
-        good, path, {KEY: described()}, **{"leave.2.bias": torch.full((3,), 3e38)})),
+    "cut off": (
+        "model_broken",
+        lambda good, path: path.write_bytes((good / "model.safetensors").read_bytes()[:-100]),
+    ),
+    "longer than it says": (
+        "model_broken",
+        lambda good, path: path.write_bytes((good / "model.safetensors").read_bytes() + b"more"),
+    ),
+    "an endless header": (
+        "model_broken",
+        lambda _good, path: path.write_bytes(struct.pack("<Q", 1 << 62) + b"{"),
+    ),
+    "a header of much nesting": (
+        "model_broken",
+        lambda _good, path: path.write_bytes(struct.pack("<Q", 100_000) + b"[" * 100_000),
+    ),
+    "weights that are no numbers": (
+        "model_broken",
+        lambda good, path: rewritten(
+            good, path, {KEY: described()}, **{"leave.2.bias": torch.full((3,), torch.nan)}
+        ),
+    ),
+    "weights without end": (
+        "model_broken",
+        lambda good, path: rewritten(
+            good, path, {KEY: described()}, **{"leave.2.bias": torch.full((3,), 3e38)}
+        ),
+    ),
     "no description": ("model_unknown", lambda good, path: rewritten(good, path, {})),
-    "a description that is no JSON": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: "__import__('os')"})),
-    "a description of much nesting": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: "[" * 100_000})),
-    "another network": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(network="os.system")})),
-    "a field too many": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(url="http://example.com")})),
-    "a size beyond all memory": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(channels=1 << 40)})),
-    "a size that is a text": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(image_size="8")})),
-    "other shapes than described": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(channels=16)})),
-    "fewer tensors than described": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described(image_size=64)})),
-    "a tensor too many": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described()}, more=torch.zeros(1))),
-    "numbers of another type": ("model_unknown", lambda good, path: rewritten(
-        good, path, {KEY: described()}, **{"leave.2.bias": torch.zeros(3).double()})),
-}  # fmt: skip
+    "a description that is no JSON": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: "__import__('os')"}),
+    ),
+    "a description of much nesting": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: "[" * 100_000}),
+    ),
+    "another network": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(network="os.system")}),
+    ),
+    "a field too many": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(url="http://example.com")}),
+    ),
+    "a size beyond all memory": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(channels=1 << 40)}),
+    ),
+    "a size that is a text": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(image_size="8")}),
+    ),
+    "other shapes than described": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(channels=16)}),
+    ),
+    "fewer tensors than described": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described(image_size=64)}),
+    ),
+    "a tensor too many": (
+        "model_unknown",
+        lambda good, path: rewritten(good, path, {KEY: described()}, more=torch.zeros(1)),
+    ),
+    "numbers of another type": (
+        "model_unknown",
+        lambda good, path: rewritten(
+            good, path, {KEY: described()}, **{"leave.2.bias": torch.zeros(3).double()}
+        ),
+    ),
+}
 
 
 @pytest.mark.parametrize(("code", "spoil"), BAD.values(), ids=BAD)
@@ -408,11 +420,18 @@ def test_a_training_describes_its_model_in_one_entry(trained: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"count": 0}, {"count": 10_001}, {"seed": -1}, {"steps": 0}, {"steps": 1001},
-        {"model": "../other"}, {"model": "/etc"}, {"model": ""}, {"batch_size": 4},
+        {"count": 0},
+        {"count": 10_001},
+        {"seed": -1},
+        {"steps": 0},
+        {"steps": 1001},
+        {"model": "../other"},
+        {"model": "/etc"},
+        {"model": ""},
+        {"batch_size": 4},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_limits(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Params(**changes)
@@ -425,9 +444,13 @@ def test_every_field_is_described() -> None:
 # ---- the whole way: one process trains, another one makes images with what it made
 
 TRAINING = {
-    "dataset": "examples/digits/images", "image_size": 8, "channels": 8, "steps": 2,
-    "batch_size": 8, "device": "cpu",
-}  # fmt: skip
+    "dataset": "examples/digits/images",
+    "image_size": 8,
+    "channels": 8,
+    "steps": 2,
+    "batch_size": 8,
+    "device": "cpu",
+}
 
 
 @on_every_store
@@ -439,13 +462,19 @@ async def test_what_one_process_trained_another_one_uses(crowd: Any) -> None:
     rows = []
     for process_id, source in (("g1", "process:t1"), ("g2", "process:t1/model.safetensors")):
         reply = await painter(
-            "start", kind="generate_images", process_id=process_id, inputs={"model": source},
+            "start",
+            kind="generate_images",
+            process_id=process_id,
+            inputs={"model": source},
             params={"count": 3, "steps": 2, "device": "cpu"},
-        )  # fmt: skip
+        )
         assert reply["status"] == "completed", reply
         rows.append({file["path"]: file["sha256"] for file in reply["files"]})
     assert sorted(rows[0]) == [
-        "contact_sheet.png", "images/00000.png", "images/00001.png", "images/00002.png",
+        "contact_sheet.png",
+        "images/00000.png",
+        "images/00001.png",
+        "images/00002.png",
         "seeds.json",
-    ]  # fmt: skip
+    ]
     assert rows[0] == rows[1]

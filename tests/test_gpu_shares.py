@@ -36,11 +36,22 @@ class Card:
 
     def __call__(self):
         self.asked += 1
-        return Gpus(tuple(
-            Gpu(number=n, uuid=f"GPU-{n}", name=f"card {n}", total_bytes=80 * GIB, free_bytes=free,
-                busy_percent=0, held_bytes=self.held)
-            for n, free in enumerate(self.free)
-        ), "610.47", "13.2")  # fmt: skip
+        return Gpus(
+            tuple(
+                Gpu(
+                    number=n,
+                    uuid=f"GPU-{n}",
+                    name=f"card {n}",
+                    total_bytes=80 * GIB,
+                    free_bytes=free,
+                    busy_percent=0,
+                    held_bytes=self.held,
+                )
+                for n, free in enumerate(self.free)
+            ),
+            "610.47",
+            "13.2",
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,9 @@ from upkeep.checks import Finding, judge_gpus, judge_store, try_disk, worst
 
 ROOT = Path(__file__).parent.parent
 CAN_ALL = Capabilities(conditional_writes=True, presign=True, multi_delete=True)
-FINE = StoreHealth(ok=True, message="s3://b/ was written", round_trip_ms=3.0,
-                   clock_offset_seconds=0.1)  # fmt: skip
+FINE = StoreHealth(
+    ok=True, message="s3://b/ was written", round_trip_ms=3.0, clock_offset_seconds=0.1
+)
 
 
 def by_check(findings):
@@ -45,16 +46,21 @@ def test_a_store_that_does_not_tell_the_time_is_degraded_and_says_what_follows()
 
 
 def test_a_store_that_does_not_work_is_broken_and_says_what_it_said():
-    away = StoreHealth(ok=False, message="503 SlowDown", round_trip_ms=None,
-                       clock_offset_seconds=None)  # fmt: skip
+    away = StoreHealth(
+        ok=False, message="503 SlowDown", round_trip_ms=None, clock_offset_seconds=None
+    )
     [found] = judge_store(away, None)
     assert (found.verdict, found.message) == ("broken", "503 SlowDown")
     assert found.next_step
 
 
 def test_what_a_store_lacks_is_degraded_a_finding_each():
-    lacking = Capabilities(conditional_writes=False, presign=False, multi_delete=True,
-                           degraded=("no conditions", "no links"))  # fmt: skip
+    lacking = Capabilities(
+        conditional_writes=False,
+        presign=False,
+        multi_delete=True,
+        degraded=("no conditions", "no links"),
+    )
     found = [f.message for f in judge_store(FINE, lacking) if f.verdict == "degraded"]
     assert found == ["no conditions", "no links"]
 
@@ -68,8 +74,14 @@ def test_a_clock_that_is_wrong_is_said_before_signatures_fail(offset, verdict):
 
 
 def gpu(number=0, free=20 << 30):
-    return Gpu(number=number, uuid=f"GPU-{number}", name="H100", total_bytes=80 << 30,
-               free_bytes=free, busy_percent=0)  # fmt: skip
+    return Gpu(
+        number=number,
+        uuid=f"GPU-{number}",
+        name="H100",
+        total_bytes=80 << 30,
+        free_bytes=free,
+        busy_percent=0,
+    )
 
 
 def test_no_gpu_is_no_fault_where_none_was_given():
@@ -103,14 +115,17 @@ class Driver:
 
     def install(self, monkeypatch, **changes):
         answers = {
-            "nvmlInit": lambda: None, "nvmlShutdown": lambda: None,
+            "nvmlInit": lambda: None,
+            "nvmlShutdown": lambda: None,
             "nvmlSystemGetCudaDriverVersion_v2": lambda: 13020,
             "nvmlSystemGetDriverVersion": lambda: "610.47",
-            "nvmlDeviceGetCount": lambda: 1, "nvmlDeviceGetHandleByIndex": lambda index: index,
+            "nvmlDeviceGetCount": lambda: 1,
+            "nvmlDeviceGetHandleByIndex": lambda index: index,
             "nvmlDeviceGetMemoryInfo": lambda _: self.Memory,
-            "nvmlDeviceGetUUID": lambda _: "GPU-1", "nvmlDeviceGetName": lambda _: b"H100",
+            "nvmlDeviceGetUUID": lambda _: "GPU-1",
+            "nvmlDeviceGetName": lambda _: b"H100",
             "nvmlDeviceGetUtilizationRates": refuse(pynvml.NVML_ERROR_NOT_SUPPORTED),
-        }  # fmt: skip
+        }
         for name, answer in (answers | changes).items():
             monkeypatch.setattr(pynvml, name, answer)
 
@@ -279,8 +294,10 @@ def test_a_finding_is_told_with_what_to_do():
 
 
 def test_doctor_prints_every_check_and_ends_with_a_verdict(tmp_path):
-    environment = os.environ | {"WORKER_DATA_DIR": str(tmp_path / "store"),
-                                "WORKER_SCRATCH_DIR": str(tmp_path / "scratch")}  # fmt: skip
+    environment = os.environ | {
+        "WORKER_DATA_DIR": str(tmp_path / "store"),
+        "WORKER_SCRATCH_DIR": str(tmp_path / "scratch"),
+    }
     command = [sys.executable, ROOT / "rp_handler.py", "doctor"]
     ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -87,10 +87,14 @@ def test_the_documents_name_the_same_actions() -> None:
 def give(server: S3Server, actions: Mapping[str, str]) -> None:
     """Let the second user do these, and no more."""
     statements = [
-        {"Effect": "Allow", "Action": action, "Resource": resource.replace("BUCKET", server.bucket),
-         "Principal": {"AWS": ["arn:aws:iam:::user/other"]}}
+        {
+            "Effect": "Allow",
+            "Action": action,
+            "Resource": resource.replace("BUCKET", server.bucket),
+            "Principal": {"AWS": ["arn:aws:iam:::user/other"]},
+        }
         for action, resource in [*actions.items(), *quirk(actions)]
-    ]  # fmt: skip
+    ]
     with closing(servers.client(server.endpoint_url, server.keys)) as owner:
         owner.put_bucket_policy(
             Bucket=server.bucket,

@@ -91,8 +91,10 @@ BAD_DATA: dict[str, tuple[str, dict[str, bytes], str, str]] = {
     "empty file": ("images", {"images/a.png": b""}, "image_broken", "'a.png'"),
     "not an image": ("images", {"images/b/a.jpg": b"<html>"}, "image_broken", "'b/a.jpg'"),
     "a GIF in disguise": (
-        "images", {"images/a.png": encoded(Image.new("L", (8, 8)), "GIF")},
-        "image_broken", "'a.png'",
+        "images",
+        {"images/a.png": encoded(Image.new("L", (8, 8)), "GIF")},
+        "image_broken",
+        "'a.png'",
     ),
     "broken in a zip": ("z", {"z": zipped({"a.png": png()[:-30]})}, "image_broken", "'a.png'"),
     "bomb": ("images", {"images/a.png": image_bomb(9_000)}, "image_too_large", "'a.png'"),
@@ -101,7 +103,7 @@ BAD_DATA: dict[str, tuple[str, dict[str, bytes], str, str]] = {
     "absolute in a zip": ("z", {"z": zipped({"/a.png": png()})}, "dataset_unsafe", "a.png"),
     "link in a zip": ("a.zip", {"a.zip": zip_with_link()}, "dataset_unsafe", "link.png"),
     "zip bomb": ("a.zip", {"a.zip": zipped({"a.png": bytes(70 << 20)})}, "dataset_unsafe", "a.zip"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("dataset", "files", "code", "named"), BAD_DATA.values(), ids=BAD_DATA)

@@ -1,67 +1,19 @@
 """What `inputs` of a start bring into the job's folder: from folders, processes, keys, the web."""
 
 import asyncio
-import hashlib
-import io
 import threading
-import zipfile
 
 import pytest
 
-from jobs import JOBS, runner
 from processes.record import Checkpoint, StoredFile
 from processes.uploads import checkpoint_key, restore
 from storage import StorageMisconfigured
-from tests import input_jobs
 from tests.crowd import on_every_store, until
+from tests.images import zipped
 from tests.web_server import Reply, WebServer
+from tests.with_inputs import allowing, folder_of, given, sha256
 
-
-def sha256(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def _knows_the_kind(monkeypatch):
-    """Worker and child know the kind that tells what it was given."""
-    monkeypatch.setitem(JOBS, "show_inputs", input_jobs.KINDS["show_inputs"])
-    monkeypatch.setattr(runner, "ENTRY", (input_jobs.__file__,))
-
-
-@pytest.fixture
-def web():
-    """A private host that answers with what its name in the URL says."""
-    with WebServer(lambda asked: Reply(body=asked.path.partition("?")[0].encode())) as server:
-        yield server
-
-
-def allowing(web):
-    return {"allowed_hosts": f"127.0.0.1:{web.port}"}
-
-
-async def given(worker, process_id="p", **inputs):
-    """The reply of a job that was started with these inputs."""
-    fields = {name: each for name, each in inputs.items() if name not in ("params", "job_id")}
-    return await worker(
-        "start", kind="show_inputs", process_id=process_id, inputs=fields,
-        params=inputs.get("params", {}),
-    )  # fmt: skip
-
-
-async def folder_of(crowd, name, **files):
-    """An input folder, complete."""
-    for path, data in files.items():
-        await crowd.store.put(f"inputs/{name}/{path}", data)
-    reply = await crowd.worker()("upload", folder=name, complete=True)
-    assert reply["complete"], reply
-
-
-def zipped(**files):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
+pytestmark = pytest.mark.usefixtures("input_kinds")
 
 
 # ---- where they come from
@@ -88,8 +40,10 @@ async def test_what_a_process_made_is_what_another_one_works_on(crowd):
     reply = await given(worker, all="process:maker", one={"source": "process:maker/artifact-1.bin"})
     zeros = sha256(bytes(3))
     assert reply["result"] == {
-        "all/artifact-1.bin": zeros, "all/artifact-2.bin": zeros, "one": zeros,
-    }  # fmt: skip
+        "all/artifact-1.bin": zeros,
+        "all/artifact-2.bin": zeros,
+        "one": zeros,
+    }
 
 
 @on_every_store
@@ -112,15 +66,18 @@ async def test_a_url_is_fetched(crowd, web):
 
 
 async def test_an_archive_is_unpacked_on_request_and_else_left_whole(crowd):
-    data = zipped(a=b"one", **{"deep/b": b"two"})
+    data = zipped({"a": b"one", "deep/b": b"two"})
     await crowd.store.put("shared/data.zip", data)
     reply = await given(
-        crowd.worker(), open={"source": "key:shared/data.zip", "unpack": True},
+        crowd.worker(),
+        open={"source": "key:shared/data.zip", "unpack": True},
         closed="key:shared/data.zip",
-    )  # fmt: skip
+    )
     assert reply["result"] == {
-        "closed": sha256(data), "open/a": sha256(b"one"), "open/deep/b": sha256(b"two"),
-    }  # fmt: skip
+        "closed": sha256(data),
+        "open/a": sha256(b"one"),
+        "open/deep/b": sha256(b"two"),
+    }
 
 
 async def test_an_empty_file_is_a_file(crowd):

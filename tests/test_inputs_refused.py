@@ -9,32 +9,16 @@ from pydantic import ValidationError
 
 from inputs.errors import InputRefused
 from inputs.sources import Input
-from jobs import JOBS, runner
 from process_manager import ProcessManager
 from processes.inputs import Inputs
 from processes.record import Status, record_key
 from settings import Settings
 from storage import StorageMisconfigured, StorageUnavailable
-from tests import input_jobs
 from tests.crowd import on_every_store
-from tests.test_inputs import allowing, folder_of, given, sha256
-from tests.web_server import Reply, WebServer
+from tests.web_server import Reply
+from tests.with_inputs import allowing, folder_of, given, sha256
 
-
-@pytest.fixture(autouse=True)
-def _knows_the_kinds(monkeypatch):
-    """Worker and child know the kinds that show what they were given, and write what they are told
-    to."""
-    for name, job in input_jobs.KINDS.items():
-        monkeypatch.setitem(JOBS, name, job)
-    monkeypatch.setattr(runner, "ENTRY", (input_jobs.__file__,))
-
-
-@pytest.fixture
-def web():
-    """A private host that answers with what its name in the URL says."""
-    with WebServer(lambda asked: Reply(body=asked.path.partition("?")[0].encode())) as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("input_kinds")
 
 
 async def rewritten(crowd, process_id, **changes):
@@ -265,11 +249,16 @@ async def test_a_key_is_judged_again_by_the_worker_that_fetches_it(crowd):
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ("shared", "ends in `/`"), ("/shared/", "ends in `/`"), ("/", "ends in `/`"),
-        ("a/../b/", "`..`"), ("a//b/", "empty"), ("shared/, x", "ends in `/`"),
-        ("processes/", "the worker's own"), ("shared/,inputs/f/", "the worker's own"),
+        ("shared", "ends in `/`"),
+        ("/shared/", "ends in `/`"),
+        ("/", "ends in `/`"),
+        ("a/../b/", "`..`"),
+        ("a//b/", "empty"),
+        ("shared/, x", "ends in `/`"),
+        ("processes/", "the worker's own"),
+        ("shared/,inputs/f/", "the worker's own"),
     ],
-)  # fmt: skip
+)
 def test_what_the_operator_cannot_open(keys, sentence):
     with pytest.raises(ValidationError, match=sentence):
         Settings(input_keys=keys)
@@ -278,13 +267,37 @@ def test_what_the_operator_cannot_open(keys, sentence):
 @pytest.mark.parametrize(
     "source",
     [
-        "", "x", "folder:", "folder:/etc", "folder:f/", "folder:f/../g", "folder:../f", "process:",
-        "process:a b", "process:p//x", "key:", "key:/a", "key:../a", "key:a/../b", "key:a\0b",
-        "key:processes/p/record.json", "key:index/x", "key:inputs/f/a", "key:locks/x",
-        "file:///etc/passwd", "ftp://a/b", "gopher://a", "data:text/plain,hi", "s3://bucket/key",
-        "//host/path", "https:", "https://", "javascript:alert(1)", "x" * 5000,
+        "",
+        "x",
+        "folder:",
+        "folder:/etc",
+        "folder:f/",
+        "folder:f/../g",
+        "folder:../f",
+        "process:",
+        "process:a b",
+        "process:p//x",
+        "key:",
+        "key:/a",
+        "key:../a",
+        "key:a/../b",
+        "key:a\0b",
+        "key:processes/p/record.json",
+        "key:index/x",
+        "key:inputs/f/a",
+        "key:locks/x",
+        "file:///etc/passwd",
+        "ftp://a/b",
+        "gopher://a",
+        "data:text/plain,hi",
+        "s3://bucket/key",
+        "//host/path",
+        "https:",
+        "https://",
+        "javascript:alert(1)",
+        "x" * 5000,
     ],
-)  # fmt: skip
+)
 async def test_a_source_in_no_known_form_is_refused_at_once(crowd, source):
     worker = crowd.worker()
     reply = await given(worker, x=source)
@@ -296,12 +309,20 @@ async def test_a_source_in_no_known_form_is_refused_at_once(crowd, source):
 @pytest.mark.parametrize(
     "url",
     [
-        "https://user:secret@example.com/a", "http://example.com/a", "https://127.0.0.1/a",
-        "https://169.254.169.254/latest/meta-data", "https://[::1]/a", "https://[::ffff:7f00:1]/",
-        "https://10.0.0.1/", "https://0x7f.1/", "https://2130706433/", "https://0177.0.0.1/",
-        "https://localhost/", "https://localhost./",
+        "https://user:secret@example.com/a",
+        "http://example.com/a",
+        "https://127.0.0.1/a",
+        "https://169.254.169.254/latest/meta-data",
+        "https://[::1]/a",
+        "https://[::ffff:7f00:1]/",
+        "https://10.0.0.1/",
+        "https://0x7f.1/",
+        "https://2130706433/",
+        "https://0177.0.0.1/",
+        "https://localhost/",
+        "https://localhost./",
     ],
-)  # fmt: skip
+)
 async def test_a_url_that_leads_inside_is_refused(crowd, url):
     """At once if it can be told from the URL, else when its name was looked up."""
     reply = await given(crowd.worker(), x=url)

@@ -113,9 +113,7 @@ def test_a_flood_takes_bounded_memory(chunk: bytes) -> None:
 def test_a_long_line_is_cut_and_says_how_much_is_missing(portion: int, length: int) -> None:
     log = fed(b"x" * length + b"\nshort\n", portion)
     [lines] = told(log)
-    assert lines.texts == [
-        "x" * LINE_LIMIT + f"... [{length - LINE_LIMIT} bytes cut]", "short"
-    ]  # fmt: skip
+    assert lines.texts == ["x" * LINE_LIMIT + f"... [{length - LINE_LIMIT} bytes cut]", "short"]
     assert [len(text) for text in log.tail(2)] == [1000, 5]
 
 

@@ -3,13 +3,12 @@
 import asyncio
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from jobs import JOBS, Job, Keep, forks, runner
 from processes.kept_models import digest
-from tests.children import UNRULY, is_running
+from tests.children import UNRULY, is_running, unruly_entry
 from tests.crowd import until
 from tests.unruly_jobs import Kept, load_kept, use_kept
 
@@ -17,11 +16,12 @@ from tests.unruly_jobs import Kept, load_kept, use_kept
 @pytest.fixture
 async def worker(crowd, monkeypatch):
     """One whose template is ready, and that has input folders with models."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # forks have a pool of threads, as by default
     monkeypatch.setitem(
         JOBS, "use_kept", Job(Kept, use_kept, keep=Keep(lambda _: "model", load_kept))
     )
     monkeypatch.setattr(runner, "ENTRY", (UNRULY,))
-    monkeypatch.setattr(forks, "ENTRY", (str(Path(__file__).with_name("unruly_template.py")),))
+    monkeypatch.setattr(forks, "ENTRY", unruly_entry("torch"))
     worker = crowd.worker(template=True, slots=2)
     template = worker.manager.parts.kept.plain
     template.start()
@@ -34,8 +34,14 @@ async def worker(crowd, monkeypatch):
 
 
 async def use(worker, process_id, model="a", **params):
-    return await worker("start", process_id, kind="use_kept", process_id=process_id,
-                        params=params, inputs={"model": f"key:shared/{model}"})  # fmt: skip
+    return await worker(
+        "start",
+        process_id,
+        kind="use_kept",
+        process_id=process_id,
+        params=params,
+        inputs={"model": f"key:shared/{model}"},
+    )
 
 
 def kept_by(worker):

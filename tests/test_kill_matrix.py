@@ -33,9 +33,15 @@ CASES_AT_A_TIME = 12
 STEPS = 6
 SLEEP = {"steps": STEPS, "seconds": 0.6, "checkpoint_every": 2, "artifacts": 2}
 TRAIN = {
-    "dataset": "examples/digits/images", "image_size": 8, "channels": 8, "steps": 30,
-    "batch_size": 4, "sample_every": 30, "checkpoint_every": 5, "device": "cpu",
-}  # fmt: skip
+    "dataset": "examples/digits/images",
+    "image_size": 8,
+    "channels": 8,
+    "steps": 30,
+    "batch_size": 4,
+    "sample_every": 30,
+    "checkpoint_every": 5,
+    "device": "cpu",
+}
 
 
 class Case(NamedTuple):
@@ -65,7 +71,7 @@ def new_case(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Ca
     """Make a case with a store of its own, here and there in turn."""
     server: S3Server | None = request.param == "ceph" and request.getfixturevalue("ceph")
     numbers = iter(range(1000))
-    settings = {"progress_write_seconds": 0.5, "child_env": "OMP_NUM_THREADS"}
+    settings = {"progress_write_seconds": 0.5}
 
     def make(kind: str, params: dict[str, Any]) -> Case:
         folder = tmp_path / f"case-{next(numbers)}"
@@ -140,9 +146,11 @@ async def test_a_training_that_was_killed_makes_the_same_model_to_the_bit(
     assert await nursery.run(undisturbed) == 0
     model = await _model(undisturbed.place)
     # When the second checkpoint goes up, the record names the first.
-    deaths = [Death("before", 2, "worker", "/checkpoints/"),
-              Death("after", 2, "both", "/checkpoints/"),
-              Death("after", 2, "child", "/checkpoints/")]  # fmt: skip
+    deaths = [
+        Death("before", 2, "worker", "/checkpoints/"),
+        Death("after", 2, "both", "/checkpoints/"),
+        Death("after", 2, "child", "/checkpoints/"),
+    ]
 
     async def go_through(death: Death) -> None:
         case = new_case("train_diffusion", TRAIN)

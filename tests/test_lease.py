@@ -27,9 +27,13 @@ async def lease_of(store, tmp_path):
         faulty = FaultyStore(store)
         mine = settings(tmp_path, **changes)
         record = new_record(
-            process_id="p", kind="sleep", params={}, request_hash="h",
-            writer=Writer(worker_id="me", nonce="1"), now=utc_now(),
-        )  # fmt: skip
+            process_id="p",
+            kind="sleep",
+            params={},
+            request_hash="h",
+            writer=Writer(worker_id="me", nonce="1"),
+            now=utc_now(),
+        )
         lease = await new_leases(faulty, mine).create(record)
         lease.store = faulty
         lease.kept = asyncio.create_task(lease.keep())

@@ -10,11 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import JOBS, runner
 from jobs.job_log import LINE_LIMIT, WINDOW
 from processes import log_reading, logs
 from redaction import MASK, Redactor
-from tests import input_jobs
 from tests.crowd import on_every_store, until
 from tests.servers import keys_of
 
@@ -22,11 +20,7 @@ SECRET = "correct-horse-battery-staple"
 LOGS = "/logs/"
 
 
-@pytest.fixture(autouse=True)
-def _knows_the_kinds(monkeypatch):
-    for name in ("print_out", "print_much"):
-        monkeypatch.setitem(JOBS, name, input_jobs.KINDS[name])
-    monkeypatch.setattr(runner, "ENTRY", (input_jobs.__file__,))
+pytestmark = pytest.mark.usefixtures("input_kinds")
 
 
 @pytest.fixture
@@ -355,9 +349,16 @@ async def test_what_is_not_there_is_said_with_a_code(crowd):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"cursor": ":7"}, {"cursor": -1}, {"cursor": "0:1"}, {"cursor": "1:2", "attempt": 2},
-     {"cursor": 1, "tail": 5}, {"tail": 10_001}, {"wait_seconds": 301}],
-)  # fmt: skip
+    [
+        {"cursor": ":7"},
+        {"cursor": -1},
+        {"cursor": "0:1"},
+        {"cursor": "1:2", "attempt": 2},
+        {"cursor": 1, "tail": 5},
+        {"tail": 10_001},
+        {"wait_seconds": 301},
+    ],
+)
 async def test_a_place_that_cannot_be_is_refused(crowd, fields):
     reply = await crowd.worker()("logs", process_id="p", **fields)
     assert reply["error"]["code"] == "invalid_request"

@@ -111,9 +111,13 @@ def test_a_bucket_that_cannot_be_meant_stops_it_with_a_sentence(run, changes, sa
 
 async def test_a_store_that_cannot_be_reached_is_said_at_start_and_in_health(tmp_path, caplog):
     store = S3Store(
-        bucket="b", endpoint_url="http://127.0.0.1:9", region="us-east-1", access_key_id="a",
-        secret_access_key="b", retry_seconds=0.1,
-    )  # fmt: skip
+        bucket="b",
+        endpoint_url="http://127.0.0.1:9",
+        region="us-east-1",
+        access_key_id="a",
+        secret_access_key="b",
+        retry_seconds=0.1,
+    )
     call = Caller(store, tmp_path)
     health = await call("health")
     assert health["status"] == "broken"
@@ -127,8 +131,9 @@ async def test_a_store_that_cannot_be_reached_is_said_at_start_and_in_health(tmp
 async def test_ctrl_c_stops_the_child_keeps_its_checkpoint_and_says_how_to_go_on(
     environment, tmp_path
 ):
-    job = {"input": SLEEP["input"] | {"params": {"seconds": 600, "steps": 6000,
-                                                 "checkpoint_every": 1}}}  # fmt: skip
+    job = {
+        "input": SLEEP["input"] | {"params": {"seconds": 600, "steps": 6000, "checkpoint_every": 1}}
+    }
     command = [sys.executable, ROOT / "rp_handler.py", "--test_input", json.dumps(job)]
     with subprocess.Popen(
         command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL

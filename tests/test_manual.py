@@ -230,8 +230,10 @@ async def test_download_offers_one_file_or_those_that_match(call):
     some = await call("download", process_id="p", pattern="artifact-1*")
     assert [file["filename"] for file in one["files"]] == ["artifact-1.bin"]
     assert [file["path"] for file in some["files"]] == [
-        "artifact-1.bin", "artifact-10.bin", "artifact-11.bin",
-    ]  # fmt: skip
+        "artifact-1.bin",
+        "artifact-10.bin",
+        "artifact-11.bin",
+    ]
 
 
 async def test_download_works_while_the_process_runs(call):

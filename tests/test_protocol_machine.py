@@ -133,9 +133,13 @@ class Protocol(RuleBasedStateMachine):
             worker.seen = (self.store.record, self.store.version, worker.followed)
         else:
             first = new_record(
-                process_id="p", kind="k", params={}, request_hash="h",
-                writer=worker.new_name(), now=self.now(),
-            )  # fmt: skip
+                process_id="p",
+                kind="k",
+                params={},
+                request_hash="h",
+                writer=worker.new_name(),
+                now=self.now(),
+            )
             worker.held = Held(first, self.store.write(first, 0))
             worker.followed = True
 
@@ -148,9 +152,12 @@ class Protocol(RuleBasedStateMachine):
             return
         (record, version, followed), worker.seen = worker.seen, None
         decision = decide_delivery(
-            record, request_hash="h", lease_expired=lease_expired, max_attempts=MAX_ATTEMPTS,
+            record,
+            request_hash="h",
+            lease_expired=lease_expired,
+            max_attempts=MAX_ATTEMPTS,
             followed=followed,
-        )  # fmt: skip
+        )
         match decision:
             case Answer():
                 assert record.terminal
@@ -158,8 +165,12 @@ class Protocol(RuleBasedStateMachine):
             case Follow():
                 worker.followed = True
             case Claim(reason):
-                self.take(worker, record.claimed(worker.new_name(), self.now(), reason=reason),
-                          version, answer_lost=answer_lost)  # fmt: skip
+                self.take(
+                    worker,
+                    record.claimed(worker.new_name(), self.now(), reason=reason),
+                    version,
+                    answer_lost=answer_lost,
+                )
             case GiveUp(failure):
                 ended = record.settled_by(worker.new_name()).failed(self.now(), failure)
                 self.take(worker, ended, version, answer_lost=answer_lost)
@@ -200,8 +211,9 @@ class Protocol(RuleBasedStateMachine):
     def checkpoint(self, number):
         if worker := self.owner(number):
             attempt = worker.held.wish.attempt
-            self.write(worker, lambda r: r.with_checkpoint(Checkpoint(attempt=attempt, seq=1,
-                                                                      files=())))  # fmt: skip
+            self.write(
+                worker, lambda r: r.with_checkpoint(Checkpoint(attempt=attempt, seq=1, files=()))
+            )
 
     @rule(
         number=workers,
@@ -287,7 +299,9 @@ class Protocol(RuleBasedStateMachine):
 
 
 Protocol.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=40, deadline=None,
+    max_examples=300,
+    stateful_step_count=40,
+    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
-)  # fmt: skip
+)
 TestProtocol = Protocol.TestCase

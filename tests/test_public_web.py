@@ -19,16 +19,49 @@ PUBLIC_TOO = "2606:4700:4700::1111"
 METADATA = "169.254.169.254"
 
 NOT_PUBLIC = [
-    "127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254",
+    "127.0.0.1",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
     "0.0.0.0",  # noqa: S104 - nobody listens there
-    "100.64.0.1", "100.100.100.200", "192.0.0.1", "192.0.0.9", "192.0.0.192", "192.0.2.1",
-    "192.88.99.1", "198.18.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255",
-    "168.63.129.16", "::", "::1", "::7f00:1", "::ffff:127.0.0.1", "::ffff:a9fe:a9fe",
-    "fe80::1", "fec0::1", "fc00::1", "fd00::", "fd00:ec2::254", "ff02::1",
-    "64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::1", "2001::1",
-    "2001:0:4136:e378:8000:63bf:80ff:fffe", "2001:db8::1", "2002:7f00:1::",
-    "2002:808:808::", "3fff::1", "100::1", "5f00::1", "4000::1",
-]  # fmt: skip
+    "100.64.0.1",
+    "100.100.100.200",
+    "192.0.0.1",
+    "192.0.0.9",
+    "192.0.0.192",
+    "192.0.2.1",
+    "192.88.99.1",
+    "198.18.0.1",
+    "224.0.0.1",
+    "239.1.1.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "168.63.129.16",
+    "::",
+    "::1",
+    "::7f00:1",
+    "::ffff:127.0.0.1",
+    "::ffff:a9fe:a9fe",
+    "fe80::1",
+    "fec0::1",
+    "fc00::1",
+    "fd00::",
+    "fd00:ec2::254",
+    "ff02::1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::808:808",
+    "64:ff9b:1::1",
+    "2001::1",
+    "2001:0:4136:e378:8000:63bf:80ff:fffe",
+    "2001:db8::1",
+    "2002:7f00:1::",
+    "2002:808:808::",
+    "3fff::1",
+    "100::1",
+    "5f00::1",
+    "4000::1",
+]
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
@@ -46,22 +79,55 @@ def test_what_leads_to_the_internet_is_public(address: str) -> None:
 # ---- what a URL says by itself
 
 NO_URL = [
-    "", "//public.test/x", "public.test", "https://", "https:///x", "https:public.test/x",
-    "ftp://public.test/x", "file:///etc/passwd", "javascript:alert(1)", "data:text/plain,x",
-    "gopher://public.test/", "http://public.test/x",
-    "https://name@public.test/", "https://name:word@public.test/", "https://public.test@127.0.0.1/",
+    "",
+    "//public.test/x",
+    "public.test",
+    "https://",
+    "https:///x",
+    "https:public.test/x",
+    "ftp://public.test/x",
+    "file:///etc/passwd",
+    "javascript:alert(1)",
+    "data:text/plain,x",
+    "gopher://public.test/",
+    "http://public.test/x",
+    "https://name@public.test/",
+    "https://name:word@public.test/",
+    "https://public.test@127.0.0.1/",
     "https://a@b@public.test/",
-    "https://public.test\\@127.0.0.1/", "https:\\\\public.test/", "https://public.test/a\\b",
-    "https://pub\tlic.test/", "https://public.test/\n", " https://public.test/",
-    "https://public.test/a b", "https://public.test/\x00", "https://public.test/\u2028",
+    "https://public.test\\@127.0.0.1/",
+    "https:\\\\public.test/",
+    "https://public.test/a\\b",
+    "https://pub\tlic.test/",
+    "https://public.test/\n",
+    " https://public.test/",
+    "https://public.test/a b",
+    "https://public.test/\x00",
+    "https://public.test/\u2028",
     "https://public.test/\ud800",
-    "https://2130706433/", "https://017700000001/", "https://0177.0.0.1/", "https://0x7f.1/",
-    "https://0x7f000001/", "https://127.1/", "https://127.0.0.1.5/", "https://256.1.1.1/",
-    "https://①②⑦.0.0.1/", "https://127%2e0.0.1/", "https://[fe80::1%25eth0]/", "https://[::1/",
-    "https://[public.test]/", "https://a..b/", "https://.public.test/", "https://...",
-    "https://public.test:0/", "https://public.test:65536/", "https://public.test:x/",
-    f"https://{'a' * 64}.test/", f"https://{'a.' * 130}test/", f"https://public.test/{'x' * 4096}",
-]  # fmt: skip
+    "https://2130706433/",
+    "https://017700000001/",
+    "https://0177.0.0.1/",
+    "https://0x7f.1/",
+    "https://0x7f000001/",
+    "https://127.1/",
+    "https://127.0.0.1.5/",
+    "https://256.1.1.1/",
+    "https://①②⑦.0.0.1/",
+    "https://127%2e0.0.1/",
+    "https://[fe80::1%25eth0]/",
+    "https://[::1/",
+    "https://[public.test]/",
+    "https://a..b/",
+    "https://.public.test/",
+    "https://...",
+    "https://public.test:0/",
+    "https://public.test:65536/",
+    "https://public.test:x/",
+    f"https://{'a' * 64}.test/",
+    f"https://{'a.' * 130}test/",
+    f"https://public.test/{'x' * 4096}",
+]
 
 
 @pytest.mark.parametrize("url", NO_URL, ids=ascii)
@@ -97,8 +163,11 @@ def test_a_hop_is_named_without_its_query() -> None:
 def test_a_list_of_allowed_hosts() -> None:
     allowed = parse_allowed_hosts("Minio.internal:9000, 10.0.0.5,[FD00::5]:443 ,[fd00::6],")
     assert allowed == {
-        ("minio.internal", 9000), ("10.0.0.5", None), ("fd00::5", 443), ("fd00::6", None),
-    }  # fmt: skip
+        ("minio.internal", 9000),
+        ("10.0.0.5", None),
+        ("fd00::5", 443),
+        ("fd00::6", None),
+    }
 
 
 @pytest.mark.parametrize(
@@ -192,12 +261,24 @@ async def test_every_address_of_a_name_must_be_public(address: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        "localhost", "localhost.", "LOCALHOST", "127.0.0.1", "127.0.0.1.", "127。0。0。1",
+        "localhost",
+        "localhost.",
+        "LOCALHOST",
+        "127.0.0.1",
+        "127.0.0.1.",
+        "127。0。0。1",
         "0.0.0.0",  # noqa: S104 - nobody listens there
-        "[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:a9fe:a9fe]", METADATA, "100.64.0.1",
-        "[fd00::]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:a9fe:a9fe]",
+        METADATA,
+        "100.64.0.1",
+        "[fd00::]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
     ],
-)  # fmt: skip
+)
 async def test_this_machine_and_its_neighbours_by_whatever_spelling(host: str) -> None:
     with pytest.raises(InputRefused, match="not on the public internet"):
         async with visit(f"https://{host}/latest/meta-data", Web(), {}):
@@ -288,21 +369,32 @@ async def test_redirects_are_followed_and_each_hop_is_looked_up_once() -> None:
     outside.answer = redirects("/b", "//cdn.test/c", "d?e")
     assert await outside.visit("https://public.test/a") == 200
     assert [f"{r.headers['host']}{r.url.path}" for r in outside.requests] == [
-        "public.test/a", "public.test/b", "cdn.test/c", "cdn.test/d",
-    ]  # fmt: skip
+        "public.test/a",
+        "public.test/b",
+        "cdn.test/c",
+        "cdn.test/d",
+    ]
     assert outside.looked_up == ["public.test", "public.test", "cdn.test", "cdn.test"]
 
 
 @pytest.mark.parametrize(
     "location",
     [
-        f"http://{METADATA}/latest/meta-data", f"https://{METADATA}/latest/meta-data",
-        "//127.0.0.1/", "http://public.test/", "file:///etc/passwd", "ftp://public.test/x",
-        "https://name:word@public.test/", "https://private.test/",
+        f"http://{METADATA}/latest/meta-data",
+        f"https://{METADATA}/latest/meta-data",
+        "//127.0.0.1/",
+        "http://public.test/",
+        "file:///etc/passwd",
+        "ftp://public.test/x",
+        "https://name:word@public.test/",
+        "https://private.test/",
         "https://public.test\\@private.test/",
-        "https://[::1", "https://127.1/", "data:text/plain,x", "x" * 5000,
+        "https://[::1",
+        "https://127.1/",
+        "data:text/plain,x",
+        "x" * 5000,
     ],
-)  # fmt: skip
+)
 async def test_a_redirect_leads_nowhere_that_the_url_itself_may_not(location: str) -> None:
     outside = Outside(public_test=[PUBLIC], private_test=["10.0.0.1"])
     outside.answer = redirects(location)

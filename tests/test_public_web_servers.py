@@ -70,11 +70,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tls") / "certificate.pem"
     pem = serialization.Encoding.PEM
     path.write_bytes(
-        key.private_bytes(
-            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         + signed.public_bytes(pem)
-    )  # fmt: skip
+    )
     return path
 
 

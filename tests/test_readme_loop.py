@@ -27,11 +27,14 @@ def endpoint(tmp_path):
     server = subprocess.Popen(
         [sys.executable, "rp_handler.py", "--rp_serve_api", "--rp_api_port", str(port)],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "WORKER_DATA_DIR": str(tmp_path / "data"),
-             "WORKER_SCRATCH_DIR": str(tmp_path / "scratch")},
+        env={
+            "PATH": os.environ["PATH"],
+            "WORKER_DATA_DIR": str(tmp_path / "data"),
+            "WORKER_SCRATCH_DIR": str(tmp_path / "scratch"),
+        },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     try:
         _wait_until_it_answers(server, port)
         yield f"http://127.0.0.1:{port}"
@@ -53,17 +56,20 @@ def _wait_until_it_answers(server, port):
 
 def test_the_loop_that_fetches_a_large_file_in_stretches(endpoint, tmp_path, monkeypatch):
     [code] = [
-        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+        block
+        for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
         if "download_file" in block
-    ]  # fmt: skip
+    ]
     monkeypatch.chdir(tmp_path)
     known = {"ENDPOINT": endpoint, "KEY": "key"}
     call, loop = code.replace("model.safetensors", PATH).split("offset, digest")
     exec(call, known)  # noqa: S102 - the README's
     known["call"](
-        action="start", kind="sleep", process_id="p1",
+        action="start",
+        kind="sleep",
+        process_id="p1",
         params={"artifacts": 1, "artifact_bytes": (4 << 20) * 2 + 5},
-    )  # fmt: skip
+    )
     exec(f"offset, digest{loop}", known)  # noqa: S102
     data = (tmp_path / PATH).read_bytes()
     assert len(data) == (4 << 20) * 2 + 5
@@ -82,8 +88,9 @@ def test_the_whole_way_with_curl(endpoint, tmp_path):
         assert script.count(written) == 1
         script = script.replace(written, here)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    ended = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path,
-                           capture_output=True, text=True)  # fmt: skip
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
     assert '"error"' not in ended.stdout, ended.stdout
     rows = json.loads((tmp_path / "seeds.json").read_text())["images"]

@@ -36,9 +36,15 @@ BROKE = Failure(code="job_error", message="it broke")
 
 def queued():
     return new_record(
-        process_id="p", kind="sleep", params={"steps": 2}, request_hash="h", writer=ME, now=NOW,
-        runpod_job_id="job", labels={"user": "u"},
-    )  # fmt: skip
+        process_id="p",
+        kind="sleep",
+        params={"steps": 2},
+        request_hash="h",
+        writer=ME,
+        now=NOW,
+        runpod_job_id="job",
+        labels={"user": "u"},
+    )
 
 
 def running():
@@ -76,8 +82,12 @@ def test_a_new_record_is_the_first_attempt_and_the_first_revision():
 def test_every_status_change_is_in_the_history_with_who_when_and_why():
     entry = running().failed(NOW, BROKE).history[-1]
     assert (entry.status, entry.at, entry.worker_id, entry.attempt, entry.reason) == (
-        "failed", NOW, "me", 1, "job_error",
-    )  # fmt: skip
+        "failed",
+        NOW,
+        "me",
+        1,
+        "job_error",
+    )
 
 
 def test_every_write_is_one_revision_on():
@@ -172,8 +182,6 @@ def test_without_an_age_no_time_comes_before_the_last_one(wrong_by):
 
 # ---- what a delivery does
 
-RESUMABLE = ("failed", "stopped by the platform")
-
 
 @pytest.mark.parametrize(
     ("name", "lease_expired", "followed", "expected"),
@@ -201,9 +209,12 @@ RESUMABLE = ("failed", "stopped by the platform")
 )
 def test_what_a_delivery_does_about_a_process(name, lease_expired, followed, expected):
     decision = decide_delivery(
-        STATES[name], request_hash="h", lease_expired=lease_expired, followed=followed,
+        STATES[name],
+        request_hash="h",
+        lease_expired=lease_expired,
+        followed=followed,
         max_attempts=5,
-    )  # fmt: skip
+    )
     assert isinstance(decision, expected)
 
 
@@ -276,9 +287,13 @@ def test_secrets_are_masked_before_they_can_be_stored(monkeypatch):
     given = {"token": "hunter2"}
     start = Start("p", "secretive", given, parse_params("secretive", given), {})
     record = new_record(
-        process_id="p", kind=start.kind, params=start.shown_params,
-        request_hash=start.request_hash, writer=ME, now=NOW,
-    )  # fmt: skip
+        process_id="p",
+        kind=start.kind,
+        params=start.shown_params,
+        request_hash=start.request_hash,
+        writer=ME,
+        now=NOW,
+    )
     assert b"hunter2" not in record.encode()
     assert start.params["token"] == "hunter2"
 

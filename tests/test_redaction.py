@@ -20,18 +20,41 @@ VALUE = "planted-4d1c9f7e62"
 
 @pytest.mark.parametrize(
     "name",
-    ["password", "db_password", "hf_token", "HF_TOKEN", "token", "apiKey", "OPENAI_API_KEY",
-     "AWS_SECRET_ACCESS_KEY", "clientSecret", "Authorization", "private-key", "RUNPOD_AI_API_KEY"],
-)  # fmt: skip
+    [
+        "password",
+        "db_password",
+        "hf_token",
+        "HF_TOKEN",
+        "token",
+        "apiKey",
+        "OPENAI_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "clientSecret",
+        "Authorization",
+        "private-key",
+        "RUNPOD_AI_API_KEY",
+    ],
+)
 def test_a_name_like_a_secrets_is_known(name):
     assert is_secret_name(name)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["tokens", "max_new_tokens", "pad_token", "trigger_token", "token_accuracy", "monkey", "key",
-     "access_key_id", "keyboard", "tokenizer", "steps"],
-)  # fmt: skip
+    [
+        "tokens",
+        "max_new_tokens",
+        "pad_token",
+        "trigger_token",
+        "token_accuracy",
+        "monkey",
+        "key",
+        "access_key_id",
+        "keyboard",
+        "tokenizer",
+        "steps",
+    ],
+)
 def test_words_that_models_use_are_no_secrets(name):
     assert not is_secret_name(name)
 
@@ -39,8 +62,10 @@ def test_words_that_models_use_are_no_secrets(name):
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("GET https://b.example/k?X-Amz-Date=1&X-Amz-Signature=ab12 200",
-         f"GET https://b.example/k?X-Amz-Date=1&X-Amz-Signature={MASK} 200"),
+        (
+            "GET https://b.example/k?X-Amz-Date=1&X-Amz-Signature=ab12 200",
+            f"GET https://b.example/k?X-Amz-Date=1&X-Amz-Signature={MASK} 200",
+        ),
         ("clone https://me:pass@example.com/x", f"clone https://{MASK}@example.com/x"),
         ("Authorization: Bearer abcdefgh.ijkl", f"Authorization: Bearer {MASK}"),
         ('{"api_key": "abc123xyz"}', f'{{"api_key": "{MASK}"}}'),
@@ -52,16 +77,20 @@ def test_words_that_models_use_are_no_secrets(name):
         ("my-db-password=abcdef", f"my-db-password={MASK}"),
         ("step 5: loss=0.25 key=value?", "step 5: loss=0.25 key=value?"),
     ],
-)  # fmt: skip
+)
 def test_a_secret_is_known_by_its_place(text, shown):
     assert Redactor().text(text) == shown
 
 
 @pytest.mark.parametrize(
     "text",
-    ["it is p/4+ss wörd now", "u=p%2F4%2Bss%20w%C3%B6rd", "u=p%2F4%2Bss+w%C3%B6rd",
-     r'{"a": "p/4+ss w\u00f6rd"}'],
-)  # fmt: skip
+    [
+        "it is p/4+ss wörd now",
+        "u=p%2F4%2Bss%20w%C3%B6rd",
+        "u=p%2F4%2Bss+w%C3%B6rd",
+        r'{"a": "p/4+ss w\u00f6rd"}',
+    ],
+)
 def test_a_value_is_found_as_it_is_in_a_url_and_in_json(text):
     shown = Redactor(["p/4+ss wörd"]).text(text)
     assert MASK in shown
@@ -79,8 +108,9 @@ def test_links_of_a_reply_stay_whole_and_nothing_else_does():
     """With temporary credentials a presigned URL holds their token, and must."""
     reply = {"message": VALUE, "files": [{"url": f"https://b/x?t={VALUE}", "path": VALUE}]}
     assert Redactor([VALUE]).reply(reply) == {
-        "message": MASK, "files": [{"url": f"https://b/x?t={VALUE}", "path": MASK}]
-    }  # fmt: skip
+        "message": MASK,
+        "files": [{"url": f"https://b/x?t={VALUE}", "path": MASK}],
+    }
 
 
 def test_a_short_value_is_not_looked_for():
@@ -151,25 +181,53 @@ async def test_a_secret_planted_everywhere_is_found_nowhere(crowd, tmp_path, lea
     that a job has, and asked for in every way that a caller has.
     """
     secrets = environment_secrets(os.environ, ["PLAIN_NAME"])
-    call = Caller(crowd.store, tmp_path / "scratch", redactor=Redactor(secrets),
-                  child_env="PLANTED_TOKEN,PLAIN_NAME", stall_seconds=1)  # fmt: skip
+    call = Caller(
+        crowd.store,
+        tmp_path / "scratch",
+        redactor=Redactor(secrets),
+        child_env="PLANTED_TOKEN,PLAIN_NAME",
+        stall_seconds=1,
+    )
     caplog.handler.setFormatter(JsonLines(Redactor(secrets), "w1"))
     caplog.set_level(logging.DEBUG)
     for name in ("httpx", "httpcore", "botocore", "urllib3", "boto3"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    params = {"token": f"{VALUE}-masked", "hf_token": f"{VALUE}-field",
-              "note": f"use {VALUE}-masked and {VALUE}-environment"}  # fmt: skip
-    replies = [await call("start", kind=kind, process_id="p", params=params,
-                          labels={"api_key": f"{VALUE}-label", "n": f"{VALUE}-field"})]  # fmt: skip
+    params = {
+        "token": f"{VALUE}-masked",
+        "hf_token": f"{VALUE}-field",
+        "note": f"use {VALUE}-masked and {VALUE}-environment",
+    }
+    replies = [
+        await call(
+            "start",
+            kind=kind,
+            process_id="p",
+            params=params,
+            labels={"api_key": f"{VALUE}-label", "n": f"{VALUE}-field"},
+        )
+    ]
     replies.append(await call("process_status", process_id="p"))
-    replies.append(await call("start", kind=kind, process_id="q", params=params,
-        inputs={"a": f"https://example.invalid/{VALUE}-masked/x?sig={VALUE}-query"}))  # fmt: skip
+    replies.append(
+        await call(
+            "start",
+            kind=kind,
+            process_id="q",
+            params=params,
+            inputs={"a": f"https://example.invalid/{VALUE}-masked/x?sig={VALUE}-query"},
+        )
+    )
     replies.append(await call("start", kind=kind, process_id="r", params=params | {"odd": VALUE}))
     for action, fields in {
-        "health": {}, "logs": {"process_id": "p"}, "processes": {}, "metrics": {},
-        "list_files": {"process_id": "p"}, "download": {"process_id": "p"}, "kinds": {},
-        "bulk_download": {"process_ids": ["p", "q"]}, "cancel": {"process_id": "p"},
-    }.items():  # fmt: skip
+        "health": {},
+        "logs": {"process_id": "p"},
+        "processes": {},
+        "metrics": {},
+        "list_files": {"process_id": "p"},
+        "download": {"process_id": "p"},
+        "kinds": {},
+        "bulk_download": {"process_ids": ["p", "q"]},
+        "cancel": {"process_id": "p"},
+    }.items():
         replies.append(await call(action, **fields))
     await call.handler.presence._write()
     logging.getLogger("worker").warning("seen: %s", os.environ["PLANTED_TOKEN"])

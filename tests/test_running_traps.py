@@ -51,8 +51,13 @@ def test_trap_31_no_missing_module_is_hidden():
 async def test_trap_32_every_time_is_utc_and_says_so(crowd):
     await crowd.worker().start("p")
     record = await crowd.record("p")
-    times = [record.created_at, record.started_at, record.updated_at, record.finished_at,
-             *(entry.at for entry in record.history)]  # fmt: skip
+    times = [
+        record.created_at,
+        record.started_at,
+        record.updated_at,
+        record.finished_at,
+        *(entry.at for entry in record.history),
+    ]
     assert len(times) > 6
     assert {time.utcoffset() for time in times} == {timedelta(0)}
     assert Record.model_validate_json(record.encode()).created_at.tzinfo == UTC

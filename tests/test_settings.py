@@ -16,9 +16,18 @@ ROOT = Path(__file__).parent.parent
 
 #: What no look at the value alone can find wrong.
 ANY_TEXT = {
-    "bucket", "region", "access_key_id", "secret_access_key", "session_token", "tls_bundle",
-    "data_dir", "scratch_dir", "worker_id", "prepare_dir", "programs",
-}  # fmt: skip
+    "bucket",
+    "region",
+    "access_key_id",
+    "secret_access_key",
+    "session_token",
+    "tls_bundle",
+    "data_dir",
+    "scratch_dir",
+    "worker_id",
+    "prepare_dir",
+    "programs",
+}
 
 
 @pytest.mark.parametrize("name", variables())
@@ -43,9 +52,12 @@ def test_the_lease_must_outlast_the_heartbeat(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("WORKER_SLOT", "WORKER_SLOTS"), ("worker_rolle", "WORKER_ROLE"),
-     ("WORKER_PROCESSDAYS", "WORKER_PROCESS_DAYS")],
-)  # fmt: skip
+    [
+        ("WORKER_SLOT", "WORKER_SLOTS"),
+        ("worker_rolle", "WORKER_ROLE"),
+        ("WORKER_PROCESSDAYS", "WORKER_PROCESS_DAYS"),
+    ],
+)
 def test_a_misspelt_variable_is_warned_about_with_the_nearest_name(name, nearest):
     [sentence] = unknown_variables({name: "1", "HOME": "/root"})
     assert name in sentence
@@ -65,9 +77,12 @@ def test_the_worker_warns_when_it_starts(tmp_path):
     job = json.dumps({"input": {"action": "kinds"}})
     environment = os.environ | {"WORKER_SLOTZ": "2", "WORKER_DATA_DIR": str(tmp_path)}
     ended = subprocess.run(
-        [sys.executable, ROOT / "rp_handler.py", "--test_input", job], env=environment,
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, ROOT / "rp_handler.py", "--test_input", job],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     [line] = [json.loads(line) for line in ended.stderr.splitlines() if "WORKER_SLOTZ" in line]
     assert line["level"] == "WARNING"
     assert "WORKER_SLOTS" in line["message"]

@@ -6,7 +6,6 @@ import json
 import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from jobs import diffusion_training
-from jobs.context import JobContext, JobFailed, JobStopped
+from jobs.context import JobFailed, JobStopped
 from jobs.train_diffusion import Params, run
 from jobs.unet import UNet
 from tests.images import give, png, zipped
+from tests.job_attempt import JobAttempt
 
 STEPS = 12
 
@@ -29,49 +29,32 @@ class Killed(BaseException):
     """What a SIGKILL looks like from inside: the job gets no chance to do anything."""
 
 
-class Attempt:
-    """One attempt in a folder of its own, with the means to end it early."""
+class Attempt(JobAttempt):
+    """An attempt of a training, which can also be killed at a step."""
 
-    def __init__(self, folder: Path, *, resume_from: Path | None = None) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.stop = threading.Event()
-        self._stop_at: int | None = None
-        self._kill_at: int | None = None
-        self._folder = folder
-        self.context = JobContext(
-            folder, emit=self._hear, stop=self.stop, resume_from=resume_from, device="cpu"
-        )
+    kill_at: int | None = None
 
     def run(self, params: Params, *, stop_at: int | None = None, kill_at: int | None = None) -> Any:
-        self._stop_at, self._kill_at = stop_at, kill_at
+        self.stop_at, self.kill_at = stop_at, kill_at
         return run(self.context, params)
 
-    def outputs(self) -> dict[str, bytes]:
-        root = self.context.outputs
-        files = [path for path in root.rglob("*") if path.is_file()]
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
-
-    def named(self, event: str) -> list[dict[str, Any]]:
-        return [heard for heard in self.events if heard["event"] == event]
-
-    def last_checkpoint(self) -> Path:
-        (checkpoint,) = (self._folder / self.named("checkpoint")[-1]["path"]).iterdir()
-        return checkpoint
-
-    def _hear(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
-        if event["event"] == "progress" and event["step"] == self._stop_at:
-            self.stop.set()
-        if event["event"] == "progress" and event["step"] == self._kill_at:
+    def hear(self, event: dict[str, Any]) -> None:
+        super().hear(event)
+        if event["event"] == "progress" and event["step"] == self.kill_at:
             raise Killed
 
 
 def tiny(**changes: Any) -> Params:
     """A training that takes a second."""
     small: dict[str, Any] = {
-        "dataset": "images", "image_size": 9, "channels": 8, "steps": STEPS, "batch_size": 5,
-        "sample_every": 4, "checkpoint_every": 5,
-    }  # fmt: skip
+        "dataset": "images",
+        "image_size": 9,
+        "channels": 8,
+        "steps": STEPS,
+        "batch_size": 5,
+        "sample_every": 4,
+        "checkpoint_every": 5,
+    }
     return Params(**(small | changes))
 
 
@@ -79,13 +62,10 @@ IMAGES = {f"images/{number}.png": png(number) for number in range(7)}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_quick_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def quick_samples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusion_training, "SAMPLER_STEPS", 2)
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -116,10 +96,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Attempt:
 
 def test_the_outputs_are_complete_and_each_is_offered_once(undisturbed: Attempt) -> None:
     offered = [event["path"] for event in undisturbed.named("artifact")]
-    assert sorted(offered) == sorted(undisturbed.outputs()) == [
-        "config.json", "loss.png", "metrics.jsonl", "model.safetensors",
-        "samples/step-000004.png", "samples/step-000008.png", "samples/step-000012.png",
-    ]  # fmt: skip
+    assert (
+        sorted(offered)
+        == sorted(undisturbed.outputs())
+        == [
+            "config.json",
+            "loss.png",
+            "metrics.jsonl",
+            "model.safetensors",
+            "samples/step-000004.png",
+            "samples/step-000008.png",
+            "samples/step-000012.png",
+        ]
+    )
 
 
 def test_samples_can_be_fetched_while_the_training_goes_on(undisturbed: Attempt) -> None:
@@ -300,13 +289,23 @@ def test_other_files_are_ignored_and_counted(new_attempt: Callable[..., Attempt]
 @pytest.mark.parametrize(
     "changes",
     [
-        {"image_size": 7}, {"image_size": 257}, {"channels": 12}, {"channels": 0}, {"steps": 0},
-        {"batch_size": 0}, {"learning_rate": 0}, {"learning_rate": float("nan")}, {"seed": -1},
-        {"sample_every": 0}, {"steps": 1000, "sample_every": 1}, {"device": "tpu"},
-        {"color": "blue"}, {"chanels": 8},
+        {"image_size": 7},
+        {"image_size": 257},
+        {"channels": 12},
+        {"channels": 0},
+        {"steps": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"seed": -1},
+        {"sample_every": 0},
+        {"steps": 1000, "sample_every": 1},
+        {"device": "tpu"},
+        {"color": "blue"},
+        {"chanels": 8},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_limits(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         tiny(**changes)

@@ -12,8 +12,7 @@ from processes.index import index_key
 from processes.record import Status, record_key
 from stores.local_objects import LocalObjects
 from stores.local_store import LocalStore
-from tests.crowd import on_every_store, until
-from tests.test_cancel import start_of
+from tests.crowd import on_every_store, start_of, until
 from tests.test_index import listed, record_of
 
 LONG = {"seconds": 60, "steps": 600}

@@ -81,9 +81,13 @@ async def test_a_signal_is_named(tmp_path: Path) -> None:
     ],
 )
 async def test_sigkill_by_others_is_blamed_on_memory_as_far_as_the_kernel_tells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    before: int | None, after: int | None, code: str, words: str,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: int | None,
+    after: int | None,
+    code: str,
+    words: str,
+) -> None:
     counter = tmp_path / "memory.events"
     monkeypatch.setattr(verdict, "OOM_COUNTERS", (counter,))
     if before is not None:

@@ -14,8 +14,9 @@ WRITER = Writer(worker_id="w1", nonce="n")
 
 
 def record():
-    return new_record(process_id="p", kind="sleep", params={}, request_hash="", writer=WRITER,
-                      now=NOW)  # fmt: skip
+    return new_record(
+        process_id="p", kind="sleep", params={}, request_hash="", writer=WRITER, now=NOW
+    )
 
 
 def reason(record, age=1.0, source="storage", position=None):
@@ -46,8 +47,9 @@ def test_one_that_completed_or_was_cancelled_has_no_reason():
 
 
 def test_one_whose_worker_is_lost_says_which():
-    found = why(Snapshot(record().running(NOW), "storage", 31.0), lease_seconds=30,
-                stall_seconds=600)  # fmt: skip
+    found = why(
+        Snapshot(record().running(NOW), "storage", 31.0), lease_seconds=30, stall_seconds=600
+    )
     assert found.code == "worker_lost"
     assert "w1" in found.message
 

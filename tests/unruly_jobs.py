@@ -78,8 +78,11 @@ def show_pipes_of_descendants(_context: JobContext, _params: dict[str, Any]) -> 
         held = [Path(f"/proc/self/fd/{pipe}").readlink() for pipe in map(int, sys.argv[1:3])]
         os.write(write, json.dumps([str(path) for path in held]).encode())
         os._exit(0)
-    return {"numbers": sys.argv[1:3], "program": program.stdout,
-            "fork": json.loads(os.read(read, 4096))}  # fmt: skip
+    return {
+        "numbers": sys.argv[1:3],
+        "program": program.stdout,
+        "fork": json.loads(os.read(read, 4096)),
+    }
 
 
 def show_inputs(context: JobContext, _params: dict[str, Any]) -> JsonValue:
@@ -187,8 +190,11 @@ def have_descendants(context: JobContext, params: dict[str, Any]) -> JsonValue:
     # a daemon: no parent, own session, nothing in its environment or its files that tells of us
     subprocess.run(
         ["setsid", "--fork", python, "-c", live],
-        env={}, stdin=subprocess.DEVNULL, stdout=up, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        env={},
+        stdin=subprocess.DEVNULL,
+        stdout=up,
+        stderr=subprocess.DEVNULL,
+    )
     with os.fdopen(read) as lines:
         assert [next(lines) for _ in range(4)] == ["up\n"] * 4
     context.progress(1)
@@ -264,15 +270,34 @@ def use_kept(context: JobContext, params: Kept) -> JsonValue:
     time.sleep(params.sleeps)
     if params.fails:
         raise ValueError("spoilt")
-    return {**found, "kept": context.kept is not None, "threads": torch.get_num_threads()}
+    return {**found, "kept": context.kept is not None}
 
 
 KINDS = [
-    show_environment, show_start, show_modules, show_params, show_pipes_of_descendants, show_inputs,
-    print_everywhere, print_from_c, print_much, raise_error, return_it, return_odd, kill_itself,
-    complete_then_exit, complete_but_linger, send, report_and_die, report_fast, save_and_offer,
-    have_descendants, count_stops, talk_until_stopped, finish_anyway,
-]  # fmt: skip
+    show_environment,
+    show_start,
+    show_modules,
+    show_params,
+    show_pipes_of_descendants,
+    show_inputs,
+    print_everywhere,
+    print_from_c,
+    print_much,
+    raise_error,
+    return_it,
+    return_odd,
+    kill_itself,
+    complete_then_exit,
+    complete_but_linger,
+    send,
+    report_and_die,
+    report_fast,
+    save_and_offer,
+    have_descendants,
+    count_stops,
+    talk_until_stopped,
+    finish_anyway,
+]
 
 
 def register() -> None:

@@ -1,4 +1,9 @@
-"""A template whose forks know the kinds of `unruly_jobs.py`. Started instead of `jobs.template`."""
+"""A template whose forks know the kinds of `unruly_jobs.py`. Started instead of `jobs.template`.
+
+    python tests/unruly_template.py MODULES SOCKET
+
+Imports only MODULES, separated by commas: all that jobs compute with takes seconds of CPU time.
+"""
 
 from __future__ import annotations
 
@@ -11,5 +16,6 @@ import jobs.template
 from tests import unruly_jobs
 
 if __name__ == "__main__":
+    jobs.template.PRELOADED = tuple(filter(None, sys.argv.pop(1).split(",")))  # type: ignore[misc]
     unruly_jobs.register()
     jobs.template.main()

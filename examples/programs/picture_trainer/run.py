@@ -35,15 +35,22 @@ def main(path: str) -> None:
     batches = DataLoader(TensorDataset(pictures[order]), batch_size=train["batch_size"])
     model = Autoencoder(train["lr"])
     trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_model_summary=False,
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[
             TQDMProgressBar(refresh_rate=1),
-            ModelCheckpoint(folder / "checkpoints", "{step}", save_top_k=-1,
-                            every_n_train_steps=process["save"]["save_every"]),
+            ModelCheckpoint(
+                folder / "checkpoints",
+                "{step}",
+                save_top_k=-1,
+                every_n_train_steps=process["save"]["save_every"],
+            ),
             Samples(pictures[:16], folder / "samples", process["sample"]["sample_every"]),
         ],
-    )  # fmt: skip
+    )
     trainer.fit(model, batches, ckpt_path=process.get("resume_from"))
     torch.save(model.state_dict(), folder / f"{config['name']}.pt")
 
@@ -64,9 +71,15 @@ class Autoencoder(pl.LightningModule):
         super().__init__()
         self.lr = lr
         self.network = nn.Sequential(
-            nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 16),
-            nn.ReLU(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 256), nn.Sigmoid(),
-        )  # fmt: skip
+            nn.Linear(256, 64),
+            nn.ReLU(),
+            nn.Linear(64, 16),
+            nn.ReLU(),
+            nn.Linear(16, 64),
+            nn.ReLU(),
+            nn.Linear(64, 256),
+            nn.Sigmoid(),
+        )
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         """The loss of one batch."""
