@@ -14,9 +14,11 @@ FROM scratch AS code
 COPY *.py /app/
 COPY api /app/api
 COPY cli /app/cli
+COPY child /app/child
 COPY inputs /app/inputs
 COPY jobs /app/jobs
 COPY processes /app/processes
+COPY programs /app/programs
 COPY stores /app/stores
 COPY upkeep /app/upkeep
 
@@ -84,6 +86,6 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=2m --timeout=30s --start-period=1m --retries=3 \
     CMD ["python", "rp_handler.py", "doctor", "--quick"]
 # The base's entrypoint prints a banner. The worker itself is process 1 and needs no other init: each
-# attempt has its own (jobs/guardian.py), and orphans come to the worker wherever it stands.
+# attempt has its own (child/guardian.py), and orphans come to the worker wherever it stands.
 ENTRYPOINT []
 CMD ["python", "-u", "rp_handler.py"]

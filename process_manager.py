@@ -14,9 +14,9 @@ import hashlib
 import logging
 from contextlib import suppress
 
+from child.forks import Template
 from inputs.blob_cache import BlobCache
 from inputs.touches import Touches
-from jobs.forks import Template
 from meter import Meter
 from processes.archive import Archiver
 from processes.cancelling import Cancelling

@@ -25,9 +25,10 @@ from cli.arguments import WayIn, parse, way_in_of
 from cli.clean import clean_by_hand
 from cli.doctor import check_fitness, doctor
 from gpus import Driver
-from jobs.programs import ProgramsInvalid, read_programs
+from jobs import BROKEN
 from meter import Meter
 from process_manager import ProcessManager
+from programs.declaration import ProgramsInvalid, read_programs
 from redaction import LINKS, Redactor, environment_secrets
 from replies import Reply, encoded
 from settings import Settings, load_settings, unknown_variables
@@ -274,7 +275,7 @@ def main(argv: list[str]) -> None:
     redactor = redactor_of(settings, os.environ)
     level = "WARNING" if at_terminal else "INFO"
     log_to_stderr(level, worker_id=settings.worker_id, redactor=redactor)
-    for sentence in unknown_variables(os.environ):
+    for sentence in (*unknown_variables(os.environ), *BROKEN.values()):
         log.warning("%s", sentence)
     try:
         read_programs(settings.programs)  # also what a doctor must not pass over

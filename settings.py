@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import secrets
@@ -24,7 +23,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from utils import OWN_PREFIXES
+from utils import OWN_PREFIXES, did_you_mean
 
 Role = Literal["all", "gpu", "control"]
 #: Where RunPod mounts a network volume.
@@ -425,8 +424,7 @@ def unknown_variables(environment: Iterable[str]) -> list[str]:
     for name in sorted(environment):
         if name.upper().startswith("WORKER_") and name.upper() not in known:
             own = [each.removeprefix("WORKER_") for each in known if each.startswith("WORKER_")]
-            near = difflib.get_close_matches(name.upper().removeprefix("WORKER_"), own, n=1)
-            hint = f"; did you mean WORKER_{near[0]}?" if near else ""
+            hint = did_you_mean(name.upper().removeprefix("WORKER_"), own, written="WORKER_{}")
             sentences.append(f"{name} is no setting of this worker and does nothing{hint}")
     return sentences
 

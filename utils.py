@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -68,6 +69,14 @@ async def together() -> AsyncIterator[asyncio.TaskGroup]:
             raise first
         finally:
             del first  # or it would lead to itself, and hold what its frames hold
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], *, written: str = "`{}`", cutoff: float = 0.6
+) -> str:
+    """`; did you mean ...?` with the nearest of the `known` names, as `written`; else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {written.format(near[0])}?" if near else ""
 
 
 def day_of(moment: datetime) -> str:

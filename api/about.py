@@ -5,8 +5,8 @@ from __future__ import annotations
 from api.actions import HealthAction, KindsAction, MetricsAction
 from health import Examiner, health
 from jobs import COMMAND, JOBS
-from jobs.programs import Programs
 from process_manager import ProcessManager
+from programs.declaration import Programs
 from replies import Reply
 from settings import Settings
 from storage import Store

@@ -24,12 +24,12 @@ from api.logs import LogActions
 from api.parsing import parse_action
 from api.progress import Show, progress_shown
 from api.starts import archive_start, start_of
-from jobs.programs import Programs
 from process_manager import ProcessManager, Start
 from processes.index import rows_shown
 from processes.lease import AWAY
 from processes.reading import UnknownProcess
 from processes.record import Snapshot, Status, view
+from programs.declaration import Programs
 from redaction import Redactor
 from replies import Reply
 from settings import Settings

@@ -6,10 +6,8 @@ and kinds are repeated, shortened, because that is what a person needs to see.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from typing import Any, get_args
 
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -17,10 +15,10 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from api.actions import ACTIONS, ID_PATTERN, AnyAction
 from inputs.public_web import check_url, parse_allowed_hosts
 from inputs.sources import FromKey, FromWeb, Input, check_shared, parse_source
-from jobs import COMMAND, JOBS
-from jobs.programs import Programs
+from jobs import BROKEN, COMMAND, JOBS
+from programs.declaration import Programs
 from settings import Settings
-from utils import WorkerError
+from utils import WorkerError, did_you_mean
 
 
 class InvalidRequest(WorkerError):
@@ -87,6 +85,8 @@ def parse_params(
         UnknownProgram: the kind is `command`, and there is no such program in `programs`.
         InvalidRequest: a param is missing, unknown or out of its limits.
     """
+    if kind in BROKEN:
+        raise UnknownKind(f"the kind `{kind}` is broken on this worker, whose log says why")
     if kind not in JOBS:
         raise UnknownKind(_unknown("kind", kind, JOBS))
     shown = _shown(JOBS[kind].params, params, "params")
@@ -173,14 +173,8 @@ def _message(fault: Any) -> str:
 
 def _unknown(what: str, name: str, known: Iterable[str], *, plain: str | None = None) -> str:
     names = sorted(known)
-    near = _nearest(_short(plain or name), tuple(names))
-    hint = f"; did you mean `{near}`?" if near else "."
+    hint = did_you_mean(_short(plain or name), names, cutoff=0.5) or "."
     return f"there is no {what} `{_short(name)}`{hint} There is {_listed(names)}."
-
-
-@lru_cache(maxsize=256)  # who is wrong once is wrong in a loop, and to compare names takes 0.1 ms
-def _nearest(name: str, names: tuple[str, ...]) -> str | None:
-    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.5)), None)
 
 
 def _listed(names: Iterable[str]) -> str:

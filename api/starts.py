@@ -9,9 +9,9 @@ from urllib.parse import parse_qsl, urlsplit
 from api.actions import BulkDownloadAction, StartAction
 from api.parsing import check_input, parse_params, process_id_of
 from jobs import COMMAND
-from jobs.programs import Programs
 from processes.archive import ARCHIVE
 from processes.delivery import Start
+from programs.declaration import Programs
 from redaction import Redactor, secrets_in
 from replies import Reply
 from settings import Settings

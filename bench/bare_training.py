@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jobs.diffusion_training import Training
-from jobs.image_dataset import EXAMPLES
-from jobs.train_diffusion import Params
+from jobs.diffusion.dataset import EXAMPLES
+from jobs.diffusion.params import TrainingParams
+from jobs.diffusion.training import Training
 
 
 def main() -> None:
     """Train until there are no more steps."""
-    params = Params.model_validate_json(sys.argv[1])
+    params = TrainingParams.model_validate_json(sys.argv[1])
     size = (params.image_size, params.image_size)
     images = sorted((EXAMPLES.parent / params.dataset).rglob("*.png"))
     pixels = np.stack([np.asarray(Image.open(path).convert("L").resize(size)) for path in images])

@@ -26,7 +26,8 @@ from tqdm import trange
 from bench.figures import Figure, milliseconds
 from bench.import_torch_job import register
 from bench.report import Section, table
-from jobs import JOBS, forks, runner
+from child import forks, runner
+from jobs import JOBS
 from meter import Meter
 from rp_handler import Handler
 from settings import Settings

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from bench.figures import Figure, Goal, median, ratio
 from bench.in_turn import bar
-from jobs.child_environment import child_environment
+from child.environment import child_environment
 from stores.local_store import LocalStore
 from tests.kit import Caller
 
@@ -70,7 +70,7 @@ def run(quick: bool) -> list[Figure]:
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
                 asyncio.run(_round(Path(folder), turns, rates, shown))
-    note = "how OpenMP's threads wait in it and what glibc keeps: jobs/child_environment.py"
+    note = "how OpenMP's threads wait in it and what glibc keeps: child/environment.py"
     found = [median(f"steps/s {name}", rate, "1/s") for name, rate in rates.items()]
     found.append(ratio("worker to bare", rates[WORKER], rates[BARE], goal=Goal(">=", 0.97)))
     if ALIKE in rates:

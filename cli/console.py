@@ -13,10 +13,11 @@ from urllib.parse import unquote, urlsplit
 from tqdm import tqdm
 
 from api.progress import Look
+from jobs.cli.progress import LINE_SECONDS, figures_of, line, move, new_bar
 from utils import WorkerError, set_within
 
-#: How often the bar is redrawn, and how often a line is printed where there is no terminal.
-BAR_SECONDS, LINE_SECONDS = 0.2, 15.0
+#: How often the bar is redrawn.
+BAR_SECONDS = 0.2
 MAX_FILES = 15
 
 
@@ -29,8 +30,7 @@ async def show_progress(look: Look, done: asyncio.Event) -> None:
 
 
 async def _show_bar(look: Look, done: asyncio.Event) -> None:
-    layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-    with tqdm(desc="starting", total=1, bar_format=layout, dynamic_ncols=True) as bar:
+    with new_bar("starting") as bar:
         over = False
         while not over:
             over = await set_within(done, BAR_SECONDS)
@@ -41,9 +41,7 @@ async def _show_bar(look: Look, done: asyncio.Event) -> None:
 def _draw(bar: tqdm[Any], view: Mapping[str, Any]) -> None:
     bar.set_description_str(f"{view['kind']} {view['status']}", refresh=False)
     if progress := view["progress"]:
-        bar.total = progress["total"]
-        bar.n = progress["step"]
-        bar.set_postfix_str(_figures(progress), refresh=False)
+        move(bar, progress["step"], progress["total"], _figures(progress))
     bar.refresh()
 
 
@@ -52,15 +50,15 @@ async def _print_lines(look: Look, done: asyncio.Event) -> None:
         with suppress(WorkerError):
             view: Mapping[str, Any] = await look()
             if progress := view["progress"]:
-                of = f" of {progress['total']}" if progress["total"] else ""
                 eta = progress["eta_seconds"]
                 left = f", {eta:.0f} s left" if eta else ""
-                _say(f"{view['kind']}: step {progress['step']}{of}, {_figures(progress)}{left}")
+                figures = _figures(progress)
+                told = line(view["kind"], progress["step"], progress["total"], figures)
+                _say(f"{told}{left}")
 
 
 def _figures(progress: Mapping[str, Any]) -> str:
-    figures = [f"{name}={value:.4g}" for name, value in progress["metrics"].items()]
-    return ", ".join([*figures, *([progress["message"]] if progress["message"] else [])])
+    return figures_of(progress["metrics"], progress["message"])
 
 
 def print_end(reply: Mapping[str, Any]) -> None:

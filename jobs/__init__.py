@@ -1,63 +1,33 @@
-"""The kinds of job that `start` can run. To add one: write a module, add a line to `JOBS`.
+"""The kinds of job that `start` can run. To add one, write a module in this folder.
 
-A module of a kind has `Params` (pydantic: every field described and limited) and
-`run(context, params) -> result` (a small JSON value). The worker's own process imports it for
-`Params`, so nothing heavy is imported at its top: torch only inside `run`.
+A module of a kind has `Params` (pydantic: every field described and limited),
+`run(context, params) -> result` (a small JSON value), and `KIND = Job(Params, run)`; the kind is
+called like the module. The worker's own process imports it, so nothing heavy is imported at its
+top: torch only inside `run`. All that it needs of the worker can be imported from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from pydantic import BaseModel, JsonValue
+from child.context import JobContext, JobFailed, JobStopped
+from child.prepare import Prepare
+from jobs.kinds import Job, Keep, find_kinds
 
-from jobs import command, generate_images, sleep, train_diffusion
-from jobs.prepare import Prepare
+__all__ = [
+    "BROKEN",
+    "COMMAND",
+    "JOBS",
+    "Job",
+    "JobContext",
+    "JobFailed",
+    "JobStopped",
+    "Keep",
+    "Prepare",
+]
 
-
-class Keep(NamedTuple):
-    """What a kind would load anew in each attempt, and may find loaded."""
-
-    #: The path, among the inputs, of all that it is loaded from. What is kept is known by this path
-    #: and its content, so loading may depend on nothing else.
-    input: Callable[[Any], str]
-    #: Loads it from the folder of inputs into host memory; never onto a GPU, never in threads. It
-    #: outlives the attempt whose inputs these are: nothing of it may stay mapped from a file there,
-    #: as what safetensors hands out is. Copy it (`clone`), or who comes later finds other bytes in
-    #: it, or is killed (SIGBUS).
-    load: Callable[[Path, Any], Any]
-
-
-class Job(NamedTuple):
-    """The definition behind a kind."""
-
-    params: type[BaseModel]
-    run: Callable[[Any, Any], JsonValue]
-    #: What it needs once on a machine or volume; the job finds it as `context.prepared`.
-    prepare: Prepare | None = None
-    #: What is kept in memory between consecutive processes, as `context.kept`.
-    keep: Keep | None = None
-    #: What must be free on each GPU that an attempt may use before it begins, if there is any.
-    gpu_bytes: int = 0
-
-
-#: Less than this free, and not even the smallest net fits beside a CUDA context.
-SMALLEST_GPU_BYTES = 1 << 30
-#: The kind whose params depend on what the operator declares (`jobs.programs`).
+#: The kind whose params depend on what the operator declares (`programs.declaration`).
 COMMAND = "command"
 
-JOBS: dict[str, Job] = {
-    COMMAND: Job(command.Params, command.run),
-    "generate_images": Job(
-        generate_images.Params,
-        generate_images.run,
-        keep=Keep(generate_images.kept_input, generate_images.load),
-        gpu_bytes=SMALLEST_GPU_BYTES,
-    ),
-    "sleep": Job(sleep.Params, sleep.run),
-    "train_diffusion": Job(
-        train_diffusion.Params, train_diffusion.run, gpu_bytes=SMALLEST_GPU_BYTES
-    ),
-}
+# At the end: the modules of kinds import from here.
+JOBS, BROKEN = find_kinds(__name__, Path(__file__).parent)

@@ -2,7 +2,7 @@
 
     python -m jobs CONTROL EVENTS      (numbers of two pipes; the worker's runner starts it so)
 
-With words instead of numbers it is for people, see `jobs.authoring`: `python -m jobs --help`.
+With words instead of numbers it is for people, see `jobs.cli.authoring`: `python -m jobs --help`.
 
 Each way carries one JSON object a line. Orders: first the attempt itself, later
 `{"order": "stop"}`. Events: `phase`, `progress`, `checkpoint`, `artifact`, and at last one of
@@ -24,31 +24,30 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pydantic import ValidationError
 
+from child.context import EVENT_LIMIT, JobContext, JobFailed, JobStopped
+from child.ending import Message, checked, failed, without_values
+from child.guardian import guard
+from child.prepare import prepared
 from jobs import JOBS
-from jobs.context import EVENT_LIMIT, JobContext, JobFailed, JobStopped
-from jobs.ending import checked, failed, without_values
-from jobs.guardian import guard
-from jobs.prepare import prepared
 
-Event = dict[str, Any]
 #: What waits to be printed gets so long at the end.
 FLUSH_SECONDS = 5.0
 
 
-class Voice:
+class EventWriter:
     """The event pipe: whole lines only, from any thread, whatever SIGTERM interrupts."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
         self._turn = threading.Lock()
-        self._main_thread_speaks = False
+        self._main_thread_writes = False
         self._told_to_stop = False
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: Message) -> None:
         """Send one event. Raises ValueError or TypeError for what JSON cannot say."""
         line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         if len(line) > EVENT_LIMIT:
@@ -56,9 +55,9 @@ class Voice:
         if threading.current_thread() is not threading.main_thread():
             self._write(line)
             return
-        self._main_thread_speaks = True
+        self._main_thread_writes = True
         self._write(line)
-        self._main_thread_speaks = False
+        self._main_thread_writes = False
         if self._told_to_stop:
             self._told_to_stop = False
             raise JobStopped
@@ -66,7 +65,7 @@ class Voice:
     def on_sigterm(self, *_: object) -> None:
         """Raise JobStopped in the main thread: once, and never in the middle of a line."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if self._main_thread_speaks:
+        if self._main_thread_writes:
             self._told_to_stop = True
         else:
             raise JobStopped
@@ -81,17 +80,17 @@ def main() -> None:
     """Become the job of one attempt; its guardian stays behind in `guard`."""
     control, events = (int(argument) for argument in sys.argv[1:3])
     guard(control, events)
-    voice = Voice(events)
-    signal.signal(signal.SIGTERM, voice.on_sigterm)
+    writer = EventWriter(events)
+    signal.signal(signal.SIGTERM, writer.on_sigterm)
     for pipe in (control, events):
         os.set_inheritable(pipe, False)  # to programs that the job starts
-    os.register_at_fork(after_in_child=lambda: _cut_off(voice, control, events))
+    os.register_at_fork(after_in_child=lambda: _cut_off(writer, control, events))
     faulthandler.enable()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that the log is up to date
-    final = _final_event(_lines(control), voice)
+    final = _final_event(_lines(control), writer)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is decided
-    voice.emit(final)
+    writer.emit(final)
     _leave(1 if final["event"] == "failed" else 0)
 
 
@@ -118,10 +117,10 @@ def flush_output() -> None:
     ctypes.CDLL(None).fflush(None)
 
 
-def _final_event(orders: Iterator[bytes], voice: Voice) -> Event:
+def _final_event(orders: Iterator[bytes], writer: EventWriter) -> Message:
     """Run the attempt that is ordered, and say how it ended."""
     try:
-        return {"event": "completed", "result": checked(_run(orders, voice))}
+        return {"event": "completed", "result": checked(_run(orders, writer))}
     except JobStopped:
         return {"event": "stopped"}
     except Exception as error:  # noqa: BLE001 - whatever a job raises has to be reported
@@ -130,7 +129,7 @@ def _final_event(orders: Iterator[bytes], voice: Voice) -> Event:
         return failed(error)
 
 
-def _run(orders: Iterator[bytes], voice: Voice) -> object:
+def _run(orders: Iterator[bytes], writer: EventWriter) -> object:
     order = json.loads(next(orders))
     stop = threading.Event()
     threading.Thread(target=_obey, args=(orders, stop), daemon=True).start()
@@ -145,10 +144,10 @@ def _run(orders: Iterator[bytes], voice: Voice) -> object:
     ready = None
     if job.prepare is not None:
         root = Path(order["prepare_dir"])
-        ready = prepared(order["kind"], job.prepare, root, emit=voice.emit, stop=stop)
+        ready = prepared(order["kind"], job.prepare, root, emit=writer.emit, stop=stop)
     context = JobContext(
         Path(order["folder"]),
-        emit=voice.emit,
+        emit=writer.emit,
         stop=stop,
         resume_from=Path(order["resume_from"]) if order["resume_from"] else None,
         attempt=order["attempt"],
@@ -157,7 +156,7 @@ def _run(orders: Iterator[bytes], voice: Voice) -> object:
         declaration=order["declaration"],
     )
     if order["unpack"]:
-        from jobs.unpack import unpack_inputs  # most jobs have no use for it
+        from child.unpack import unpack_inputs  # most jobs have no use for it
 
         unpack_inputs(context, order["unpack"], order["max_unpacked_bytes"])
     return job.run(context, params)
@@ -179,9 +178,9 @@ def _lines(pipe: int) -> Iterator[bytes]:
             del pending[: end + 1]
 
 
-def _cut_off(voice: Voice, *pipes: int) -> None:
+def _cut_off(writer: EventWriter, *pipes: int) -> None:
     """Keep a fork of the job, such as a data loader, from holding or garbling the protocol."""
-    if signal.getsignal(signal.SIGTERM) == voice.on_sigterm:
+    if signal.getsignal(signal.SIGTERM) == writer.on_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for pipe in pipes:  # replaced, not closed: the number must not come to mean something else
@@ -193,6 +192,6 @@ if __name__ == "__main__":
     if all(argument.isdigit() for argument in sys.argv[1:]) and len(sys.argv) == 3:
         main()
     else:
-        from jobs.authoring import command  # a child has no use for it
+        from jobs.cli.authoring import command  # a child has no use for it
 
         sys.exit(command(sys.argv[1:]))

@@ -7,16 +7,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from child.relative_path import relative
 
-def _inside(path: str) -> str:
-    """A path that cannot leave the folder it is looked up in. Raises ValueError otherwise."""
-    parts = path.split("/")
-    if {"", ".", ".."} & set(parts) or "\\" in path or not path.isprintable():
-        raise ValueError("must be a relative path, parts divided by single '/', without '..'")
-    return path
-
-
-InputPath = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_inside)]
+InputPath = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(relative)]
 
 
 def is_there(root: Path, path: Path) -> bool:
@@ -30,6 +23,6 @@ def is_there(root: Path, path: Path) -> bool:
     return True
 
 
-def names_in(folder: Path) -> str:
+def contents_of(folder: Path) -> str:
     """What lies in `folder`, for a sentence."""
     return ", ".join(sorted(path.name for path in folder.iterdir())) or "none"

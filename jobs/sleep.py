@@ -1,4 +1,4 @@
-"""The smallest kind: it sleeps, step by step. The template to copy, and the tests' workhorse.
+"""The smallest kind: it sleeps, step by step. The tests' workhorse.
 
 Everything a job can do is here once: report progress, write artifacts, hand over checkpoints,
 resume from one, notice that it should stop. The rest of `Params` lets it misbehave on request.
@@ -10,14 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import BaseModel, Field, JsonValue
 
-from jobs.context import JobStopped
-
-if TYPE_CHECKING:
-    from jobs.context import JobContext
+from jobs import Job, JobContext, JobStopped
 
 LINE = "a line that the job printed ".ljust(1023, ".")
 
@@ -112,3 +109,6 @@ def _misbehave(params: Params) -> None:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(86400)"])
     for _ in range(params.print_lines):
         print(LINE)  # noqa: T201 - printing is what this is about
+
+
+KIND = Job(Params, run)

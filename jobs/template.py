@@ -1,6 +1,6 @@
 """A process that has imported what children need, and forks attempts in milliseconds.
 
-    python -m jobs.template SOCKET      (the number of one end of a socket pair; `jobs.forks` has
+    python -m jobs.template SOCKET      (the number of one end of a socket pair; `child.forks` has
                                          the other)
 
 It never computes anything and never touches CUDA, so every attempt still begins with a clean GPU.
@@ -26,23 +26,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from jobs import JOBS, context
+from child import context
+from child.forks import fork_name
+from child.guardian import die_with_parent
+from jobs import JOBS
 from jobs import __main__ as child
-from jobs.forks import fork_name
-from jobs.guardian import die_with_parent
 
 #: What takes a child most of its start: torch, and what the kinds that ship here compute with.
 PRELOADED: Final = (
-    "torch", "numpy", "PIL.Image", "safetensors.torch", "jobs.diffusion_training",
+    "torch",
+    "numpy",
+    "PIL.Image",
+    "safetensors.torch",
+    "jobs.diffusion.training",
     "torch._inductor.config",  # `torch.use_deterministic_algorithms` imports it: seconds, 70 MB
-)  # fmt: skip
+)
 REQUEST_LIMIT: Final = 1 << 17
 #: An orphan comes to the worker at once; longer only if the worker is no longer there.
 ADOPTED_SECONDS: Final = 5.0
 #: A thread that has been joined is gone from the kernel's list a moment later.
 JOINED_SECONDS: Final = 0.5
 #: If memory runs out, a template goes first: it is never needed. Unless an attempt alone, which has
-#: less (see `jobs.guardian`), holds half of all memory more than it.
+#: less (see `child.guardian`), holds half of all memory more than it.
 OOM_SCORE: Final = 1000
 _OOM_SCORE_FILE: Final = Path("/proc/self/oom_score_adj")
 
@@ -111,8 +116,12 @@ def _load(wanted: dict[str, Any], requests: int) -> None:
     context.loaded = job.keep.load(Path(wanted["inputs"]), params)
     torch.set_num_threads(threads)
     if left := _left_running(before):
-        os.write(requests, json.dumps({"refused": f"its loader left {left} threads running, "
-                                       "which no fork would have"}).encode())  # fmt: skip
+        os.write(
+            requests,
+            json.dumps(
+                {"refused": f"its loader left {left} threads running, which no fork would have"}
+            ).encode(),
+        )
         os._exit(1)
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from child.verdict import Failure
 from inputs.sources import Input
-from jobs.runner import Failure
 from processes.record import STOPPED_BY_PLATFORM, TOO_MANY_ATTEMPTS, Record, Status
 from utils import WorkerError
 

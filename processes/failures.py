@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.runner import Failure
+from child.verdict import Failure
 from processes.record import Record
 from utils import WorkerError
 

@@ -13,8 +13,8 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from child.forks import LoaderRefused, Template
 from jobs import JOBS
-from jobs.forks import LoaderRefused, Template
 from processes.delivery import Start
 from settings import Settings
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from jobs.job_log import Lines
+from child.job_log import Lines
 from processes.logs import (
     TAIL_NAME,
     AttemptLog,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
-from jobs.job_log import Block, JobLog, Lines
+from child.job_log import Block, JobLog, Lines
 from processes.lease import AWAY, Lease, until_answered
 from processes.own_files import OwnFolder
 from processes.record import attempt_prefix

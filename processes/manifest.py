@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import fnmatch
 from collections import OrderedDict
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from pydantic import BaseModel
 from processes.record import Record, RefusedFile, StoredFile, attempt_prefix
 from storage import ObjectNotFound, Store
 from stores.prefixes import list_all
-from utils import WorkerError
+from utils import WorkerError, did_you_mean
 
 #: Rows of manifests that stay in RAM, of all processes together: some 20 MB.
 MAX_ROWS_KEPT = 50_000
@@ -138,8 +137,7 @@ def find(artifacts: list[Artifact], path: str) -> Artifact:
     for artifact in artifacts:
         if artifact.path == path:
             return artifact
-    near = difflib.get_close_matches(path, [each.path for each in artifacts[:1000]], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(path, [each.path for each in artifacts[:1000]], written="{!r}")
     raise UnknownArtifact(
         f"the process has no such artifact{hint} (`list_files` shows its {len(artifacts)})"
     )

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, JsonValue
 
-from jobs.runner import Failure, Progress
+from child.events import Progress
+from child.verdict import Failure
 from redaction import Redactor
 from utils import Clock
 

@@ -18,23 +18,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import JsonValue
 
+from child.environment import passed_through
+from child.events import ArtifactReady, CheckpointSealed, Event, PhaseEntered, Progress
+from child.runner import Attempt, Child
+from child.verdict import Completed, Failed, Stopped, Verdict
 from inputs.errors import InputError
 from inputs.files import to_the_end
 from jobs import JOBS
-from jobs.child_environment import passed_through
-from jobs.runner import (
-    ArtifactReady,
-    Attempt,
-    CheckpointSealed,
-    Child,
-    Completed,
-    Event,
-    Failed,
-    PhaseEntered,
-    Progress,
-    Stopped,
-    Verdict,
-)
 from meter import Meter
 from processes.archive import (
     ARCHIVE,

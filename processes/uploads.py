@@ -18,7 +18,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar
 
-from jobs.runner import CheckpointSealed
+from child.events import CheckpointSealed
 from processes.beneath import FileRefused
 from processes.lease import AWAY, Lease, LeaseLost, until_answered
 from processes.manifest import Manifest, artifact_key, manifest_key

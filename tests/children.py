@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.forks import Template
-from jobs.runner import Attempt, Child, Completed, Failed, Failure, Verdict
+from child.forks import Template
+from child.runner import Attempt, Child
+from child.verdict import Completed, Failed, Failure, Verdict
 from tests.patience import PATIENCE
 
 UNRULY = str(Path(__file__).with_name("unruly_jobs.py"))

@@ -14,7 +14,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
-from jobs import JOBS, runner
+from child import runner
+from jobs import JOBS
 from tests import input_jobs, servers
 from tests.control_plane import ControlPlane
 from tests.crowd import Crowd

@@ -8,7 +8,7 @@ import zipfile
 
 from PIL import Image
 
-from jobs.context import JobContext
+from child.context import JobContext
 
 
 def png(seed: int = 0, *, size: tuple[int, int] = (10, 12), mode: str = "RGB") -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import JobContext
+from child.context import JobContext
 
 if TYPE_CHECKING:
     from pathlib import Path

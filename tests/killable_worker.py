@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jobs import runner
+from child import runner
+from child.events import Event, Progress
 from tests.children import UNRULY, attempt, descendants
 
 
@@ -24,8 +25,8 @@ async def main() -> None:
     folder, then = Path(sys.argv[1]), sys.argv[2]
     child = await runner.Child.spawn(attempt(folder, "have_descendants", then=then))
 
-    def show(event: runner.Event) -> None:
-        assert isinstance(event, runner.Progress)
+    def show(event: Event) -> None:
+        assert isinstance(event, Progress)
         below = sorted(descendants(child.pid))
         fork = os.fork() if "fork" in sys.argv else None
         if fork == 0:

@@ -11,8 +11,8 @@ from pydantic import BaseModel, JsonValue, SecretStr
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jobs.__main__
+from child.context import JobContext
 from jobs import JOBS, Job
-from jobs.context import JobContext
 
 
 class Params(BaseModel, extra="forbid"):

@@ -25,7 +25,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jobs.guardian import adopt_orphans
+from child.guardian import adopt_orphans
 from rp_handler import Handler
 from tests.faulty_store import WRITES
 from tests.kit import Reply, settings

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jobs.__main__
-from jobs import confine
+from child import confine
 
 if __name__ == "__main__":
     confine.can_confine = lambda: False

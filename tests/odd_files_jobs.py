@@ -16,8 +16,8 @@ from pydantic import BaseModel, JsonValue
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jobs.__main__
+from child.context import JobContext
 from jobs import JOBS, Job
-from jobs.context import JobContext
 
 
 class Laid(BaseModel, extra="forbid"):

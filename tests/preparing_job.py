@@ -15,9 +15,9 @@ from pydantic import BaseModel, JsonValue
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jobs.__main__
+from child.context import JobContext
+from child.prepare import Prepare
 from jobs import JOBS, Job
-from jobs.context import JobContext
-from jobs.prepare import Prepare
 
 
 class Params(BaseModel, extra="forbid"):

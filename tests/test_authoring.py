@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.local_run import last_checkpoint
-from jobs.new_kind import MAX_NAME, NotWritten, registered
+from api.parsing import UnknownKind, parse_params
+from jobs import BROKEN
+from jobs.cli.local_run import last_checkpoint
+from jobs.cli.new import EXAMPLE, MAX_NAME
 from tests.landlock import needs_landlock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,10 +42,17 @@ def jobs(
 def tree(tmp_path: Path) -> Path:
     """A copy of what a kind is written into."""
     tree = tmp_path / "tree"
-    (tree / "tests").mkdir(parents=True)
-    shutil.copytree(ROOT / "jobs", tree / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("utils.py", "redaction.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, tree)
+    for name in ("jobs", "programs", "child"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("examples", "tests"):
+        (tree / name).mkdir()
+    for name in (
+        "utils.py",
+        "pyproject.toml",
+        f"examples/{EXAMPLE}.py",
+        f"tests/test_{EXAMPLE}.py",
+    ):
+        shutil.copy(ROOT / name, tree / name)
     return tree
 
 
@@ -60,7 +69,7 @@ def test_new_kinds_pass_all_checks_and_their_own_tests_as_they_are_written(tree:
         ended = jobs(tree, "new", name, tree=tree)
         assert ended.returncode == 0, ended.stderr
     tests = [f"tests/test_{name}.py" for name in names]
-    modules = [f"jobs/{name}.py" for name in (*names, "__init__")]
+    modules = [f"jobs/{name}.py" for name in names]
     for check in (
         ["ruff", "check", "jobs", "tests"],
         ["ruff", "format", "--check", "jobs", "tests"],
@@ -71,14 +80,13 @@ def test_new_kinds_pass_all_checks_and_their_own_tests_as_they_are_written(tree:
             [sys.executable, "-m", *check], cwd=tree, capture_output=True, text=True
         )
         assert ended.returncode == 0, (check, ended.stdout, ended.stderr)
-    assert "24 passed" in ended.stdout
+    assert "32 passed" in ended.stdout
 
 
 def test_new_says_what_it_wrote_and_how_to_go_on(tree: Path) -> None:
     said = jobs(tree, "new", "count_stars", tree=tree).stdout
     assert "new: jobs/count_stars.py" in said
     assert "new: tests/test_count_stars.py" in said
-    assert '+    "count_stars": Job(count_stars.Params, count_stars.run),' in said
     assert "python -m jobs run count_stars" in said
 
 
@@ -95,12 +103,21 @@ def test_a_new_kind_runs_and_is_listed(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("sleep", "already"), ("archive", "already"), ("runner", "exists already"),
-        ("house", "exists already"), ("Stars", "small letters"), ("1st", "small letters"),
-        ("count-stars", "small letters"), ("../stars", "small letters"), ("_x", "small letters"),
-        ("class", "word of Python"), ("x" * (MAX_NAME + 1), "at most"), ("", "small letters"),
+        ("sleep", "already"),
+        ("archive", "already"),
+        ("template", "exists already"),
+        ("diffusion", "exists already"),
+        ("house", "exists already"),
+        ("Stars", "small letters"),
+        ("1st", "small letters"),
+        ("count-stars", "small letters"),
+        ("../stars", "small letters"),
+        ("_x", "small letters"),
+        ("class", "word of Python"),
+        ("x" * (MAX_NAME + 1), "at most"),
+        ("", "small letters"),
     ],
-)  # fmt: skip
+)
 def test_a_name_that_cannot_be_is_refused_and_nothing_is_changed(
     tree: Path, name: str, why: str
 ) -> None:
@@ -112,18 +129,53 @@ def test_a_name_that_cannot_be_is_refused_and_nothing_is_changed(
     assert files_of(tree) == before
 
 
+# ---- kinds are found
+
+
+def declare(tree: Path, name: str, source: str) -> str:
+    """Write a module of an author; what `python -m jobs list` says of it."""
+    (tree / "jobs" / f"{name}.py").write_text(source)
+    listed = jobs(tree, "list", tree=tree)
+    assert listed.returncode == 1
+    assert "The smallest kind" in listed.stdout  # the others are there
+    return listed.stderr
+
+
 @pytest.mark.parametrize(
-    "source",
+    ("source", "why"),
     [
-        "JOBS: dict = {}",
-        "from jobs import sleep\nJOBS = make()",
-        "from jobs import sleep\nJOBS: dict = {'sleep': Job(sleep.Params, sleep.run)}",
-        "from jobs import sleep\nJOBS: dict = {\n    'sleep': Job(sleep.Params, sleep.run)\n}",
+        ("KIND = Job()", "stars.py:1: NameError: name 'Job' is not defined"),
+        ("import sys\n\nKIND = sys.exit('no')", "stars.py:3: SystemExit: no"),
+        ("KIND = (", "stars.py:1: SyntaxError: "),
+        ("KIND = {'run': print}", "TypeError: KIND is no Job"),
+        ("KIND: int", "AttributeError: "),
     ],
 )
-def test_a_register_that_looks_unusual_is_left_alone(source: str) -> None:
-    with pytest.raises(NotWritten, match="unusual"):
-        registered(source, "stars")
+def test_a_broken_module_costs_only_its_own_kind(tree: Path, source: str, why: str) -> None:
+    assert why in declare(tree, "stars", source)
+    ended = jobs(tree, "run", "stars", tree=tree)
+    assert ended.returncode == 2
+    assert why in ended.stderr
+
+
+def test_of_two_modules_with_one_name_the_second_is_refused(tree: Path) -> None:
+    copied = (tree / "jobs" / "sleep.py").read_text()
+    (tree / "jobs" / "diffusion" / "sleep.py").write_text(copied)
+    listed = jobs(tree, "list", tree=tree)
+    assert "jobs/sleep.py:1: ImportError: another module has this name" in listed.stderr
+    assert "The smallest kind" in listed.stdout
+
+
+def test_a_module_without_a_kind_is_not_imported(tree: Path) -> None:
+    (tree / "jobs" / "helper.py").write_text("raise SystemExit\n")
+    assert jobs(tree, "list", tree=tree).returncode == 0
+
+
+def test_a_start_of_a_broken_kind_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BROKEN, "stars", "jobs/stars.py:1: NameError: name 'TELL-NOBODY'")
+    with pytest.raises(UnknownKind, match="`stars` is broken on this worker") as refused:
+        parse_params("stars", {})
+    assert "TELL-NOBODY" not in str(refused.value)
 
 
 # ---- run
@@ -239,7 +291,7 @@ def test_a_program_that_cannot_run_by_hand_is_told_in_one_sentence(
 def test_an_unknown_kind_is_told_the_nearest(tmp_path: Path) -> None:
     ended = jobs(tmp_path, "run", "slep")
     assert ended.returncode == 2
-    assert "did you mean sleep?" in ended.stderr
+    assert "did you mean `sleep`?" in ended.stderr
 
 
 # ---- stopped and resumed
@@ -318,8 +370,8 @@ def test_resume_without_a_folder_takes_the_newest_run(tmp_path: Path) -> None:
 PREPARING = """
 import sys
 from jobs import JOBS, Job, sleep
-from jobs.authoring import command
-from jobs.prepare import Prepare
+from jobs.cli.authoring import command
+from child.prepare import Prepare
 
 def fetch(setup):
     if "fail" in sys.argv:
@@ -363,4 +415,4 @@ def test_a_child_does_not_load_what_is_for_people() -> None:
     code = "import sys, jobs.__main__; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert loaded.returncode == 0, loaded.stderr
-    assert {"jobs.authoring", "argparse", "tqdm"}.isdisjoint(loaded.stdout.split())
+    assert {"jobs.cli.authoring", "argparse", "tqdm"}.isdisjoint(loaded.stdout.split())

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from jobs import runner
-from jobs.runner import Child, Completed, Event, Failed, Progress, Stopped, Verdict
+from child import runner
+from child.events import Event, Progress
+from child.runner import Child
+from child.verdict import Completed, Failed, Stopped, Verdict
 from tests.children import (
     UNRULY,
     attempt,

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jobs.child_environment import child_environment
+from child.environment import child_environment
 
 
 def test_secrets_stay_with_the_worker():

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import runner
-from jobs.confine import can_confine
+from child import runner
+from child.confine import can_confine
 from processes.manifest import artifact_key
 from tests.children import is_running
 from tests.crowd import on_every_store

@@ -6,10 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
+from child.context import JobContext
 from jobs import JOBS
-from jobs.context import JobContext
-from jobs.image_dataset import load_images
-from jobs.train_diffusion import Params
+from jobs.diffusion.dataset import load_images
+from jobs.diffusion.params import TrainingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits"
@@ -38,5 +38,5 @@ def test_the_main_job_trains_on_them() -> None:
     request = json.loads((ROOT / "test_input.json").read_text())["input"]
     assert request["action"] == "start"
     params = JOBS[request["kind"]].params.model_validate(request["params"])
-    assert isinstance(params, Params)
+    assert isinstance(params, TrainingParams)
     assert (ROOT / params.dataset).is_dir()

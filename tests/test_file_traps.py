@@ -7,7 +7,8 @@ import logging
 
 import pytest
 
-from jobs import JOBS, runner
+from child import runner
+from jobs import JOBS
 from processes.manifest import artifact_key
 from tests import input_jobs, servers
 from tests.crowd import on_every_store

@@ -18,11 +18,12 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from jobs import diffusion_training, image_generation, train_diffusion
-from jobs.context import JobContext, JobFailed, JobStopped
-from jobs.generate_images import Params, run
-from jobs.image_generation import generate, load_model, seed_of
-from jobs.model_file import KEY
+from child.context import JobContext, JobFailed, JobStopped
+from jobs.diffusion import generation, train_diffusion, training
+from jobs.diffusion.generate_images import run
+from jobs.diffusion.generation import generate, load_model, seed_of
+from jobs.diffusion.model_file import KEY
+from jobs.diffusion.params import GenerationParams, TrainingParams
 from tests.crowd import on_every_store
 from tests.images import give, png
 from tests.job_attempt import JobAttempt
@@ -38,11 +39,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outputs of a training."""
     context = JobContext(tmp_path_factory.mktemp("training"), device="cpu")
     give(context, {f"images/{number}.png": png(number) for number in range(7)})
-    params = train_diffusion.Params(
-        dataset="images", image_size=8, channels=8, steps=3, batch_size=4
-    )
+    params = TrainingParams(dataset="images", image_size=8, channels=8, steps=3, batch_size=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diffusion_training, "SAMPLER_STEPS", 1)
+        patch.setattr(training, "SAMPLER_STEPS", 1)
         train_diffusion.run(context, params)
     return context.outputs
 
@@ -57,7 +56,7 @@ class Attempt(JobAttempt):
 
     def run(self, *, stop_at: int | None = None, **params: Any) -> Any:
         self.stop_at = stop_at
-        return run(self.context, Params(**({"count": COUNT, "steps": STEPS} | params)))
+        return run(self.context, GenerationParams(**({"count": COUNT, "steps": STEPS} | params)))
 
     def seeds(self) -> dict[str, Any]:
         table: dict[str, Any] = json.loads(self.outputs()["seeds.json"])
@@ -139,7 +138,7 @@ def test_the_contact_sheet_shows_all_in_a_grid(
 def test_the_contact_sheet_of_very_many_shows_the_first(
     new_attempt: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_generation, "SHEET_IMAGES", 4)
+    monkeypatch.setattr(generation, "SHEET_IMAGES", 4)
     many, few = new_attempt(), new_attempt()
     many.run(count=9)
     few.run(count=4)
@@ -191,7 +190,7 @@ def untamed(trained: Path) -> Any:
 def test_an_image_is_the_same_in_any_company(
     untamed: Any, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_generation, "to_pixels", lambda images: images)  # to the last bit
+    monkeypatch.setattr(generation, "to_pixels", lambda images: images)  # to the last bit
     seeds = [seed_of(0, number) for number in range(8)]
     batches = [seeds[first : first + together] for first in range(0, 8, together)]
     apart = np.concatenate([generate(untamed, batch, 5) for batch in batches])
@@ -202,9 +201,9 @@ def test_the_images_of_a_large_model_are_made_one_by_one(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = trained / "model.safetensors"
-    monkeypatch.setattr(image_generation, "NUMBERS_TOGETHER", 8 * 8 * 8 * 5)
+    monkeypatch.setattr(generation, "NUMBERS_TOGETHER", 8 * 8 * 8 * 5)
     assert load_model(path, CPU).batch_size == 5
-    monkeypatch.setattr(image_generation, "NUMBERS_TOGETHER", 1)
+    monkeypatch.setattr(generation, "NUMBERS_TOGETHER", 1)
     assert load_model(path, CPU).batch_size == 1
 
 
@@ -434,11 +433,11 @@ def test_a_training_describes_its_model_in_one_entry(trained: Path) -> None:
 )
 def test_limits(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Params(**changes)
+        GenerationParams(**changes)
 
 
 def test_every_field_is_described() -> None:
-    assert all(field.description for field in Params.model_fields.values())
+    assert all(field.description for field in GenerationParams.model_fields.values())
 
 
 # ---- the whole way: one process trains, another one makes images with what it made

@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
+from child import runner
 from gpus import Driver, Gpu, Gpus
-from jobs import JOBS, runner
+from jobs import JOBS
 from processes import gpu_shares
 from processes.gpu_shares import (
     GpuMemoryShort,

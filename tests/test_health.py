@@ -250,7 +250,7 @@ async def test_of_an_error_of_cuda_what_happened_is_shown_and_not_its_advice():
         "import runpy, torch\n"
         "def broken(*_, **__): raise RuntimeError('CUDA error: out of memory\\nCompile with X.')\n"
         "torch.ones = broken\n"
-        "runpy.run_module('jobs.compute_check', run_name='__main__')"
+        "runpy.run_module('child.compute_check', run_name='__main__')"
     )
     ended = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True, check=False

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import image_dataset
-from jobs.context import JobContext, JobFailed
-from jobs.image_dataset import load_images
-from jobs.train_diffusion import Params, run
+from child.context import JobContext, JobFailed
+from jobs.diffusion import dataset
+from jobs.diffusion.dataset import load_images
+from jobs.diffusion.params import TrainingParams
+from jobs.diffusion.train_diffusion import run
 from tests.images import encoded, give, png, zipped
 
 IMAGES = {f"images/{number}.png": png(number) for number in range(7)}
@@ -113,7 +114,7 @@ def test_bad_data_fails_before_the_first_step(
     context = JobContext(tmp_path)
     give(context, files)
     with pytest.raises(JobFailed) as failed:
-        run(context, Params(dataset=dataset))
+        run(context, TrainingParams(dataset=dataset))
     assert failed.value.code == code
     assert named in str(failed.value)
     assert list(context.outputs.iterdir()) == []
@@ -150,7 +151,7 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 def test_more_images_than_memory_is_known_before_one_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_dataset, "MAX_DATASET_BYTES", 3 * 9 * 9 * 6)
+    monkeypatch.setattr(dataset, "MAX_DATASET_BYTES", 3 * 9 * 9 * 6)
     context = JobContext(tmp_path)
     give(context, IMAGES | {"images/broken.png": b"never looked at"})
     with pytest.raises(JobFailed) as failed:

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from jobs.job_log import LINE_LIMIT, MARGIN, WINDOW, JobLog, Lines
+from child.job_log import LINE_LIMIT, MARGIN, WINDOW, JobLog, Lines
 from redaction import MASK, Redactor
 
 SECRET = "correct-horse-battery-staple"

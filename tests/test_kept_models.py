@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from jobs import JOBS, Job, Keep, forks, runner
+from child import forks, runner
+from jobs import JOBS, Job, Keep
 from processes.kept_models import digest
 from tests.children import UNRULY, is_running, unruly_entry
 from tests.crowd import until

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.job_log import Lines
+from child.job_log import Lines
 from processes import logs
 from processes.log_reading import LogPage, Wanted, page_of_log
 from processes.logs import Seen, Segment, Tail, joined, seal, segment_of, shown_end, too_many

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.job_log import LINE_LIMIT, WINDOW
+from child.job_log import LINE_LIMIT, WINDOW
 from processes import log_reading, logs
 from redaction import MASK, Redactor
 from tests.crowd import on_every_store, until

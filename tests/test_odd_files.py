@@ -11,7 +11,8 @@ import subprocess
 
 import pytest
 
-from jobs import JOBS, runner
+from child import runner
+from jobs import JOBS
 from processes import logs
 from processes.manifest import artifact_key, manifest_key
 from tests import input_jobs, odd_files_jobs

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from jobs import JOBS, runner
+from child import runner
+from jobs import JOBS
 from tests import preparing_job
 from tests.crowd import on_every_store, until
 

@@ -5,11 +5,11 @@ The looks before a copy are tested alone, as where the kernel cannot confine; th
 
 import pytest
 
-from jobs import program_files
-from jobs.confine import confined
-from jobs.context import JobContext, JobFailed
-from jobs.program_files import CheckpointFiles, OutputFiles
-from jobs.programs import Checkpoints, Output
+from child.confine import confined
+from child.context import JobContext, JobFailed
+from programs import files
+from programs.declaration import Checkpoints, Output
+from programs.files import CheckpointFiles, OutputFiles
 from tests.landlock import needs_landlock
 
 
@@ -114,7 +114,7 @@ def test_nothing_is_handed_over_through_the_checkpoints_themselves(
 def test_more_files_than_can_be_looked_at_are_a_failure_and_not_left_out(
     context, folders, monkeypatch
 ):
-    monkeypatch.setattr(program_files, "FILES_LIMIT", 3)
+    monkeypatch.setattr(files, "FILES_LIMIT", 3)
     outputs = OutputFiles(context, folders, (Output(path="*.png"),))
     for number in range(3):
         made(folders["work"] / f"{number}.png")
@@ -127,7 +127,7 @@ def test_more_files_than_can_be_looked_at_are_a_failure_and_not_left_out(
 
 
 def test_only_what_a_checkpoint_may_hold_is_put_back(context, victim, tmp_path):
-    """Run by hand the inputs are a link to somebody's own files (`jobs.local_run`)."""
+    """Run by hand the inputs are a link to somebody's own files (`jobs.cli.local_run`)."""
     for name in ("work/c.pt", "inputs/evil.py", "outputs/evil.py"):
         made(tmp_path / "saved" / name)
     context.inputs.rmdir()

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from api.parsing import InvalidRequest, UnknownProgram, parse_params
-from jobs.command import _yaml
-from jobs.context import JobFailed
-from jobs.program_params import plain_values
-from jobs.program_progress import PrintedLines, ProgressFile
-from jobs.program_template import fill_argv, fill_config
-from jobs.programs import Program, ProgramsInvalid, read_programs
+from child.context import JobFailed
+from programs.command import _yaml
+from programs.declaration import Program, ProgramsInvalid, read_programs
+from programs.params import plain_values
+from programs.placeholders import fill_argv, fill_config
+from programs.progress import PrintedLines, ProgressFile
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "programs" / "programs.toml"
 #: What a program can be given: no NUL, no half of a pair.

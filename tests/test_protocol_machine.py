@@ -14,7 +14,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from jobs.runner import Failure
+from child.verdict import Failure
 from processes.delivery import Answer, Claim, Follow, GiveUp, decide_delivery
 from processes.record import (
     STOPPED_BY_PLATFORM,

@@ -9,8 +9,11 @@ from scripts.settings_table import table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-ROOMS = ("", "inputs", "jobs", "processes", "stores", "upkeep")
-SOURCES = [path for room in ROOMS for path in (ROOT / room).glob("*.py")]
+ROOMS = ("child", "inputs", "jobs", "processes", "programs", "stores", "upkeep")
+SOURCES = [
+    *ROOT.glob("*.py"),
+    *(path for room in ROOMS for path in (ROOT / room).rglob("*.py")),
+]
 #: Every way in which the code gives an error its code.
 CODE = re.compile(
     r"""\bcode(?::\ ClassVar\[str\])?\s*=\s*"([a-z_]+)"   # an error class, a Failure

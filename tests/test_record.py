@@ -6,8 +6,9 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from api.parsing import parse_params
+from child.events import Progress
+from child.verdict import Failure
 from jobs import JOBS, Job
-from jobs.runner import Failure, Progress
 from processes.delivery import (
     Answer,
     Claim,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import JOBS, runner
+from child import runner
+from jobs import JOBS
 from redaction import MASK, Redactor, environment_secrets, is_secret_name, secrets_in
 from stores.prefixes import list_all
 from tests import leaky_job

@@ -20,18 +20,10 @@ from typing import Any
 
 import pytest
 
-from jobs import job_log, runner
-from jobs.runner import (
-    ArtifactReady,
-    Attempt,
-    CheckpointSealed,
-    Child,
-    ChildNotStarted,
-    Completed,
-    Event,
-    Failed,
-    Progress,
-)
+from child import job_log, runner
+from child.events import ArtifactReady, CheckpointSealed, Event, Progress
+from child.runner import Attempt, Child, ChildNotStarted
+from child.verdict import Completed, Failed
 from tests.children import UNRULY, attempt, failure_of, result_of, run
 from tests.images import zipped
 
@@ -230,7 +222,7 @@ async def test_params_travel_over_the_pipe_only(tmp_path: Path) -> None:
 
 async def test_a_child_loads_nothing_that_its_kind_does_not_need(tmp_path: Path) -> None:
     loaded = set(await result_of(tmp_path, "show_modules"))
-    assert not loaded & {"asyncio", "boto3", "torch", "runpod", "jobs.runner"}
+    assert not loaded & {"asyncio", "boto3", "torch", "runpod", "child.runner"}
 
 
 # ---- archives among its inputs; what is in them is the matter of `test_unpack.py`

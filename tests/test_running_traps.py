@@ -6,7 +6,8 @@ from datetime import UTC, timedelta
 
 import pynvml
 
-from jobs import JOBS, runner
+from child import runner
+from jobs import JOBS
 from processes.record import Record
 from tests import preparing_job
 from tests.crowd import on_every_store

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from jobs.context import JobContext, JobStopped
+from child.context import JobContext, JobStopped
 from jobs.sleep import Params, run
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobs import forks, runner
-from jobs.forks import MAX_STARTS, Template
-from jobs.guardian import children
-from jobs.runner import Child, Completed
+from child import forks, runner
+from child.forks import MAX_STARTS, Template
+from child.guardian import children
+from child.runner import Child
+from child.verdict import Completed
 from tests.children import UNRULY, attempt, is_running, unruly_template, until
 from tests.crowd import on_every_store
 

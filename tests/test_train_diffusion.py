@@ -15,10 +15,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from jobs import diffusion_training
-from jobs.context import JobFailed, JobStopped
-from jobs.train_diffusion import Params, run
-from jobs.unet import UNet
+from child.context import JobFailed, JobStopped
+from jobs.diffusion import training
+from jobs.diffusion.params import TrainingParams
+from jobs.diffusion.train_diffusion import run
+from jobs.diffusion.unet import UNet
 from tests.images import give, png, zipped
 from tests.job_attempt import JobAttempt
 
@@ -34,7 +35,9 @@ class Attempt(JobAttempt):
 
     kill_at: int | None = None
 
-    def run(self, params: Params, *, stop_at: int | None = None, kill_at: int | None = None) -> Any:
+    def run(
+        self, params: TrainingParams, *, stop_at: int | None = None, kill_at: int | None = None
+    ) -> Any:
         self.stop_at, self.kill_at = stop_at, kill_at
         return run(self.context, params)
 
@@ -44,7 +47,7 @@ class Attempt(JobAttempt):
             raise Killed
 
 
-def tiny(**changes: Any) -> Params:
+def tiny(**changes: Any) -> TrainingParams:
     """A training that takes a second."""
     small: dict[str, Any] = {
         "dataset": "images",
@@ -55,7 +58,7 @@ def tiny(**changes: Any) -> Params:
         "sample_every": 4,
         "checkpoint_every": 5,
     }
-    return Params(**(small | changes))
+    return TrainingParams(**(small | changes))
 
 
 IMAGES = {f"images/{number}.png": png(number) for number in range(7)}
@@ -64,7 +67,7 @@ IMAGES = {f"images/{number}.png": png(number) for number in range(7)}
 @pytest.fixture(autouse=True, scope="module")
 def quick_samples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diffusion_training, "SAMPLER_STEPS", 2)
+        patch.setattr(training, "SAMPLER_STEPS", 2)
         yield
 
 
@@ -158,8 +161,8 @@ def test_the_loss_falls(new_attempt: Callable[..., Attempt]) -> None:
 def test_a_training_that_diverges_fails_instead_of_going_on(
     new_attempt: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = diffusion_training.flow_loss
-    monkeypatch.setattr(diffusion_training, "flow_loss", lambda *given: real(*given) * torch.inf)
+    real = training.flow_loss
+    monkeypatch.setattr(training, "flow_loss", lambda *given: real(*given) * torch.inf)
     with pytest.raises(JobFailed) as failed:
         new_attempt().run(tiny())
     assert failed.value.code == "training_diverged"
@@ -320,7 +323,7 @@ def test_a_dataset_cannot_be_looked_for_elsewhere(path: str) -> None:
 
 
 def test_every_field_is_described() -> None:
-    assert all(field.description for field in Params.model_fields.values())
+    assert all(field.description for field in TrainingParams.model_fields.values())
 
 
 def test_cuda_on_a_worker_without_a_gpu_is_refused(tmp_path: Path) -> None:
@@ -331,7 +334,7 @@ def test_cuda_on_a_worker_without_a_gpu_is_refused(tmp_path: Path) -> None:
 
 def test_the_parent_gets_the_params_without_torch() -> None:
     code = (
-        "import sys, jobs.train_diffusion as job; job.Params(dataset='images');"
+        "import sys, jobs.diffusion.train_diffusion as job; job.TrainingParams(dataset='images');"
         "heavy = {'torch', 'numpy', 'PIL', 'matplotlib', 'safetensors'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -14,15 +14,17 @@ import tarfile
 import tracemalloc
 import unicodedata
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs import packed as packages
-from jobs import unpack as unpacking
-from jobs.context import JobContext, JobFailed, JobStopped
-from jobs.unpack import Unpacked, unpack
+from child import packed as packages
+from child import unpack as unpacking
+from child.context import JobContext, JobFailed, JobStopped
+from child.unpack import Unpacked, unpack
 from tests.images import give
 from tests.packed import FORMATS, MIB, Packed, changed, headers, tar_info, tar_of, zip_info, zip_of
 
@@ -200,7 +202,20 @@ def test_two_of_a_name(packed: Packed, names: tuple[str, ...], tmp_path: Path) -
     assert refused(tmp_path / "here", archive) == "input_unsafe"
 
 
-SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}
+SPARSE = {
+    "0.0": {"GNU.sparse.size": "9", "GNU.sparse.numblocks": "0"},
+    "0.1": {"GNU.sparse.size": "9", "GNU.sparse.map": "0,0"},
+    "1.0": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"},
+}
+
+
+def sparse_tar(version: str, content: bytes) -> bytes:
+    """A tar of one file with holes, whose content begins with `content`: its map in version 1.0."""
+    content += bytes(-len(content) % tarfile.BLOCKSIZE)
+    info = tar_info("GNUSparseFile.0/holes", pax_headers=SPARSE[version], size=len(content))
+    return tar_of(info).rstrip(b"\0").ljust(3 * tarfile.BLOCKSIZE, b"\0") + content + bytes(1024)
+
+
 NOT_FILES = {
     "zip link": zip_of((zip_info("link", stat.S_IFLNK | 0o777), b"/etc"), ("link/a", b"1")),
     "zip pipe": zip_of((zip_info("pipe", stat.S_IFIFO | 0o644), b"")),
@@ -214,7 +229,7 @@ NOT_FILES = {
     "disk": tar_of(tar_info("disk", type=tarfile.BLKTYPE, devmajor=8)),
     "unknown": tar_of(tar_info("volume", type=b"V")),
     "sparse": tar_of(tar_info("holes", type=tarfile.GNUTYPE_SPARSE)),
-    "sparse, newer": tar_of(tar_info("GNUSparseFile.0/holes", pax_headers=SPARSE)),
+    **{f"sparse, PAX {version}": sparse_tar(version, b"0\n") for version in SPARSE},
     "not UTF-8": tar_of(tar_info("caf\udce9")),
 }  # fmt: skip
 
@@ -249,12 +264,8 @@ def test_files_and_folders_are_counted(packed: Packed, tmp_path: Path) -> None:
 
 def test_a_bomb(packed: Packed, tmp_path: Path) -> None:
     archive = packed(("zeros", bytes(16 * MIB)))
-    tracemalloc.start()
-    try:
+    with memory_below(12 * MIB):
         assert refused(tmp_path / "here", archive, max_bytes=MIB) == "input_too_large"
-        assert tracemalloc.get_traced_memory()[1] < 12 * MIB
-    finally:
-        tracemalloc.stop()
 
 
 def test_a_zip_that_promises_too_much_is_not_even_begun(tmp_path: Path) -> None:
@@ -284,6 +295,25 @@ def test_a_zip_of_too_many_entries_is_never_listed(
     assert refused(tmp_path / "2" / "here", archive) == "input_too_large"
 
 
+@contextmanager
+def memory_below(limit: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
+def endless_old_sparse() -> bytes:
+    """A sparse header of GNU's old format, of which each block says that another one follows."""
+    header = bytearray(tar_info("holes", type=tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
+    block = bytes(504) + b"\1" + bytes(7)
+    return gzip.compress(header) + gzip.compress(block * (1 << 17))
+
+
 @pytest.mark.parametrize(
     "archive",
     [
@@ -291,17 +321,37 @@ def test_a_zip_of_too_many_entries_is_never_listed(
         headers(tarfile.XGLTYPE, 1024 * MIB),
         headers(tarfile.GNUTYPE_LONGNAME, 1024 * MIB),
         headers(tarfile.GNUTYPE_LONGLINK, 64 << 10, count=10_000),
+        gzip.compress(sparse_tar("1.0", b"9999999999\n" + b"1\n" * (16 * MIB))),
+        endless_old_sparse(),
     ],
-    ids=["PAX", "PAX for all", "long name", "one after another"],
+    ids=["PAX", "PAX for all", "long name", "one after another", "sparse map", "old sparse map"],
 )
 def test_metadata_of_any_size_takes_no_memory(archive: bytes, tmp_path: Path) -> None:
-    tracemalloc.start()
-    try:
+    with memory_below(20 * MIB):
         assert refused(tmp_path / "here", archive) == "input_too_large"
-        assert tracemalloc.get_traced_memory()[1] < 20 * MIB
-    finally:
-        tracemalloc.stop()
     assert len(archive) < 4 * MIB
+
+
+def test_records_of_a_pax_header_that_overlap_take_bounded_memory(tmp_path: Path) -> None:
+    """Python before 3.11.10 takes each of them for a keyword with all the others in it."""
+    records = b"2 " * 7000 + b"="
+    records += bytes(-len(records) % tarfile.BLOCKSIZE)
+    header = tar_info("about", type=tarfile.XHDTYPE, size=len(records)).tobuf()
+    (tmp_path / "archive").write_bytes(header + records + tar_of(("a", b"1")))
+    with memory_below(80 * MIB), suppress(JobFailed):
+        unpack(tmp_path / "archive", tmp_path / "target", max_bytes=MIB, max_files=10)
+
+
+def test_what_global_headers_say_is_not_kept(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "archive", "wb", 1) as archive:
+        for number in range(800):
+            said = {f"comment.{number}": "x" * 14_000}
+            archive.write(tarfile.TarInfo.create_pax_global_header(said))
+            archive.write(tar_info(str(number)).tobuf())
+        archive.write(bytes(1024))
+    with memory_below(8 * MIB):
+        taken = unpack(tmp_path / "archive", tmp_path / "target", max_bytes=MIB, max_files=1000)
+    assert taken.files == 800
 
 
 def test_an_xz_that_asks_for_much_memory_gets_none(
@@ -348,7 +398,9 @@ BROKEN = {
     "zeros without end": gzip.compress(bytes(2 * MIB)),
     "size below 0": tar_of(tar_info("a", size=-512)),
     "size below 0 in a PAX header": tar_of(tar_info("a", pax_headers={"size": "-512"})),
-    "PAX header of nonsense": headers(tarfile.XHDTYPE, 512),
+    "size for all in a PAX header": tarfile.TarInfo.create_pax_global_header({"size": "1500"})
+    + tar_of(("a", b"1"), ("b", b"2"), ("c", b"3")),
+    "wrong header at the end": changed(tar_of(("a", b""), ("b", b"")), 512, b"?"),
 }  # fmt: skip
 
 

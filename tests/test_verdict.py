@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import runner, verdict
-from jobs.runner import Child, Failed
+from child import runner, verdict
+from child.runner import Child
+from child.verdict import Failed
 from tests.children import UNRULY, attempt, failure_of, result_of
 
 

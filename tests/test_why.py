@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from jobs.runner import Failure
+from child.verdict import Failure
 from processes.record import ProgressSeen, Snapshot, Trouble, Writer, new_record
 from processes.why import why
 from tests.crowd import on_every_store

@@ -23,8 +23,8 @@ from pydantic import BaseModel, JsonValue
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jobs.__main__
+from child.context import JobContext, JobFailed, JobStopped
 from jobs import JOBS, Job, Keep
-from jobs.context import JobContext, JobFailed, JobStopped
 
 
 def event_pipe() -> int:

@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from child.environment import child_environment
 from gpus import Driver, Gpus
-from jobs.child_environment import child_environment
 from settings import Role
 from storage import Capabilities, Store, StoreHealth
 from utils import WorkerError
@@ -202,7 +202,7 @@ def _count(text: str | None) -> int:
 
 
 async def try_compute() -> Finding:
-    """Have a program of its own compute on every device, see `jobs.compute_check`."""
+    """Have a program of its own compute on every device, see `child.compute_check`."""
     step = "look at the driver's and torch's CUDA versions; let RunPod replace this worker"
     try:
         code, said = await _run_compute_check()
@@ -218,7 +218,7 @@ async def try_compute() -> Finding:
 async def _run_compute_check() -> tuple[int, str]:
     """Its exit code, and the last line that it said."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "jobs.compute_check", cwd=_ROOT,
+        sys.executable, "-m", "child.compute_check", cwd=_ROOT,
         env=child_environment(os.environ, {}), stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip

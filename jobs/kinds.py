@@ -1,0 +1,84 @@
+"""What a kind is, and how the kinds that this worker has are found."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pydantic import BaseModel, JsonValue
+
+from child.prepare import Prepare
+
+#: How a module declares its kind: `KIND = Job(...)`. Only such a module is imported.
+_DECLARATION: Final = re.compile(rb"^KIND\b", re.MULTILINE)
+
+
+class Keep(NamedTuple):
+    """What a kind would load anew in each attempt, and may find loaded."""
+
+    #: The path, among the inputs, of all that it is loaded from. What is kept is known by this path
+    #: and its content, so loading may depend on nothing else.
+    input: Callable[[Any], str]
+    #: Loads it from the folder of inputs into host memory; never onto a GPU, never in threads. It
+    #: outlives the attempt whose inputs these are: nothing of it may stay mapped from a file there,
+    #: as what safetensors hands out is. Copy it (`clone`): a later attempt would find other bytes
+    #: in it, or be killed (SIGBUS).
+    load: Callable[[Path, Any], Any]
+
+
+class Job(NamedTuple):
+    """The definition behind a kind."""
+
+    params: type[BaseModel]
+    run: Callable[[Any, Any], JsonValue]
+    #: What it needs once on a machine or volume; the job finds it as `context.prepared`.
+    prepare: Prepare | None = None
+    #: What is kept in memory between consecutive processes, as `context.kept`.
+    keep: Keep | None = None
+    #: What must be free on each GPU that an attempt may use before it begins, if there is any.
+    gpu_bytes: int = 0
+
+
+class Kinds(NamedTuple):
+    """The kinds that were found, and the modules that cannot be used."""
+
+    jobs: dict[str, Job]
+    #: Why a kind cannot run: a sentence that names its module, by kind.
+    broken: dict[str, str]
+
+
+def find_kinds(package: str, folder: Path) -> Kinds:
+    """The kinds that modules of `package`, which lies in `folder`, declare: each called like its
+    module. A module that cannot be used takes no other with it."""
+    found = Kinds({}, {})
+    for path in sorted(folder.rglob("*.py"), key=lambda path: (path.stem, path)):
+        if not _DECLARATION.search(path.read_bytes()):
+            continue
+        try:
+            if path.stem in found.jobs:
+                raise ImportError("another module has this name")  # noqa: TRY301 - one way to fail
+            found.jobs[path.stem] = _declared(package, path.relative_to(folder))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's module runs anything
+            where = f"{path}:{_line_of(error, path)}"
+            sentence = f"The kind {path.stem} cannot run: {where}: {type(error).__name__}: {error}"
+            found.broken[path.stem] = sentence
+    return found
+
+
+def _line_of(error: BaseException, path: Path) -> int:
+    """Where in the file of a module its import failed: the last line that was run, else 1."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return (lines[-1] if lines else None) or 1
+
+
+def _declared(package: str, path: Path) -> Job:
+    name = ".".join((package, *path.with_suffix("").parts))
+    kind = importlib.import_module(name).KIND
+    if not isinstance(kind, Job):
+        raise TypeError("KIND is no Job")
+    return kind
