@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 PHASE_BUCKETS = (
     0.1, 0.3, 1, 3, 10, 30, 60, 300, 900, 3600, 10_800, 21_600, 43_200, 86_400, 259_200, 604_800,
 )  # fmt: skip
+PHASE_SECONDS, CANCEL_SECONDS = "worker_phase_seconds", "worker_cancel_seconds"
 CANCEL_BUCKETS = (0.5, 1, 2, 3, 5, 8, 12, 20, 30, 60, 120, 300, 3600)
 #: Kinds and failure codes are few; should a job invent one a run, the rest are `other`.
 MAX_NAMES = 100
@@ -38,14 +39,24 @@ class Sample(NamedTuple):
     value: float
 
 
+class Extremes(NamedTuple):
+    """The smallest and the largest value that a histogram saw; Prometheus has no place for them."""
+
+    labels: dict[str, str]
+    least: float
+    most: float
+
+
 class Family(NamedTuple):
-    """All numbers of one metric, as Prometheus groups them; in JSON a list of these four."""
+    """All numbers of one metric, as Prometheus groups them; in JSON a list of these five."""
 
     name: str
     #: `counter`, `gauge` or `histogram`.
     type: str
     help: str
     samples: tuple[Sample, ...]
+    #: Of a histogram, for each set of labels.
+    extremes: tuple[Extremes, ...] = ()
 
 
 class Load(NamedTuple):
@@ -71,6 +82,7 @@ class Meter:
         self._load: Callable[[], Load] = Load
         self._names: set[str] = set()
         self._gpu_seconds: dict[str, float] = {}
+        self._extremes: dict[str, dict[tuple[tuple[str, str], ...], Extremes]] = {}
         # Of its own: what other libraries register globally is none of this worker's figures.
         self._registry = CollectorRegistry(auto_describe=False)
         counter = partial(Counter, registry=self._registry)
@@ -86,11 +98,11 @@ class Meter:
             "worker_failures", "Ends of processes that have a failure, by its code.", ["code"]
         )
         self._phases = histogram(
-            "worker_phase_seconds", "How long attempts here spent on what.", ["kind", "phase"],
+            PHASE_SECONDS, "How long attempts here spent on what.", ["kind", "phase"],
             buckets=PHASE_BUCKETS,
         )  # fmt: skip
         self._cancels = histogram(
-            "worker_cancel_seconds", "From a caller's wish to cancel to the end written.",
+            CANCEL_SECONDS, "From a caller's wish to cancel to the end written.",
             buckets=CANCEL_BUCKETS,
         )  # fmt: skip
         self._requests = counter(
@@ -116,6 +128,7 @@ class Meter:
         """An attempt spent so long on `phase`; `of_child`: a child was at work."""
         kind = self._known(kind)
         self._phases.labels(kind, phase).observe(seconds)
+        self._saw(PHASE_SECONDS, seconds, kind=kind, phase=phase)
         if of_child:
             self._gpu_seconds[kind] = self._gpu_seconds.get(kind, 0.0) + seconds * self.gpus
 
@@ -128,6 +141,7 @@ class Meter:
     def cancelled(self, seconds: float) -> None:
         """A caller's cancel was heeded, so long after it was asked."""
         self._cancels.observe(seconds)
+        self._saw(CANCEL_SECONDS, seconds)
 
     def asked(self, operation: str, outcome: str) -> None:
         """The store was sent one request."""
@@ -156,11 +170,18 @@ class Meter:
                     for sample in each.samples
                     if not sample.name.endswith("_created")  # when it was first counted: no figure
                 ),
+                tuple(self._extremes.get(each.name, {}).values()),
             )
             for each in self._registry.collect()
         )  # fmt: skip
 
     # ---- inside
+
+    def _saw(self, name: str, value: float, **labels: str) -> None:
+        mine, value = self._extremes.setdefault(name, {}), float(value)
+        key = tuple(labels.items())
+        before = mine.get(key, Extremes(labels, value, value))
+        mine[key] = Extremes(labels, min(before.least, value), max(before.most, value))
 
     def _known(self, name: str) -> str:
         """`name` itself, if it is one of a bounded number of sane ones."""

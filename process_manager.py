@@ -85,7 +85,7 @@ def _attempt_parts(leases: Leases) -> AttemptParts:
             store=store,
             settings=settings,
             blobs=BlobCache(scratch / "inputs", settings.input_cache_bytes),
-            touches=Touches(store, leases.clock),
+            touches=Touches(store),
             manifests=manifests,
         ),
         gpus=GpuShares(settings.slots),

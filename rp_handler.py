@@ -217,7 +217,7 @@ class Handler:
     async def _shut_down(self, number: int) -> None:
         """Drain and leave. Jobs of drained processes stay unanswered and are delivered again."""
         log.info("%s: draining", signal.Signals(number).name)
-        await asyncio.gather(self.manager.drain(), self.presence.leave(), self._cleaner.leave())
+        await asyncio.gather(self.manager.drain(), self.presence.leave())
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.grace_seconds * REPLIES_SHARE):
                 while self._jobs_in_progress() > self._unanswered:  # noqa: ASYNC110

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import difflib
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, JsonValue, StringConstraints
 
+T = TypeVar("T")
 Clock = Callable[[], datetime]
 #: Lower-case hex.
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -82,6 +84,24 @@ def did_you_mean(
 def day_of(moment: datetime) -> str:
     """The day of an aware `moment`, by UTC, such that days sort as they follow each other."""
     return f"{moment.astimezone(UTC):%Y-%m-%d}"
+
+
+async def side_by_side(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of these calls, in order. If one fails, the others are stopped."""
+    async with together() as group:
+        tasks = [group.create_task(call) for call in calls]
+    return [task.result() for task in tasks]
+
+
+class Stopwatch:
+    """Tells how long ago it was made, also if this machine was frozen meanwhile."""
+
+    def __init__(self) -> None:
+        self._began, self._began_by_wall = time.monotonic(), time.time()
+
+    def seconds(self) -> float:
+        """By the clock that went further: one of them may not count a freeze."""
+        return max(time.monotonic() - self._began, abs(time.time() - self._began_by_wall))
 
 
 def read_time(text: str) -> datetime | None:

@@ -199,10 +199,10 @@ class FileActions:
                 digest = await asyncio.to_thread(hashlib.sha256, chunk.data)
                 if digest.hexdigest() != chunk.sha256:
                     raise ChecksumMismatch("the chunk's bytes are not those that were announced")
+            await self._touches.touch(folder)  # or nothing would lead to a chunk that is left
             await self._folders.put_chunk(
                 folder, chunk.path, chunk.offset, chunk.data, overwrite=action.overwrite
             )
-            await self._touches.touch(folder)
             return {"folder": folder, "path": chunk.path, "offset": chunk.offset,
                     "length": len(chunk.data)}  # fmt: skip
         announced = [
@@ -210,8 +210,8 @@ class FileActions:
             for file in action.files
         ]
         if action.complete:
-            manifest = await self._folders.complete(folder, announced, overwrite=action.overwrite)
             await self._touches.touch(folder)
+            manifest = await self._folders.complete(folder, announced, overwrite=action.overwrite)
             total = sum(file.size for file in manifest.files)
             return {"folder": folder, "complete": True, "count": len(manifest.files),
                     "total_bytes": total}  # fmt: skip

@@ -20,7 +20,7 @@ from storage import Store
 from tests.aged import ended, seed
 from tests.kit import Caller
 from tests.servers import S3Server, open_place
-from upkeep.store_lock import StoreLock
+from upkeep.last_clean import LastClean
 
 Requests = Counter[str]
 #: No clock strikes within a measurement.
@@ -88,7 +88,7 @@ async def measure(server: S3Server, scratch: Path) -> Costs:
         probe,
         start_up,
         await _cost(mine, owner.handler.presence._write),
-        await _cost(mine, StoreLock(store, owner.settings, "retention").look),
+        await _cost(mine, LastClean(store).look),
     )
     await store.close()
     await far.close()

@@ -70,9 +70,7 @@ class Place:
         """Have the expired removed, who are brought back first; seconds and requests it took."""
         await _put(self.store, list(self.records())[-EXPIRED:])
         await self.store.delete(["locks/retention"])  # it knows how far the last sweep came
-        # Heartbeats of the lock would follow the clock, and not what there is.
-        patient = {"heartbeat_seconds": 60, "lease_seconds": 600}
-        worker = cleaner(self.store, self._scratch / "cleaner", **patient)
+        worker = cleaner(self.store, self._scratch / "cleaner")
         began, before = time.perf_counter(), requests_of(self._meter).total()
         went = await cleaned(worker)
         assert went == {"processes": EXPIRED}, went

@@ -16,13 +16,14 @@ from typing import NamedTuple
 from pydantic import BaseModel, JsonValue
 from zipstream import ZIP_STORED, ZipStream
 
+from processes.index import ARCHIVES, age_key
 from processes.lease import until_answered
 from processes.manifest import Manifests, artifact_key, choose
 from processes.reading import RecordUnreadable, UnknownProcess, read_record
 from processes.record import Record
 from processes.uploads import OnProgress, Uploads
 from storage import ObjectNotFound, Store
-from utils import WorkerError, day_of
+from utils import WorkerError
 
 #: The kind of such a process, and its one artifact.
 ARCHIVE, ARCHIVE_PATH = "archive", "archive.zip"
@@ -32,13 +33,9 @@ READ_BYTES, READS_AHEAD = 2 << 20, 6
 MAX_FILES = 100_000
 
 
-#: Below this lie zero-byte rows, a folder a day: what was begun on that day. They expire long
-#: before other processes do, and are found without looking at those.
-AGES = "ages/archives/"
-
-
-def archive_age_key(record: Record) -> str:
-    return f"{AGES}{day_of(record.created_at)}/{record.process_id}"
+def archive_row(record: Record) -> str:
+    """The key of the row by which an archive is found when it is old."""
+    return age_key(ARCHIVES, record.process_id, record.created_at)
 
 
 class ArchiveFailed(WorkerError):
@@ -114,8 +111,8 @@ class Archiver:
         """
         try:
             async with asyncio.timeout(self._patience_seconds):
-                age_key = archive_age_key(record)
-                await until_answered(lambda: self._store.put(age_key, b""))
+                row = archive_row(record)
+                await until_answered(lambda: self._store.put(row, b""))
                 contents = await until_answered(lambda: self._gather(params))
         except TimeoutError:
             raise ArchiveFailed("the store did not say what there is to archive") from None

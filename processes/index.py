@@ -7,9 +7,9 @@ it are read for a page; it keeps the rows of 17 minutes, a *slice*, and a page r
 The record is the truth and is written first; a worker that dies in between leaves an old row or two
 rows for one process, which `read_rows` merges and the next `show` or `repair` removes.
 
-Rows from before there were slices have no `/`: *flat* ones (decision 016). They are read, and gone
-with the next change, but not written. In a slice they come after all others, and so need not lie
-beside the other row of their process.
+Retention finds a process by the same row: what is older than a moment is the end of the list. An
+archive and a deleted process expire earlier, so each has a row of its own under `ages/`, which has
+the same beginning as a row of the index (decision 018).
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from inputs.sources import NAME
 from processes.record import Record, Status
 from storage import MAX_PAGE, Page, Store
 from stores.prefixes import list_all
-from utils import together
 
 PREFIX = "index/"
+#: Rows of archives, by their creation, and of deleted processes, by their deletion.
+ARCHIVES, DELETED = "ages/archives/", "ages/deleted/"
 #: Asked for beside those of a page: while a status changes a process has two. A bucket takes, and
 #: a worker, most of a page's time for its rows.
 SPARE_ROWS = 50
@@ -41,9 +43,9 @@ _ORDER = [
     Status.QUEUED, Status.RUNNING, Status.INTERRUPTED, Status.FAILED, Status.CANCELLED,
     Status.COMPLETED,
 ]  # fmt: skip
-_KEY = re.compile(
-    rf"{PREFIX}([0-9]{{{_SLICE}}})/?([0-9]{{6}})~([^~]+)~([^~]+)~({'|'.join(_ORDER)})"
-)
+_PLACE = rf"([0-9]{{{_SLICE}}})/([0-9]{{6}})~({NAME})"
+_KEY = re.compile(rf"{PREFIX}{_PLACE}~([^~]+)~({'|'.join(_ORDER)})")
+_AGE_KEY = re.compile(rf"ages/(?:archives|deleted)/{_PLACE}")
 
 
 class Row(NamedTuple):
@@ -56,22 +58,32 @@ class Row(NamedTuple):
     key: str
 
 
+class Lead(NamedTuple):
+    """A row by which retention finds a process. `kind` is None where the row does not say it."""
+
+    process_id: str
+    kind: str | None
+    at: datetime
+    key: str
+
+
 def index_key(record: Record, status: Status | None = None) -> str:
-    return f"{_beginning(record.created_at)}~{_name(record, status or record.status)}"
+    return f"{_beginning(record)}~{record.kind}~{status or record.status}"
 
 
-def _beginning(created_at: datetime) -> str:
-    return _beginnings(created_at)[0]
+def age_key(prefix: str, process_id: str, moment: datetime) -> str:
+    """The key of a process's row under `ARCHIVES` or `DELETED`."""
+    return f"{prefix}{_place(moment)}~{process_id}"
 
 
-def _beginnings(created_at: datetime) -> tuple[str, str]:
-    """Of a row in its slice, and of a flat one."""
-    digits = f"{_END_OF_TIME_MS - int(created_at.timestamp() * 1000):013d}"
-    return f"{PREFIX}{digits[:_SLICE]}/{digits[_SLICE:]}", PREFIX + digits
+def _beginning(record: Record) -> str:
+    return age_key(PREFIX, record.process_id, record.created_at)
 
 
-def _name(record: Record, status: Status) -> str:
-    return f"{record.process_id}~{record.kind}~{status}"
+def _place(moment: datetime) -> str:
+    """Sorts later moments first."""
+    digits = f"{_END_OF_TIME_MS - int(moment.timestamp() * 1000):013d}"
+    return f"{digits[:_SLICE]}/{digits[_SLICE:]}"
 
 
 class IndexEntry:
@@ -112,7 +124,6 @@ async def read_rows(
     One LIST. With a filter a page may be short, or even empty, and still have a cursor; without
     one it is short where `SPARE_ROWS` rows or more are second ones, and by one at the largest
     `limit`: whether a second row of the last process follows would be known of the next page only.
-    A process with a flat row beside another is shown once where one LIST has both, else twice.
     """
     asked = MAX_PAGE if status or kind else min(MAX_PAGE, limit + SPARE_ROWS)
     page = await store.list(PREFIX, start_after=PREFIX + cursor if cursor else None, limit=asked)
@@ -135,14 +146,12 @@ def _chosen(
     """As `read_rows`, of what one LIST gave."""
     found = [row for listed in page.objects if (row := _parse(listed.key))]
     groups = [list(rows) for _, rows in groupby(found, _identity)]
-    in_order = sorted(found, key=lambda row: _ORDER.index(row.status))
-    latest: dict[tuple[str, datetime], Row] = {_identity(row): row for row in in_order}
     if page.next is not None and len(groups) > 1:
         groups.pop()  # its other rows may be on the next page
     chosen: list[Row] = []
     for taken, rows in enumerate(groups, 1):
-        row = latest.pop(_identity(rows[0]), None)  # None: it has come already
-        if row and status in (None, row.status) and kind in (None, row.kind):
+        row = max(rows, key=lambda row: _ORDER.index(row.status))
+        if status in (None, row.status) and kind in (None, row.kind):
             chosen.append(row)
         more = taken < len(groups) or page.next is not None
         if len(chosen) == limit or taken == len(groups):
@@ -150,51 +159,27 @@ def _chosen(
     return chosen, page.next.removeprefix(PREFIX) if page.next else None
 
 
-async def rows_before(store: Store, moment: datetime) -> AsyncIterator[list[Row]]:
-    """All rows of each process that was created by then, newest first. One LIST for 1000 rows.
+async def leads_before(store: Store, prefix: str, moment: datetime) -> AsyncIterator[Lead]:
+    """The rows under `prefix` that are older than `moment`, newest first. One LIST for 1000.
 
-    A process with a flat row beside another may come twice.
+    What is under `prefix` and no row is skipped.
     """
-    rows: list[Row] = []
-    async for listed in list_all(store, PREFIX, _beginning(moment)):
-        row = _parse(listed.key)
-        if row is None or row.created_at > moment:  # the flat ones of the whole slice come by
-            continue
-        if rows and _identity(rows[0]) != _identity(row):
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows
+    async for listed in list_all(store, prefix, prefix + _place(moment)):
+        if lead := _lead(listed.key):
+            yield lead
 
 
 async def rows_there(store: Store, record: Record) -> list[str]:
-    """The keys of those rows of the process that there are. Two LISTs of a few rows, at once."""
-    async with together() as group:
-        looks = [
-            group.create_task(_rows_at(store, record, beginning))
-            for beginning in _beginnings(record.created_at)
-        ]
-    return [key for look in looks for key in look.result()]
-
-
-async def _rows_at(store: Store, record: Record, beginning: str) -> list[str]:
-    mine = _rows_from(record, beginning)
+    """The keys of those rows of the process that there are. One LIST of a few rows."""
+    mine, beginning = rows_of(record), _beginning(record)
     folder = beginning[: beginning.rindex("/") + 1]
-    after = f"{beginning}~{record.process_id}~"
-    page = await store.list(folder, start_after=after, limit=len(mine))
+    page = await store.list(folder, start_after=f"{beginning}~", limit=len(mine))
     return [listed.key for listed in page.objects if listed.key in mine]
 
 
 def rows_of(record: Record) -> list[str]:
     """The keys of all rows that a process may have."""
-    return [
-        key for beginning in _beginnings(record.created_at) for key in _rows_from(record, beginning)
-    ]
-
-
-def _rows_from(record: Record, beginning: str) -> list[str]:
-    return [f"{beginning}~{_name(record, status)}" for status in _ORDER]
+    return [index_key(record, status) for status in _ORDER]
 
 
 def _others(record: Record) -> list[str]:
@@ -207,10 +192,22 @@ def _identity(row: Row) -> tuple[str, datetime]:
 
 
 def _parse(key: str) -> Row | None:
-    """The row that a key is; None for what somebody else put there."""
+    """The row that a key is; None for a foreign object."""
     parts = _KEY.fullmatch(key)
     if parts is None:
         return None
     slice_, rest, process_id, kind, status = parts.groups()
-    created = datetime.fromtimestamp((_END_OF_TIME_MS - int(slice_ + rest)) / 1000, UTC)
-    return Row(process_id, kind, Status(status), created, key)
+    return Row(process_id, kind, Status(status), _moment(slice_ + rest), key)
+
+
+def _lead(key: str) -> Lead | None:
+    if row := _parse(key):
+        return Lead(row.process_id, row.kind, row.created_at, key)
+    if parts := _AGE_KEY.fullmatch(key):
+        slice_, rest, process_id = parts.groups()
+        return Lead(process_id, None, _moment(slice_ + rest), key)
+    return None
+
+
+def _moment(digits: str) -> datetime:
+    return datetime.fromtimestamp((_END_OF_TIME_MS - int(digits)) / 1000, UTC)

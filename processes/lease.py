@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from meter import Meter
+from processes.reading import RecordUnreadable, decode_record
 from processes.record import Record, Trouble, Writer, record_key
 from processes.record_cache import Copy, RecordCache, Unsent
 from redaction import Redactor
@@ -212,7 +213,12 @@ class Lease:
         except ObjectNotFound:
             self.lost.set()
             return
-        record = Record.model_validate_json(found.data)
+        try:
+            record = decode_record(self._stored.process_id, found.data)
+        except RecordUnreadable as error:  # not by this version, so not mine
+            log.warning("lost: %s", error)
+            self.lost.set()
+            return
         if record.writer != self._stored.writer:
             log.warning("lost to worker %s", record.writer.worker_id)
             self.lost.set()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from processes.record import Record, record_key
+from processes.record import FORMAT, Record, record_key
 from storage import ObjectNotFound, Store, Stored
 from utils import WorkerError
 
@@ -19,6 +19,19 @@ class RecordUnreadable(WorkerError):
     """What lies under the record's key is not a record."""
 
     code = "record_unreadable"
+
+
+class RecordNewer(RecordUnreadable):
+    """A worker of a newer version wrote the record. This worker leaves the process alone."""
+
+    code = "record_newer"
+    retryable = True  # another worker of the endpoint may be new enough
+
+
+class _Format(BaseModel):
+    """The part of a record that every version can read."""
+
+    format: int = 0
 
 
 async def read_stored(store: Store, process_id: str, *, cached: Stored | None = None) -> Stored:
@@ -38,19 +51,41 @@ async def read_record(store: Store, process_id: str) -> Record:
 
     Raises:
         UnknownProcess: there is none, or none any more.
-        RecordUnreadable: what is there is none.
+        RecordUnreadable: what is there is none, or of a newer format.
     """
     return present(decode_record(process_id, (await read_stored(store, process_id)).data))
 
 
 def decode_record(process_id: str, data: bytes) -> Record:
+    """The record that these bytes are.
+
+    Raises:
+        RecordNewer: it has a newer format than this worker knows.
+        RecordUnreadable: they are no record of this process.
+    """
     try:
-        return Record.model_validate_json(data)
+        record = Record.model_validate_json(data)
     except ValidationError as error:
+        newer = _format_of(data)
+        if newer > FORMAT:
+            raise RecordNewer(
+                f"the record of {process_id} has format {newer}; this worker knows format "
+                f"{FORMAT} and leaves it alone: ask a worker of the newer version"
+            ) from None
         raise RecordUnreadable(
             f"the record of {process_id} is not one that this worker can read "
             f"({error.error_count()} fields)"
         ) from None
+    if record.process_id != process_id:
+        raise RecordUnreadable(f"the record of {process_id} is one of another process")
+    return record
+
+
+def _format_of(data: bytes) -> int:
+    try:
+        return _Format.model_validate_json(data).format
+    except ValidationError:
+        return 0
 
 
 def present(record: Record) -> Record:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
 from child.events import Progress
 from child.verdict import Failure
@@ -30,6 +30,9 @@ class Status(StrEnum):
     CANCELLED = "cancelled"  #: terminal: stopped because somebody asked
 
 
+#: Of the records that this version writes. Raise it when an older version would misread, or on
+#: writing lose, what a record says: then it leaves such a record alone.
+FORMAT = 1
 TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 #: A record stays small: a longer list of artifacts is in the manifest only.
 MAX_FILES_INLINE = 100
@@ -138,6 +141,8 @@ class ArtifactsSummary(RecordPart):
 class Record(RecordPart):
     """One process as the store holds it. Changing one means making the next one."""
 
+    #: A record of a newer format is refused (`processes.reading`) and never changed.
+    format: int = Field(default=FORMAT, ge=1, le=FORMAT)
     process_id: str
     kind: str
     #: As validated; values of secret fields are masked before they get here.

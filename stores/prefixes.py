@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from storage import InvalidKey, check_key
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -17,15 +19,28 @@ class Removed(NamedTuple):
     bytes: int
 
 
+def is_key(key: str) -> bool:
+    """Whether a worker can name this object; a bucket may hold others."""
+    try:
+        check_key(key)
+    except InvalidKey:
+        return False
+    return True
+
+
 async def list_all(store: Store, prefix: str, after: str | None = None) -> AsyncIterator[Listed]:
-    """All that begins with `prefix` and comes after the key `after`, in key order, page by page."""
+    """All that begins with `prefix` and comes after the key `after`, in key order, page by page.
+
+    Objects that no worker can name are skipped. A whole page of them ends the list.
+    """
     while True:
         page = await store.list(prefix, start_after=after)
-        for row in page.objects:
+        rows = [row for row in page.objects if is_key(row.key)]
+        for row in rows:
             yield row
-        if page.next is None:
+        if page.next is None or not rows:
             return
-        after = page.next
+        after = rows[-1].key
 
 
 async def delete_all(store: Store, prefix: str) -> Removed:

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from inputs.touches import Touches
 from process_manager import new_leases
-from processes.archive import archive_age_key
+from processes.archive import archive_row
 from processes.index import index_key
 from processes.lease import Leases
 from processes.record import Record, Status, Writer, new_record, record_key
 from tests.faulty_store import FaultyStore
 from tests.kit import settings
 from upkeep.clean_run import DAY, CleanReport
-from upkeep.retention import RETENTION, clean
-from utils import day_of, new_nonce, utc_now
+from upkeep.last_clean import KEY as LOCK
+from upkeep.retention import clean
+from utils import new_nonce, utc_now
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from storage import Store
 
 LATER_DAYS = 100.0
-LOCK = f"locks/{RETENTION}"
 
 
 class LaterStore(FaultyStore):
@@ -79,11 +79,6 @@ def ended(
     return record.written(now)
 
 
-def today() -> str:
-    """As a cleaner counts to whom it is later."""
-    return day_of(days_ago(0))
-
-
 async def seed(store: Store, record: Record, *, files: int = 1) -> None:
     """All that such a process leaves in a store."""
     puts = [(record_key(record.process_id), record.encode()), (index_key(record), b"")]
@@ -91,7 +86,7 @@ async def seed(store: Store, record: Record, *, files: int = 1) -> None:
         (f"processes/{record.process_id}/attempts/1/artifacts/{n}", b"abc") for n in range(files)
     ]
     if record.kind == "archive":
-        puts.append((archive_age_key(record), b""))
+        puts.append((archive_row(record), b""))
     await asyncio.gather(*(store.put(key, data) for key, data in puts))
 
 
@@ -107,9 +102,9 @@ def seed_folder(root: Path, records: list[Record]) -> None:
             path.write_bytes(data)
 
 
-async def bring(store: Store, folder: str, *, used_days_ago: float) -> None:
-    """An input folder that was used so long before the cleaner comes."""
-    await Touches(store, lambda: days_ago(used_days_ago)).touch(folder)
+async def bring(store: Store, folder: str) -> None:
+    """An input folder that was used `LATER_DAYS` before the cleaner comes."""
+    await Touches(store).touch(folder)
     for name in ("a", "b/c", ".worker/manifest.json"):
         await store.put(f"inputs/{folder}/{name}", b"12")
 
@@ -125,7 +120,7 @@ async def contents(store: Store, prefix: str = "") -> dict[str, tuple[bytes, dat
 def cleaner(store: Store, scratch: Path, *, later: float = LATER_DAYS, **changes: Any) -> Leases:
     """A worker that may clean, so many days later; its `store` is a `LaterStore`."""
     later_store = LaterStore(store, later)
-    chosen = {"process_days": 30, "input_days": 20, "takeover_watch_seconds": 0} | changes
+    chosen = {"process_days": 30, "input_days": 20} | changes
     later_clock = lambda: utc_now() + timedelta(days=later)  # noqa: E731
     return new_leases(later_store, settings(scratch, **chosen), clock=later_clock)  # type: ignore[arg-type]
 

@@ -5,9 +5,8 @@ import signal
 
 import pytest
 
-from processes.index import index_key
+from processes.index import DELETED, age_key, index_key
 from processes.record import Record, Writer, cancel_key, record_key
-from processes.removal import erased_age_key
 from storage import StorageUnavailable
 from tests.aged import (
     LATER_DAYS,
@@ -18,14 +17,13 @@ from tests.aged import (
     days_ago,
     ended,
     seed,
-    today,
 )
 from tests.mortal_cleaner import run_to_its_death
 from tests.patience import PATIENCE
 from tests.servers import keys_of, on_both_stores, on_local
 from upkeep.clean_run import CleanReport
-from upkeep.retention import Cleaner, clean
-from utils import day_of, new_nonce
+from upkeep.retention import Cleaner, clean, clean_if_due
+from utils import new_nonce
 
 # ---- a run that is cut short
 
@@ -33,7 +31,7 @@ from utils import day_of, new_nonce
 async def full_store(store):
     for name, kind in (("a", "sleep"), ("b", "sleep"), ("zip", "archive")):
         await seed(store, ended(name, 60, kind=kind), files=2)
-    await bring(store, "f", used_days_ago=LATER_DAYS)
+    await bring(store, "f")
     await store.put(index_key(ended("gone", 70)), b"")
     await seed(store, ended("young", 1))
 
@@ -105,7 +103,6 @@ async def test_a_killed_cleaner_is_succeeded_by_the_next(store, place, tmp_path,
     await full_store(store)
     code = await run_to_its_death(place, tmp_path / "dead", write)
     assert code == -signal.SIGKILL
-    assert b'"holder":null' not in (await store.get("locks/retention")).data
     await nothing_old_is_left(store, tmp_path)
 
 
@@ -119,7 +116,7 @@ async def test_a_store_that_goes_away_ends_the_run_and_is_no_fault(store, tmp_pa
     await nothing_old_is_left(store, tmp_path)
     worker.store.away = True
     with pytest.raises(StorageUnavailable):
-        await Cleaner(worker)._clean_if_due()
+        await clean_if_due(worker, CleanReport())
 
 
 @on_both_stores
@@ -131,7 +128,7 @@ async def test_where_the_store_does_not_tell_the_time_nothing_expires(store, tmp
     with pytest.raises(StorageUnavailable, match="does not tell the time"):
         await cleaned(worker)
     assert await contents(store) == before
-    await Cleaner(worker)._clean_if_due()  # not even tried while the lock's age is unknown
+    await clean_if_due(worker, CleanReport())  # not even tried while its age is unknown
     assert await contents(store) == before
     worker.store.timeless = False
     await nothing_old_is_left(store, tmp_path)
@@ -146,7 +143,7 @@ async def test_a_dry_run_tells_what_would_go_and_changes_nothing(store, tmp_path
     await store.put(cancel_key("never"), b"{}")
     erased = ended("erased", 60).erased(Writer(worker_id="w", nonce=new_nonce()))
     await store.put(record_key("erased"), erased.encode())
-    await store.put(erased_age_key("erased", day_of(days_ago(5))), b"")
+    await store.put(age_key(DELETED, "erased", days_ago(5)), b"")
     before = await contents(store)
     report = CleanReport(dry_run=True)
     worker = cleaner(store, tmp_path)
@@ -165,14 +162,18 @@ async def test_a_dry_run_tells_what_would_go_and_changes_nothing(store, tmp_path
 # ---- in the background
 
 
+async def is_erased(store, process_id):
+    return Record.model_validate_json((await store.get(record_key(process_id))).data).deleted
+
+
 @on_local
 async def test_workers_look_and_clean_only_when_nobody_has_for_a_while(store, tmp_path):
     await seed(store, ended("old", 60))
     first = cleaner(store, tmp_path)
-    await Cleaner(first)._clean_if_due()
-    assert erased_age_key("old", today()) in await keys_of(store)
+    await clean_if_due(first, CleanReport())
+    assert await is_erased(store, "old")
     second = cleaner(store, tmp_path, later=0)
-    await Cleaner(second)._clean_if_due()
+    await clean_if_due(second, CleanReport())
     assert [call.name for call in second.store.calls] == ["get"]
 
 
@@ -181,9 +182,9 @@ async def test_a_worker_cleans_by_itself(store, tmp_path):
     await seed(store, ended("old", 60))
     worker = cleaner(store, tmp_path, clean_seconds=0.05)
     keeping = asyncio.create_task(Cleaner(worker).keep())
-    while erased_age_key("old", today()) not in await keys_of(store):  # noqa: ASYNC110
-        await asyncio.sleep(0.02)
-    assert Record.model_validate_json((await store.get(record_key("old"))).data).deleted
+    async with asyncio.timeout(PATIENCE):
+        while not await is_erased(store, "old"):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     keeping.cancel()
     await asyncio.wait([keeping])
 
@@ -199,41 +200,39 @@ async def test_a_disk_that_cannot_be_tidied_keeps_no_worker_from_cleaning(
     await seed(store, ended("old", 60))
     keeping = asyncio.create_task(Cleaner(cleaner(store, tmp_path, clean_seconds=0.05)).keep())
     async with asyncio.timeout(PATIENCE):
-        while erased_age_key("old", today()) not in await keys_of(store):  # noqa: ASYNC110
+        while not await is_erased(store, "old"):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert "not tidied" in caplog.text
     keeping.cancel()
     await asyncio.wait([keeping])
 
 
-async def in_the_middle_of_it(store, tmp_path):
-    """A cleaner that has the lock and is about to remove files, its task, and its worker."""
-    await seed(store, ended("old", 60))
-    worker = cleaner(store, tmp_path, clean_seconds=0.05)
-    pause = worker.store.pause_before("delete", "processes/")
-    it = Cleaner(worker)
-    keeping = asyncio.create_task(it.keep())
-    await pause.reached.wait()
-    return it, keeping, worker
-
-
 @on_both_stores
-async def test_a_cleaner_that_leaves_lets_go_of_its_lock(store, tmp_path):
-    it, keeping, _ = await in_the_middle_of_it(store, tmp_path)
-    assert b'"holder":null' not in (await store.get("locks/retention")).data
-    await it.leave()
-    assert keeping.cancelled()
-    assert b'"holder":null' in (await store.get("locks/retention")).data
+async def test_of_many_that_find_it_due_at_once_one_cleans(store, tmp_path):
+    await clean(cleaner(store, tmp_path), CleanReport())
+    await seed(store, ended("old", 60))
+    workers = [cleaner(store, tmp_path) for _ in range(6)]
+    pauses = [worker.store.pause_after("get", "locks/retention") for worker in workers]
+    cleaning = [asyncio.create_task(clean_if_due(worker, CleanReport())) for worker in workers]
+    for pause in pauses:
+        await pause.reached.wait()
+    for pause in pauses:
+        pause.go.set()
+    await asyncio.gather(*cleaning)
+    assert sum(bool(worker.store.asked("list")) for worker in workers) == 1
+    assert await is_erased(store, "old")
 
 
 @on_local
-async def test_a_cleaner_that_leaves_does_not_wait_for_a_store_that_hangs(store, tmp_path):
-    it, keeping, worker = await in_the_middle_of_it(store, tmp_path)
-    worker.store.freeze()
-    await asyncio.wait_for(it.leave(), PATIENCE)
-    assert not keeping.done()
-    worker.store.thaw()
+async def test_a_cleaner_that_is_stopped_leaves_the_rest_to_the_next(store, tmp_path):
+    await full_store(store)
+    worker = cleaner(store, tmp_path, clean_seconds=0.05)
+    pause = worker.store.pause_before("delete", "processes/")
+    keeping = asyncio.create_task(Cleaner(worker).keep())
+    await pause.reached.wait()
+    keeping.cancel()
     await asyncio.wait([keeping])
+    await nothing_old_is_left(store, tmp_path)
 
 
 @on_local

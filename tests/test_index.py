@@ -6,11 +6,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from processes.index import IndexEntry, index_key, read_rows, repair, rows_before, rows_there
+from processes.index import (
+    PREFIX,
+    IndexEntry,
+    index_key,
+    leads_before,
+    read_rows,
+    repair,
+    rows_there,
+)
 from processes.record import Status, Writer, new_record
 from storage import StorageUnavailable
 from stores.local_store import LocalStore
-from tests.aged import cleaned, cleaner, ended, seed
 from tests.crowd import on_every_store
 from tests.faulty_store import FaultyStore
 
@@ -284,10 +291,8 @@ async def test_a_list_in_a_folder_reads_the_slices_it_needs(tmp_path, monkeypatc
         assert len(rows) > 8, page
         assert len(read) <= 3, page  # `index/` and one slice, or two
         read.clear()
-    before = [rows async for rows in rows_before(store, EPOCH + timedelta(minutes=9))]
-    assert [row.process_id for rows in before for row in rows] == [
-        f"p00{n}" for n in range(9, -1, -1)
-    ]
+    before = [lead async for lead in leads_before(store, PREFIX, EPOCH + timedelta(minutes=9))]
+    assert [lead.process_id for lead in before] == [f"p00{n}" for n in range(9, -1, -1)]
     assert len(read) <= 3
     read.clear()
     record = record_of("p150", minute=150)
@@ -315,23 +320,6 @@ async def test_a_slice_that_empties_while_rows_come_into_it_loses_none(tmp_path)
         await store.close()
 
 
-# ---- rows from before there were slices
-
-
-def flat(key):
-    return "index/" + key.removeprefix("index/").replace("/", "")
-
-
-async def test_flat_rows_are_listed_and_their_cursors_still_lead_on(crowd):
-    for number in range(60):
-        await crowd.store.put(flat(index_key(record_of(f"p{number:02d}", minute=number))), b"")
-    expected = [(f"p{number:02d}", "queued") for number in reversed(range(60))]
-    assert (await listed(crowd.store, limit=7))[0] == expected
-    cursor = flat(index_key(record_of("p20", minute=20))).removeprefix("index/")
-    rows, _ = await read_rows(crowd.store, limit=3, cursor=cursor, status=None, kind=None)
-    assert [row.process_id for row in rows] == ["p19", "p18", "p17"]
-
-
 @pytest.mark.parametrize(
     "cursor", ["8214457", "8214457/", "/", "~", "../x", "zzz", "8214457/~", "0"]
 )
@@ -340,79 +328,3 @@ async def test_any_cursor_is_a_place_in_the_list(crowd, cursor):
         await crowd.store.put(index_key(record_of(f"p{number}", minute=number)), b"")
     reply = await crowd.worker()("processes", cursor=cursor)
     assert len(reply["processes"]) in (0, 3)
-
-
-@pytest.mark.parametrize("page", range(3, 13))
-async def test_a_process_with_rows_of_both_kinds_is_shown_at_least_once(crowd, monkeypatch, page):
-    """And only once where one page has both."""
-    for number in range(6):
-        record = record_of(f"p{number}", minute=number)
-        await crowd.store.put(flat(index_key(record, Status.RUNNING)), b"")
-        await crowd.store.put(index_key(record, Status.COMPLETED), b"")
-    expected = [(f"p{number}", "completed") for number in reversed(range(6))]
-    assert (await listed(crowd.store))[0] == expected
-    assert (await listed(crowd.store, status=Status.RUNNING))[0] == []
-    monkeypatch.setattr("processes.index.MAX_PAGE", page)
-    for limit in (1, 2, 5, 200):
-        rows, _ = await listed(crowd.store, limit=limit)
-        assert [row for row in rows if row[1] == "completed"] == expected
-
-
-@pytest.mark.parametrize("how", ["show", "repair"])
-async def test_whoever_goes_on_with_a_process_removes_its_flat_rows(crowd, how):
-    me = Writer(worker_id="new", nonce="2")
-    first = record_of("p").running(EPOCH)
-    record = first.interrupted(EPOCH, reason="drained").claimed(me, EPOCH, reason="resumed")
-    for status in Status:
-        await crowd.store.put(flat(index_key(record, status)), b"")
-    assert len(await rows_there(crowd.store, record)) == len(Status)
-    await (repair(crowd.store, record) if how == "repair" else IndexEntry(crowd.store).show(record))
-    assert await rows_of(crowd.store) == [index_key(record)]
-
-
-async def test_a_deletion_takes_the_flat_rows_too(crowd):
-    worker = crowd.worker()
-    await worker.start("p")
-    record = await crowd.record("p")
-    for status in Status:
-        await crowd.store.put(flat(index_key(record, status)), b"")
-    await worker("delete", process_id="p", confirm="p")
-    assert await rows_of(crowd.store) == []
-
-
-async def test_by_a_moment_flat_rows_are_told_apart_to_the_millisecond(crowd):
-    """Although those of the whole slice are listed."""
-    keys = [index_key(record_of(f"p{number}", minute=number)) for number in range(40)]
-    for key in keys:
-        await crowd.store.put(flat(key), b"")
-    moment = EPOCH + timedelta(minutes=25)
-    found = [rows[0].process_id async for rows in rows_before(crowd.store, moment)]
-    assert found == [f"p{number}" for number in range(25, -1, -1)]
-
-
-async def test_the_cleaner_removes_what_flat_rows_lead_to_and_no_more(crowd, tmp_path):
-    old, both, young = ended("old", 60), ended("both", 60), ended("young", 5)
-    gone = ended("gone", 60)
-    for record in (old, both, young):
-        await seed(crowd.store, record)
-    for record in (old, young):
-        await crowd.store.delete([index_key(record)])
-    for record in (old, both, young, gone):
-        await crowd.store.put(flat(index_key(record)), b"")
-    found = await cleaned(cleaner(crowd.store, tmp_path))
-    assert found["rows that led nowhere"] == 1
-    assert found["rows mended"] == 1  # the sweep has come to `young` already
-    assert await rows_of(crowd.store) == [index_key(young)]
-    assert (await crowd.record("young")).status is Status.COMPLETED
-
-
-@pytest.mark.parametrize("beside", [False, True])
-async def test_the_sweep_puts_a_row_into_its_slice(crowd, tmp_path, beside):
-    record = ended("p", 1)
-    await seed(crowd.store, record)
-    await crowd.store.put(flat(index_key(record)), b"")
-    if not beside:
-        await crowd.store.delete([index_key(record)])
-    assert await cleaned(cleaner(crowd.store, tmp_path)) == {"rows mended": 1}
-    assert await rows_of(crowd.store) == [index_key(record)]
-    assert await cleaned(cleaner(crowd.store, tmp_path)) == {}

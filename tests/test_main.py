@@ -168,26 +168,3 @@ def test_clean_tells_what_would_go_and_then_removes_it(run, tmp_path):
         assert says in ended.stdout
         assert left.exists() == there
     assert not (tmp_path / "data/processes").exists()  # no job was run
-
-
-#: A cleaner that lives: it writes its lock over and over, each time as a whole.
-BEATING = """
-import itertools, os, sys, time
-for beat in itertools.count():
-    with open(sys.argv[1] + ".new", "w") as lock:
-        lock.write('{"holder": "w", "beat": %d}' % beat)
-    os.replace(sys.argv[1] + ".new", sys.argv[1])
-    time.sleep(0.1)
-"""
-
-
-def test_clean_says_who_is_at_it_already(run, tmp_path):
-    lock = tmp_path / "data/locks/retention"
-    lock.parent.mkdir(parents=True)
-    lock.write_text('{"holder": "w", "beat": 1}')
-    with subprocess.Popen([sys.executable, "-c", BEATING, lock]) as holder:
-        ended = run("clean")
-        holder.kill()
-    assert ended.returncode == 1
-    assert "lock_held" in ended.stdout
-    assert "Traceback" not in ended.stderr

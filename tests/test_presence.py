@@ -242,6 +242,10 @@ SPOILT = {
                  [["worker_cancel_seconds_bucket", {}, 1]]],
     "a word for a bound": ["worker_cancel_seconds", "histogram", "?",
                            [["worker_cancel_seconds_bucket", {"le": "x"}, 1]]],
+    "no extremes": ["worker_cancel_seconds", "histogram", "?",
+                    [["worker_cancel_seconds_count", {}, 1], ["worker_cancel_seconds_sum", {}, 1]]],
+    "no number for an extreme": ["worker_cancel_seconds", "histogram", "?", [],
+                                 [[{}, float("nan"), 1]]],
 }  # fmt: skip
 
 

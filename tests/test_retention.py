@@ -2,14 +2,14 @@
 
 import asyncio
 import random
+from contextlib import closing
 
 import pytest
 
-from inputs.touches import age_key, used_key
-from processes.index import index_key
+from inputs.touches import Touches, used_key
+from processes.index import ARCHIVES, DELETED, age_key, index_key
 from processes.record import Status, Writer, cancel_key, record_key
-from processes.removal import erased_age_key
-from storage import ObjectChanged
+from storage import InvalidKey, ObjectChanged, StorageUnavailable
 from tests.aged import (
     LATER_DAYS,
     bring,
@@ -20,18 +20,16 @@ from tests.aged import (
     ended,
     seed,
     seed_folder,
-    today,
 )
 from tests.crowd import on_every_store
-from tests.servers import keys_of, on_both_stores, on_local
+from tests.servers import client, keys_of, on_both_stores, on_local
 from upkeep.expired_processes import is_expired
 from upkeep.lifecycle import lifecycle_rules
-from utils import day_of, new_nonce, utc_now
+from utils import new_nonce, utc_now
 
 
 def requests(worker):
-    """What a run has asked; its lock's heartbeats follow the clock and not what there is."""
-    return len([call for call in worker.store.calls if not call.key.startswith("locks/retention")])
+    return len(worker.store.calls)
 
 
 # ---- processes
@@ -47,7 +45,8 @@ async def test_what_ended_long_ago_goes_and_nothing_else_is_touched(store, tmp_p
     left = await contents(store)
     assert {key: left[key] for key in young} == young
     erased = [record_key(name) for name in ("old-1", "old-2")]
-    rows = [erased_age_key(name, today()) for name in ("old-1", "old-2")]
+    rows = [key for key in left if key.startswith(DELETED)]
+    assert sorted(key.partition("~")[2] for key in rows) == ["old-1", "old-2"]
     assert sorted(left.keys() - young.keys()) == sorted(erased + rows)
 
 
@@ -211,7 +210,7 @@ async def test_an_id_that_was_used_again_keeps_its_new_process(store, tmp_path):
 
 @on_local
 async def test_an_erased_record_whose_id_is_used_again_is_not_removed(store, tmp_path):
-    await store.put(erased_age_key("p", day_of(days_ago(5))), b"")
+    await store.put(age_key(DELETED, "p", days_ago(5)), b"")
     await seed(store, ended("p", 1))
     before = await contents(store, "processes/")
     await cleaned(cleaner(store, tmp_path))
@@ -228,6 +227,7 @@ async def test_who_was_frozen_before_it_removes_an_erased_record_does_not(
     await cleaned(cleaner(store, tmp_path))
     worker = cleaner(store, tmp_path, later=LATER_DAYS + 2)
     monkeypatch.setattr("upkeep.clean_run.BREATH_SECONDS", -1)
+    monkeypatch.setattr("upkeep.sweep.ERASED_LONG_SECONDS", float("inf"))
     assert await cleaned(worker) == {}
     assert record_key("p") in await keys_of(store)
     monkeypatch.undo()
@@ -238,19 +238,18 @@ async def test_who_was_frozen_before_it_removes_an_erased_record_does_not(
 
 
 @on_every_store
-async def test_an_archive_has_a_row_of_its_day_and_goes_by_it(crowd, tmp_path):
+async def test_an_archive_has_a_row_of_its_own_and_goes_by_it(crowd, tmp_path):
     owner = crowd.worker()
     await owner.start("p", artifacts=1)
     await owner("bulk_download", process_ids=["p"], archive=True, process_id="zip")
-    assert await keys_of(crowd.store, "ages/archives/") == [
-        f"ages/archives/{day_of(utc_now())}/zip"
-    ]
+    record = await crowd.record("zip")
+    assert await keys_of(crowd.store, ARCHIVES) == [age_key(ARCHIVES, "zip", record.created_at)]
     worker = cleaner(crowd.store, tmp_path, later=6, process_days=None)
     assert await cleaned(worker) == {}
     worker = cleaner(crowd.store, tmp_path, later=9, process_days=None)
     assert await cleaned(worker) == {"archives": 1}
     assert await keys_of(crowd.store, "processes/zip/") == [record_key("zip")]
-    assert await keys_of(crowd.store, "ages/archives/") == []
+    assert await keys_of(crowd.store, ARCHIVES) == []
     assert (await owner("process_status", process_id="p"))["status"] == "completed"
 
 
@@ -267,76 +266,189 @@ async def test_archives_are_kept_by_their_own_days(store, tmp_path):
 
 
 @on_both_stores
-async def test_a_folder_that_nobody_used_goes(store, tmp_path):
-    await bring(store, "f", used_days_ago=LATER_DAYS)
-    await bring(store, "f-1", used_days_ago=LATER_DAYS)
-    assert await cleaned(cleaner(store, tmp_path)) == {"input folders": 2}
+async def test_a_folder_that_was_not_used_goes(store, tmp_path):
+    await bring(store, "f")
+    await bring(store, "f-1")
+    assert await cleaned(cleaner(store, tmp_path, later=22)) == {"input folders": 2}
     assert await keys_of(store) == ["locks/retention"]
 
 
 @on_both_stores
-async def test_a_folder_that_was_used_since_is_kept_and_looked_at_again_later(store, tmp_path):
-    """Its files are old; its row is, too; but a process had it as input yesterday."""
-    await bring(store, "f", used_days_ago=LATER_DAYS + 50)  # by a row of long ago
-    before = await contents(store, "inputs/")
-    worker = cleaner(store, tmp_path, later=19)
-    assert await cleaned(worker) == {}
-    assert await contents(store, "inputs/") == before
-    assert await keys_of(store, "ages/inputs/") == [f"ages/inputs/{day_of(utc_now())}/f"]
-    assert await cleaned(cleaner(store, tmp_path, later=22)) == {"input folders": 1}
+async def test_a_folder_that_was_used_since_is_kept(store, tmp_path):
+    """Its files are old, but a process had it as input yesterday."""
+    await bring(store, "f")
+    before = await contents(store)
+    assert await cleaned(cleaner(store, tmp_path, later=19)) == {}
+    assert await contents(store) == before
 
 
 @on_every_store
-async def test_what_uses_a_folder_says_so(crowd):
-    """Links and completion; and a start, also by another worker than the one that brought it."""
-    worker = crowd.worker()
-    await worker("upload", folder="f", chunk={"path": "a", "offset": 0, "data": "eA=="})
-    files = [{"path": "a", "size": 1}]
-    await worker("upload", folder="f", complete=True, files=files)
-    used = [used_key("f")]
-    assert await keys_of(crowd.store, "ages/") == [age_key(day_of(utc_now()), "f"), *used]
-    await crowd.store.delete(used)
-    other = crowd.worker()
-    await other("start", kind="sleep", process_id="p", inputs={"x": "folder:f"})
-    assert await keys_of(crowd.store, "ages/used/") == used
+async def test_what_uses_a_folder_says_so_in_its_row(crowd):
+    """Chunks, links, completion; and a start, also by another worker than the one it came by."""
+    files, row = [{"path": "a", "size": 1}], [used_key("f")]
+    for use in (
+        {"chunk": {"path": "a", "offset": 0, "data": "eA=="}},
+        {"files": [{"path": "b", "size": 1}]},
+        {"complete": True, "files": files},
+    ):
+        await crowd.worker()("upload", folder="f", **use)
+        assert await keys_of(crowd.store, "ages/") == row
+        await crowd.store.delete(row)
+    await crowd.worker()("start", kind="sleep", process_id="p", inputs={"x": "folder:f"})
+    assert await keys_of(crowd.store, "ages/") == row
 
 
 @on_local
 async def test_a_worker_writes_down_the_use_of_a_folder_once_an_hour(store, tmp_path):
     worker = cleaner(store, tmp_path)
+    touches = Touches(worker.store)
     for _ in range(3):
-        await worker.touches.touch("f")
-    assert len(worker.store.calls) == 3  # a look, and two zero-byte objects
+        await touches.touch("f")
+    assert [call.name for call in worker.store.calls] == ["put"]
 
 
 @on_local
-async def test_a_file_that_came_by_an_old_link_keeps_its_folder(store, tmp_path):
-    await bring(store, "f", used_days_ago=LATER_DAYS + 50)
-    await store.delete([used_key("f")])
-    assert await cleaned(cleaner(store, tmp_path, later=19)) == {}
-    assert "inputs/f/a" in await keys_of(store)
-
-
-@on_local
-async def test_a_folder_whose_use_nobody_wrote_down_begins_to_count_when_it_is_seen(
-    store, tmp_path
+async def test_rows_of_folders_are_looked_at_in_turn_at_a_bounded_cost(
+    store, tmp_path, monkeypatch
 ):
-    await store.put("inputs/by-hand/a", b"1")
+    monkeypatch.setattr("upkeep.expired_inputs.SWEPT_ROWS", 4)
+    for number in range(10):
+        await bring(store, f"f{number}")
+    removed = [(await cleaned(cleaner(store, tmp_path)))["input folders"] for _ in range(3)]
+    assert removed == [4, 4, 2]
+
+
+@on_local
+async def test_a_row_without_a_folder_goes_unsaid(store, tmp_path):
+    await store.put(used_key("never-brought"), b"")
     assert await cleaned(cleaner(store, tmp_path)) == {}
-    assert await keys_of(store, "ages/inputs/") == [f"ages/inputs/{today()}/by-hand"]
-    later = cleaner(store, tmp_path, later=LATER_DAYS + 22)
-    assert await cleaned(later) == {"input folders": 1}
+    assert await keys_of(store, "ages/") == []
 
 
 @on_local
 async def test_without_days_nothing_is_ever_removed(store, tmp_path):
-    await bring(store, "f", used_days_ago=LATER_DAYS)
+    await bring(store, "f")
     await seed(store, ended("p", 90))
     await seed(store, ended("zip", 90, kind="archive"))
     before = await contents(store)
     worker = cleaner(store, tmp_path, process_days=None, archive_days=None, input_days=None)
     assert await cleaned(worker) == {}
     assert await contents(store) == before
+
+
+# ---- odd objects
+
+
+ODD = (
+    "index/0-not-ours", "index/zzz/~~~", "ages/archives/2026-01-01/p", "ages/archives/zzz",
+    "ages/deleted/x", "ages/inputs/.odd", "ages/inputs/2026-01-01/f", "ages/zzz",
+    "processes/.odd/record.json", "processes/_odd/x",
+)  # fmt: skip
+
+
+@on_both_stores
+async def test_foreign_objects_are_left_alone_and_stop_nothing(store, tmp_path):
+    for key in ODD:
+        await store.put(key, b"not ours")
+    for name in ("a", "z"):
+        await seed(store, ended(name, 60))
+        await bring(store, name)
+    assert await cleaned(cleaner(store, tmp_path)) == {"processes": 2, "input folders": 2}
+    assert set(ODD) <= set(await keys_of(store))
+
+
+@pytest.mark.parametrize("place", ["ceph"], indirect=True)
+async def test_objects_that_no_worker_can_name_stop_nothing(
+    ceph, store, place, tmp_path, monkeypatch
+):
+    """Only a bucket takes such keys: they have a backslash."""
+    odd = ("index/zz\\", "ages/deleted/zz\\", "processes/b\\/x", "processes/b/attempts/1/\\")
+    keys = [f"{place['prefix']}/{key}" for key in odd]
+    monkeypatch.setattr("upkeep.sweep.SWEPT", 2)  # one of them ends a page
+    with closing(client(ceph.endpoint_url, ceph.keys)) as s3:
+        for key in keys:
+            s3.put_object(Bucket=place["bucket"], Key=key, Body=b"1")
+        for name in ("a", "b", "c"):
+            await seed(store, ended(name, 60))
+        assert await cleaned(cleaner(store, tmp_path)) == {"processes": 3}
+        later = cleaner(store, tmp_path, later=LATER_DAYS + 2)
+        assert await cleaned(later) == {"erased records": 3}
+        for key in keys:
+            s3.delete_object(Bucket=place["bucket"], Key=key)
+
+
+@on_local
+@pytest.mark.parametrize("fault", [ValueError("odd"), InvalidKey("odd")])
+async def test_a_fault_of_one_object_stops_no_loop_over_many(
+    store, tmp_path, monkeypatch, caplog, fault
+):
+    for name in ("a", "b", "c"):
+        await seed(store, ended(name, 60))
+        await store.put(f"processes/{name}-late/attempts/1/x", b"1")
+    worker = cleaner(store, tmp_path)
+    real = worker.store.get
+
+    async def get(key, **options):
+        if "/b" in key:
+            raise fault
+        return await real(key, **options)
+
+    monkeypatch.setattr(worker.store, "get", get)
+    assert await cleaned(worker) == {"processes": 2, "orphans": 2}
+    assert "passed over" in caplog.text
+
+
+# ---- two at once
+
+
+@on_both_stores
+async def test_two_cleaners_at_once_remove_what_one_would(store, tmp_path):
+    for number in range(40):
+        await seed(store, ended(f"p{number}", 60))
+    young = ended("young", 1)
+    await seed(store, young)
+    await bring(store, "f")
+    found = await asyncio.gather(*(cleaned(cleaner(store, tmp_path)) for _ in range(2)))
+    assert sum(each.get("processes", 0) for each in found) >= 40
+    assert await keys_of(store, "index/") == [index_key(young)]
+    assert await keys_of(store, "inputs/") == []
+    await cleaned(cleaner(store, tmp_path, later=LATER_DAYS + 2))
+    assert sorted(await keys_of(store, "processes/")) == [
+        "processes/young/attempts/1/artifacts/0", record_key("young"),
+    ]  # fmt: skip
+
+
+@on_both_stores
+async def test_a_cleaner_that_was_frozen_for_days_removes_no_files(store, tmp_path, monkeypatch):
+    """It had erased a record and listed the files; then the id was buried and used again."""
+    await seed(store, ended("p", 60))
+    frozen = cleaner(store, tmp_path)
+    pause = frozen.store.pause_after("list", "processes/p/attempts/")
+    sleeping = asyncio.create_task(cleaned(frozen))
+    await pause.reached.wait()
+    await store.delete(await keys_of(store, "processes/"))
+    await store.delete(await keys_of(store, "index/"))
+    await seed(store, ended("p", 1))
+    before = await contents(store)
+    monkeypatch.setattr("processes.removal.REMOVAL_SECONDS", 0)
+    pause.go.set()
+    with pytest.raises(StorageUnavailable):
+        await sleeping
+    assert await contents(store) == before
+
+
+@on_local
+async def test_a_removal_that_goes_on_erases_the_record_again(store, tmp_path):
+    """Or another cleaner could bury it, and a start use its id, while the files still go."""
+    await seed(store, ended("p", 60))
+    first = cleaner(store, tmp_path)
+    first.store.fail("delete", "processes/p/")
+    with pytest.raises(StorageUnavailable):
+        await cleaned(first)
+    second = cleaner(store, tmp_path)
+    assert await cleaned(second) == {"processes": 1}
+    (erased,) = [call.record for call in second.store.asked("replace", key="record.json")]
+    assert erased.deleted
 
 
 # ---- what a bucket can do by itself

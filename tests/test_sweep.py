@@ -16,10 +16,9 @@ from tests.aged import (
     seed,
 )
 from tests.servers import keys_of, on_both_stores, on_local
-from upkeep.clean_run import AT_ONCE, CleanReport, CleanRun
-from upkeep.retention import RETENTION
-from upkeep.store_lock import LockDocument, StoreLock
-from upkeep.sweep import MOST_SWEPT, in_turn, pace
+from upkeep.clean_run import AT_ONCE, MOST, CleanReport, CleanRun
+from upkeep.last_clean import LastClean, Place
+from upkeep.sweep import Names, in_turn, pace
 from utils import new_nonce
 
 
@@ -93,33 +92,45 @@ def runs_of_a_round(there):
 def test_the_sweep_goes_by_what_its_round_has_seen():
     assert [pace(seen) for seen in (0, 7200, 7271, 7272, 720_000)] == [100, 100, 100, 101, 10_000]
     assert pace(0, 20) == 20
-    assert pace(10**12) == MOST_SWEPT
+    assert pace(10**12) == MOST
     assert runs_of_a_round(7200) == 72
     assert 24 < runs_of_a_round(10_000_000) / 24 < 26  # days
 
 
 class _Sweep:
-    """Runs of a sweep that only writes down what it is shown, without a lock."""
+    """Runs of a sweep that only writes down what it is shown."""
 
-    def __init__(self, worker, cursors):
-        self.cursors, self.shown = cursors, []
-        self._run = CleanRun(worker, CleanReport(), None, 0)
+    def __init__(self, worker, place):
+        self.last, self.shown = LastClean(worker.store), []
+        self._worker, self._place = worker, place
+
+    @property
+    def place(self):
+        return self.last.place("x")
 
     async def go(self, least):
         """How many it is shown."""
         before = len(self.shown)
-        await in_turn(self._run, self.cursors, "processes", self._look_at, least=least)
+        if self._place:
+            await self.last.write(x=self._place)
+            self._place = None
+        run = CleanRun(self._worker, CleanReport(), self.last, 0)
+        await in_turn(run, "x", self._names, self._look_at, least=least)
         return len(self.shown) - before
+
+    async def _names(self, after, limit):
+        page = await self._worker.store.list_folders("processes/", start_after=after, limit=limit)
+        return Names({name: name for name in page.names}, page.next is not None)
 
     async def _look_at(self, name):
         self.shown.append(name)
 
 
-def put_folders(place, there, under="processes"):
+def put_folders(place, there):
     """So many at once, in the folder of a `LocalStore`. Their names."""
     names = [f"p{number:05d}" for number in range(there)]
     for name in names:
-        folder = Path(place["root"], under, name)
+        folder = Path(place["root"], "processes", name)
         folder.mkdir(parents=True)
         (folder / "x").touch()
     return names
@@ -128,67 +139,55 @@ def put_folders(place, there, under="processes"):
 @on_local
 async def test_a_round_grows_and_the_next_one_begins_small_again(store, place, tmp_path):
     names = put_folders(place, 900)
-    sweep = _Sweep(cleaner(store, tmp_path), {"processes": names[199], "processes seen": "14400"})
+    sweep = _Sweep(cleaner(store, tmp_path), Place(after=names[199], seen=14_400))
     # A 72nd of 14,400, of 14,600, of 14,802, and what is left.
     assert [await sweep.go(100) for _ in range(4)] == [200, 202, 205, 93]
     assert sweep.shown == names[200:]
-    assert sweep.cursors == {"processes": "", "processes seen": "0"}
+    assert sweep.place == Place()
     assert await sweep.go(100) == 100
-    assert sweep.cursors == {"processes": names[99], "processes seen": "100"}
+    assert sweep.place == Place(after=names[99], seen=100)
 
 
 @on_local
 async def test_a_large_run_comes_by_the_page(store, place, tmp_path):
     names = put_folders(place, 1500)
     worker = cleaner(store, tmp_path)
-    sweep = _Sweep(worker, {"processes": names[0], "processes seen": str(72 * 1100)})
+    sweep = _Sweep(worker, Place(after=names[0], seen=72 * 1100))
     assert await sweep.go(100) == 1100
     assert sweep.shown == names[1:1101]
     assert len(worker.store.asked("list_folders")) == 2
 
 
 @on_local
-@pytest.mark.parametrize("count", [None, "", "many", "-7200", "7200.5", "9" * 5000])
-async def test_a_count_that_is_none_is_none_seen(store, place, tmp_path, count):
-    names = put_folders(place, 20)
-    cursors = {"processes": names[3]} | ({} if count is None else {"processes seen": count})
-    sweep = _Sweep(cleaner(store, tmp_path), cursors)
-    assert await sweep.go(4) == 4
-    assert sweep.cursors == {"processes": names[7], "processes seen": "4"}
-
-
-@on_local
-async def test_a_count_without_a_cursor_is_of_a_round_that_is_over(store, place, tmp_path):
-    """An older version came to the end: it knows of no count."""
-    put_folders(place, 20)
-    sweep = _Sweep(cleaner(store, tmp_path), {"processes": "", "processes seen": "7200"})
-    assert await sweep.go(4) == 4
-
-
-@on_local
-@pytest.mark.parametrize("cursors", [b'{"processes seen": 5}', b'{"processes": null}', b"[]"])
-async def test_a_damaged_lock_has_the_sweep_begin_anew(store, tmp_path, cursors):
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"what is this",
+        b"[]",
+        b'{"places": {"processes": null}}',
+        b'{"places": {"processes": {"after": "z", "seen": -1}}}',
+        b'{"places": {"processes": {"after": "z", "seen": ' + b"9" * 5000 + b"}}}",
+        b'{"places": {"processes": {"after": "z/../z"}}}',
+    ],
+)
+async def test_a_damaged_place_has_the_sweep_begin_anew(store, tmp_path, damaged):
     await store.put(cancel_key("p"), b"{}")
-    await store.put("locks/retention", b'{"cursors": ' + cursors + b"}")
+    await store.put("locks/retention", damaged)
     assert await cleaned(cleaner(store, tmp_path)) == {"orphans": 1}
 
 
-async def cursors_of(store):
-    stored = await store.get("locks/retention")
-    return LockDocument.model_validate_json(stored.data).cursors
+async def place_in(store):
+    last = LastClean(store)
+    await last.look()
+    return last.place("processes")
 
 
 @on_local
-async def test_the_next_cleaner_goes_on_at_the_pace_that_the_last_one_came_to(
-    store, place, tmp_path
-):
+async def test_the_next_cleaner_goes_on_where_the_last_one_came_to(store, place, tmp_path):
     names = put_folders(place, 400)
-    lock = StoreLock(store, cleaner(store, tmp_path).settings, RETENTION)
-    await lock.take()
-    lock.cursors.update({"processes": names[49], "processes seen": "10800"})
-    await lock.release()
+    await LastClean(store).write(processes=Place(after=names[49], seen=10_800))
     assert await cleaned(cleaner(store, tmp_path)) == {"orphans": 150}
-    assert (await cursors_of(store))["processes seen"] == "10950"
+    assert await place_in(store) == Place(after=names[199], seen=10_950)
     assert await cleaned(cleaner(store, tmp_path)) == {"orphans": 152}
     assert await keys_of(store, "processes/") == [
         f"processes/{name}/x" for name in names[:50] + names[352:]
@@ -196,42 +195,50 @@ async def test_the_next_cleaner_goes_on_at_the_pace_that_the_last_one_came_to(
 
 
 @on_local
-@pytest.mark.parametrize("back", [True, False])
-async def test_a_sweep_that_is_broken_off_has_lost_its_last_few_and_no_more(
-    store, place, tmp_path, back
+async def test_a_sweep_that_is_broken_off_has_lost_its_page_and_no_more(
+    store, place, tmp_path, monkeypatch
 ):
-    """Its store goes away in the third batch, and is back for the lock's release, or not."""
+    monkeypatch.setattr("upkeep.sweep.MAX_PAGE", AT_ONCE)
     names = put_folders(place, 3 * AT_ONCE)
-    worker = cleaner(store, tmp_path, heartbeat_seconds=0.001)
+    worker = cleaner(store, tmp_path)
     pause = worker.store.pause_before("get", record_key(names[2 * AT_ONCE]))
     cleaning = asyncio.create_task(cleaned(worker))
     await pause.reached.wait()
-    if back:
-        cleaning.cancel()
-    else:
-        worker.store.away = True
-        pause.go.set()
+    worker.store.away = True
+    cleaning.cancel()
     await asyncio.wait([cleaning])
-    assert (b'"holder":null' in (await store.get("locks/retention")).data) == back
-    assert await cursors_of(store) == {
-        "processes": names[2 * AT_ONCE - 1], "processes seen": str(2 * AT_ONCE)
-    }  # fmt: skip
+    assert await place_in(store) == Place(after=names[2 * AT_ONCE - 1], seen=2 * AT_ONCE)
 
 
 @on_local
-async def test_folders_come_in_turn_at_the_same_pace(store, place, tmp_path):
-    put_folders(place, 70, under="inputs")
-    worker = cleaner(store, tmp_path)
-    counts = []
-    for seen in (None, "2160"):
-        if seen:
-            lock = StoreLock(store, worker.settings, RETENTION)
-            await lock.take()
-            lock.cursors["inputs seen"] = seen
-            await lock.release()
-        await cleaned(worker)
-        counts.append(len(await keys_of(store, "ages/used/")))
-    assert counts == [20, 50]
+async def test_of_two_sweeps_at_once_one_ends_with_its_page(store, place, tmp_path, monkeypatch):
+    monkeypatch.setattr("upkeep.sweep.MAX_PAGE", 2)
+    put_folders(place, 10)
+    worker = cleaner(store, tmp_path, input_days=None)
+    pause = worker.store.pause_before("replace", "locks/retention")
+    cleaning = asyncio.create_task(cleaned(worker))
+    await pause.reached.wait()
+    assert await cleaned(cleaner(store, tmp_path)) == {"orphans": 8}
+    pause.go.set()
+    assert await cleaning == {"orphans": 2}
+
+
+@on_local
+async def test_a_process_that_its_worker_never_ended_goes_without_a_row(store, tmp_path):
+    """Its owner was killed before it showed a row, and the process was not delivered again."""
+    await store.put(record_key("lost"), ended("lost", 60, status=Status.RUNNING).encode())
+    assert await cleaned(cleaner(store, tmp_path)) == {"processes": 1}
+
+
+@on_local
+@pytest.mark.parametrize(("days", "removed"), [(1.5, {}), (3, {"processes": 1})])
+async def test_a_deletion_that_was_cut_short_long_ago_goes_on(store, tmp_path, days, removed):
+    """Its rows went before the one that leads to the erased record came."""
+    erased = ended("p", 90).erased(Writer(worker_id="w", nonce=new_nonce()))
+    await store.put(record_key("p"), erased.encode())
+    await store.put("processes/p/attempts/1/artifacts/0", b"1")
+    assert await cleaned(cleaner(store, tmp_path, later=days)) == removed
+    assert ("processes/p/attempts/1/artifacts/0" in await keys_of(store)) == (not removed)
 
 
 @on_local

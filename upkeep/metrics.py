@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from pydantic import JsonValue
 
-from meter import Family, Sample
+from meter import CANCEL_SECONDS, PHASE_SECONDS, Extremes, Family, Sample
 from replies import Reply, page_of
 from storage import StorageMisconfigured, StorageUnavailable
 from upkeep.presence import Fleet, Other, Presence, WorkerSeen
@@ -63,6 +62,8 @@ def _is_sound(families: Iterable[Family]) -> bool:
                 _belongs(sample, family) for sample in family.samples
             ):
                 return False
+            if not all(0 <= each.least <= each.most < math.inf for each in family.extremes):
+                return False
         figures(families)
     except (LookupError, ValueError):  # a label is missing, or a name or a number is none
         return False
@@ -75,7 +76,7 @@ def _belongs(sample: Sample, family: Family) -> bool:
         and all(_NAME.fullmatch(label) for label in sample.labels)
         and math.isfinite(sample.value)
         and sample.value >= 0
-        and not math.isnan(float(sample.labels.get("le", 0)))
+        and not (sample.name.endswith("_bucket") and math.isnan(float(sample.labels["le"])))
     )
 
 
@@ -86,6 +87,7 @@ _ENDINGS = {
     "counter": {"_total", "_created"},
     "histogram": {"_bucket", "_count", "_sum", "_created"},
 }
+Labels = tuple[tuple[str, str], ...]
 _NOT_SHOWN = {"families", "written_at", "turn_seconds"}
 
 
@@ -95,22 +97,28 @@ def _row(other: Other) -> Reply:
 
 
 def merged(each: Iterable[Iterable[Family]]) -> list[Family]:
-    """One set of figures of many: every metric of ours is one that adds up, label by label."""
+    """One set of figures of many: samples add up, label by label, and extremes spread."""
     heads: dict[str, Family] = {}
-    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-    for families in each:
-        for family in families:
-            heads.setdefault(family.name, family)
-            own = sums.setdefault(family.name, {})
-            for sample in family.samples:
-                key = (sample.name, tuple(sample.labels.items()))
-                own[key] = own.get(key, 0.0) + sample.value
+    sums: dict[str, dict[tuple[str, Labels], float]] = {}
+    extremes: dict[str, dict[Labels, Extremes]] = {}
+    for family in (family for families in each for family in families):
+        heads.setdefault(family.name, family)
+        own = sums.setdefault(family.name, {})
+        for sample in family.samples:
+            key = (sample.name, tuple(sample.labels.items()))
+            own[key] = own.get(key, 0.0) + sample.value
+        spread = extremes.setdefault(family.name, {})
+        for seen in family.extremes:
+            labels = tuple(seen.labels.items())
+            before = spread.get(labels, seen)
+            low, high = min(before.least, seen.least), max(before.most, seen.most)
+            spread[labels] = Extremes(seen.labels, low, high)
     return [
         head._replace(
             samples=tuple(
-                Sample(sample, dict(labels), value)
-                for (sample, labels), value in sums[name].items()
-            )
+                Sample(n, dict(labels), value) for (n, labels), value in sums[name].items()
+            ),
+            extremes=tuple(extremes[name].values()),
         )
         for name, head in heads.items()
     ]
@@ -146,16 +154,9 @@ def text_of(workers: Iterable[WorkerSeen]) -> str:
 # ---- for a person
 
 
-class _Histogram(NamedTuple):
-    """The cumulative buckets of one histogram, by their upper bounds in order."""
-
-    buckets: list[tuple[float, float]]
-    observed: float
-    total: float
-
-
 def figures(families: Iterable[Family]) -> Reply:
     """By what they are about; seconds are seconds, and what never happened is not there."""
+    families = list(families)
     samples = [sample for family in families for sample in family.samples]
     named = {sample.name: _number(sample.value) for sample in samples if not sample.labels}
     return {
@@ -163,8 +164,8 @@ def figures(families: Iterable[Family]) -> Reply:
         "attempts": _nested(samples, "worker_attempts_total", "kind"),
         "takeovers": _nested(samples, "worker_takeovers_total", "reason"),
         "failures": _nested(samples, "worker_failures_total", "code"),
-        "phases": _histograms(samples, "worker_phase_seconds", "phase", "kind"),
-        "cancels": _histograms(samples, "worker_cancel_seconds"),
+        "phases": _durations(families, PHASE_SECONDS, "phase", "kind"),
+        "cancels": _durations(families, CANCEL_SECONDS).get("", {"count": 0}),
         "store_requests": _nested(samples, "worker_store_requests_total", "operation", "outcome"),
         "store_bytes": _nested(samples, "worker_store_bytes_total", "direction"),
         "running": named.get("worker_running"),
@@ -185,53 +186,28 @@ def _nested(samples: list[Sample], name: str, *labels: str) -> Reply:
     return tree
 
 
-def _histograms(samples: list[Sample], name: str, *labels: str) -> Reply:
-    found: dict[tuple[str, ...], _Histogram] = {}
-    for sample in samples:
-        if not sample.name.startswith(f"{name}_"):
-            continue
-        path = tuple(sample.labels[label] for label in labels)
-        histogram = found.get(path, _Histogram([], 0, 0))
-        match sample.name.removeprefix(f"{name}_"):
-            case "bucket":
-                histogram.buckets.append((float(sample.labels["le"]), sample.value))
-            case "count":
-                histogram = histogram._replace(observed=sample.value)
-            case "sum":
-                histogram = histogram._replace(total=sample.value)
-        found[path] = histogram
-    if not labels:
-        return _told(found.get((), _Histogram([], 0, 0)))
+def _durations(families: list[Family], name: str, *labels: str) -> Reply:
+    """A histogram in seconds, as a tree by its labels; without labels, under the empty name."""
     tree: Reply = {}
-    for path, histogram in found.items():
-        _put(tree, path, _told(histogram))
+    for family in families:
+        if family.name == name:
+            extremes = {tuple(seen.labels.items()): seen for seen in family.extremes}
+            sums = {tuple(s.labels.items()): s for s in family.samples if s.name == f"{name}_sum"}
+            for count in (s for s in family.samples if s.name == f"{name}_count" and s.value):
+                key = tuple(count.labels.items())
+                path = [count.labels[label] for label in labels] or [""]
+                _put(tree, path, _told(count.value, sums[key].value, extremes[key]))
     return tree
 
 
-def _told(histogram: _Histogram) -> Reply:
-    """Quantiles are estimates: all that is known of a value is its bucket."""
-    if not histogram.observed:
-        return {"count": 0}
+def _told(count: float, total: float, seen: Extremes) -> Reply:
     return {
-        "count": _number(histogram.observed),
-        "sum_seconds": _number(histogram.total),
-        "mean_seconds": _number(histogram.total / histogram.observed),
-        "p50_seconds": _number(_quantile(histogram, 0.5)),
-        "p95_seconds": _number(_quantile(histogram, 0.95)),
+        "count": _number(count),
+        "sum_seconds": _number(total),
+        "mean_seconds": _number(total / count),
+        "min_seconds": _number(seen.least),
+        "max_seconds": _number(seen.most),
     }
-
-
-def _quantile(histogram: _Histogram, share: float) -> float:
-    """As Prometheus' `histogram_quantile`: evenly spread within its bucket."""
-    wanted = share * histogram.observed
-    lower, below = 0.0, 0.0
-    for upper, so_far in sorted(histogram.buckets):
-        if so_far >= wanted:
-            if math.isinf(upper):
-                return lower
-            return lower + (upper - lower) * (wanted - below) / (so_far - below)
-        lower, below = upper, so_far
-    return lower
 
 
 def _put(tree: Reply, path: Iterable[str], value: JsonValue) -> None:

@@ -67,8 +67,8 @@ class WorkerSeen(BaseModel, frozen=True, extra="ignore"):
     queued: int
     started_at: datetime
     written_at: datetime
-    #: How often it writes; workers that did not say so wrote once a minute.
-    turn_seconds: float = Field(default=60.0, gt=0, le=LONGEST_TURN_SECONDS)
+    #: How often it writes.
+    turn_seconds: float = Field(gt=0, le=LONGEST_TURN_SECONDS)
     versions: dict[str, str | None]
     families: tuple[Family, ...]
 

@@ -4,18 +4,20 @@ It finds what a worker that died between two writes has left: a record without i
 old one; files and notes without a record, which came after it was removed; and what ended long ago
 although no row says so.
 
-Nobody knows how many there are, and to count them would cost as much as to look at them. So a run
+How many there are is unknown, and to count them would cost as much as to look at them. So a run
 looks at a share of what this round has seen so far: few are seen at a constant cost, and ten
 million within a month.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from processes.index import index_key, repair, rows_of, rows_there
+from inputs.sources import NAME
+from processes.index import index_key, rows_of, rows_there
 from processes.reading import (
     RecordUnreadable,
     UnknownProcess,
@@ -24,75 +26,75 @@ from processes.reading import (
     read_stored,
 )
 from processes.record import Record
-from processes.removal import files_of
+from processes.removal import ERASED_SECONDS, Found
+from settings import Settings
 from storage import MAX_PAGE
 from stores.prefixes import list_all
-from upkeep.clean_run import AT_ONCE, DAY, CleanRun, side_by_side
-from upkeep.expired_processes import ERASED_SECONDS, Candidate, bury, is_expired, remove_expired
-from upkeep.store_lock import Stopwatch
+from upkeep.clean_run import AT_ONCE, DAY, MOST, CleanRun, each_apart
+from upkeep.expired_processes import is_expired, remove
+from upkeep.last_clean import Place, can_follow
+from utils import Stopwatch
+
+T = TypeVar("T")
 
 #: Processes that one run looks at, at least: a GET and at most one look at its rows each.
 SWEPT = 100
 #: A run looks at this part of what its round has seen: in so many runs that grows e-fold.
 PART = 72
-#: And at no more: 200,000 processes take 13 minutes at 30 ms a request, and what expires waits.
-MOST_SWEPT = 200_000
-#: A count of more digits is nobody's.
-MAX_DIGITS = 12
 #: What has no record is removed when it is so old: it may be that of a process that just begins.
 ORPHAN_SECONDS = DAY
-#: Times that the rows of one process are written: it may be resumed, and end, while they are.
-MENDS = 4
+#: The row of an erased record has led to it by then.
+ERASED_LONG_SECONDS = 2 * ERASED_SECONDS
+
+
+class Names(NamedTuple, Generic[T]):
+    """A page of what a sweep goes through, by name and in order."""
+
+    items: Mapping[str, T]
+    more: bool
 
 
 def pace(seen: int, least: int = SWEPT) -> int:
     """How many a run looks at whose round has seen so many."""
-    return min(max(least, seen // PART), MOST_SWEPT)
+    return min(max(least, seen // PART), MOST)
 
 
-async def sweep_processes(run: CleanRun, cursors: dict[str, str]) -> None:
+async def sweep_processes(run: CleanRun) -> None:
     """Look at the next processes."""
-    await in_turn(run, cursors, "processes", partial(_look_at, run), least=SWEPT)
+    await in_turn(run, "processes", partial(_names, run), partial(_look_at, run), least=SWEPT)
+
+
+async def _names(run: CleanRun, after: str | None, limit: int) -> Names[str]:
+    page = await run.store.list_folders("processes/", start_after=after, limit=limit)
+    return Names({name: name for name in page.names}, page.next is not None)
 
 
 async def in_turn(
     run: CleanRun,
-    cursors: dict[str, str],
-    what: str,
-    look_at: Callable[[str], Coroutine[Any, Any, None]],
+    sweep: str,
+    page_after: Callable[[str | None, int], Awaitable[Names[T]]],
+    look_at: Callable[[T], Coroutine[Any, Any, None]],
     *,
     least: int,
 ) -> None:
-    """Look at the next of the folders below `what/`, up to where the names end.
+    """Look at the next items, up to where the names end. Foreign names are skipped.
 
-    `cursors` has where to go on, and beside it how many this round has seen. Both are moved with
-    every few, and the lock writes them down with its heartbeats and when it is released: who is
-    killed has lost what came since the last heartbeat.
+    How far it has come is written down after each page: a worker that is killed loses no more.
     """
-    count = f"{what} seen"
-    seen = _seen(cursors, what, count)
-    left = pace(seen, least)
+    place = run.last.place(sweep)
+    left = pace(place.seen, least)
     while left > 0:
-        page = await run.store.list_folders(
-            f"{what}/", start_after=cursors.get(what) or None, limit=min(left, MAX_PAGE)
-        )
-        for start in range(0, len(page.names), AT_ONCE):
-            await run.still_mine()
-            names = page.names[start : start + AT_ONCE]
-            await side_by_side(look_at(name) for name in names)
-            seen += len(names)
-            cursors.update({what: names[-1], count: str(seen)})
-        if page.next is None:
-            cursors.update({what: "", count: "0"})
+        page = await page_after(place.after or None, min(left, MAX_PAGE))
+        items = [item for name, item in page.items.items() if re.fullmatch(NAME, name)]
+        for start in range(0, len(items), AT_ONCE):
+            await each_apart(look_at(item) for item in items[start : start + AT_ONCE])
+        after = [name for name in page.items if can_follow(name)]
+        more = page.more and bool(after)
+        seen = place.seen + len(page.items)
+        place = Place(after=after[-1], seen=seen) if more else Place()
+        if not await run.came_to(sweep, place) or not more:
             return
-        left -= len(page.names)
-
-
-def _seen(cursors: dict[str, str], what: str, count: str) -> int:
-    """0 where a round begins, whatever the count says: an older version leaves it as it was."""
-    number = cursors.get(count, "")
-    known = cursors.get(what) and number.isdecimal() and len(number) <= MAX_DIGITS
-    return int(number) if known else 0
+        left -= len(page.items)
 
 
 async def _look_at(run: CleanRun, process_id: str) -> None:
@@ -104,45 +106,37 @@ async def _look_at(run: CleanRun, process_id: str) -> None:
         return
     except RecordUnreadable:
         return
+    age = stored.age_seconds
     if record.deleted:
-        if stored.older_than(ERASED_SECONDS):
-            await run.delete([file.key for file in await files_of(run.store, record)])
-            await bury(run, [process_id])
-    elif is_expired(record, stored.age_seconds, run.now, run.settings):
-        await remove_expired(run, [Candidate(process_id, [])])
-    elif record.released or stored.older_than(run.settings.lease_seconds):
+        goes = age is not None and age > ERASED_LONG_SECONDS
+    else:
+        goes = is_expired(record, age, run.now, run.settings)
+    if goes:
+        if process_id not in run.gone:
+            await remove(run, [Found(record, stored.version)])
+    elif not record.deleted and (record.released or _is_silent(age, run.settings)):
         await _mend_rows(run, record)
 
 
+def _is_silent(age_seconds: float | None, settings: Settings) -> bool:
+    return age_seconds is not None and age_seconds > settings.lease_seconds
+
+
 async def _mend_rows(run: CleanRun, record: Record) -> None:
-    """Of a process that nobody holds, as far as one can tell: a row that says what it was last."""
-    there = await rows_there(run.store, record)
-    right = there == [index_key(record)] if record.released else bool(there)
-    if right:
+    """Of a process that no worker holds, as far as one can tell: leave one row, the right one."""
+    there, right = await rows_there(run.store, record), index_key(record)
+    if there == [right] or (there and not record.released):
         return
-    if not run.dry:
-        await _mend(run, record)
     run.report.add("rows mended", record.process_id)
-
-
-async def _mend(run: CleanRun, record: Record) -> None:
-    """Until a record that is read after its row was written says the same: a new owner shows what
-    it does once, and we may have written over it."""
-    for _ in range(MENDS):
-        await run.still_mine()
-        await repair(run.store, record)
-        try:
-            now = await read_record(run.store, record.process_id)
-        except UnknownProcess:
-            await run.delete(rows_of(record))
-            return
-        except RecordUnreadable:  # a newer worker has it by now
-            return
-        if index_key(now) == index_key(record):
-            return
-        # Its id may have been used again since: then rows of the former one are nobody's.
-        await run.delete(sorted({*rows_of(record)} - {*rows_of(now)}))
-        record = now
+    if run.dry:
+        return
+    await run.store.put(right, b"")
+    try:
+        now = await read_record(run.store, record.process_id)
+        wrong = set(rows_of(record)) - {right} if index_key(now) == right else {right}
+    except (UnknownProcess, RecordUnreadable):
+        wrong = {right}
+    await run.delete(sorted(wrong))  # of a process that went on meanwhile, its owner shows the row
 
 
 async def _remove_orphans(run: CleanRun, process_id: str) -> None:
