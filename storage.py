@@ -130,6 +130,8 @@ class Listed(NamedTuple):
     size: int
     #: Seconds since the Unix epoch, by the store's clock.
     modified: float
+    #: Opaque; differs whenever the bytes differ. Comparable with those of other rows alone.
+    version: str = ""
 
 
 class Page(NamedTuple):
@@ -194,7 +196,9 @@ class Capabilities(NamedTuple):
     presign: bool
     #: Many keys can be deleted in one request.
     multi_delete: bool
-    #: A sentence for each of the above that is False, and what follows from it.
+    #: A link to write writes what was signed and nothing else. False: none is made.
+    write_links: bool
+    #: A sentence for each lack that takes something from callers, and what follows from it.
     degraded: tuple[str, ...] = ()
 
 
@@ -224,8 +228,12 @@ class Store(Protocol):
         """What the store can do; probed at the first call, remembered after, or anew (`fresh`)."""
         ...
 
-    async def get(self, key: str, *, cached: Stored | None = None) -> Stored:
+    async def get(
+        self, key: str, *, cached: Stored | None = None, limit: int | None = None
+    ) -> Stored:
         """The object. If it still has `cached.version`, `cached` itself with its age made new.
+
+        `limit`, without `cached`: at most that many of its first bytes; no more are fetched.
 
         Raises:
             ObjectNotFound: there is none.
@@ -378,7 +386,7 @@ class Store(Protocol):
         where it has not: a PUT must carry that header then, and 412 says that an object is there.
 
         Raises:
-            PresignUnsupported: this store has no links, or none that can be written to.
+            PresignUnsupported: this store has no links to write to, or none that are safe.
         """
         ...
 
@@ -398,7 +406,7 @@ class Store(Protocol):
         remove.
 
         Raises:
-            PresignUnsupported: this store has no links, or none that can be written to.
+            PresignUnsupported: this store has no links to write to, or none that are safe.
         """
         ...
 

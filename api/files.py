@@ -227,8 +227,9 @@ class FileActions:
         async for way in ways:  # one at a time: a link to parts is also an upload begun
             if not page.add(_way_row(way, expires_at)):
                 break
-        await self._touches.touch(action.folder)  # before anybody has a link to it
         end = action.cursor + len(page.rows)
+        await self._touches.touch(action.folder)  # before anybody has a link to it
+        await self._folders.announcements.keep(action.folder, announced[action.cursor : end])
         return {
             "folder": action.folder,
             "files": page.rows,

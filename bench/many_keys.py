@@ -58,7 +58,9 @@ class ManyProcesses:
 
     # ---- the contract
 
-    async def get(self, key: str, *, cached: Stored | None = None) -> Stored:
+    async def get(
+        self, key: str, *, cached: Stored | None = None, limit: int | None = None
+    ) -> Stored:
         self._count("GetObject", key)
         data = self._data(key)
         if data is None:

@@ -67,6 +67,8 @@ class InputFile(NamedTuple):
     modified: float
     #: As far as anybody told and it was checked.
     sha256: str | None = None
+    #: As the store lists it; tells its bytes from others that its key had or will have.
+    version: str = ""
 
 
 #: The sha256 of files as they were listed, which is without it: one that was written to since is
@@ -100,6 +102,8 @@ class Contents(NamedTuple):
     files: dict[str, InputFile]
     #: By `chunk_name` of the file that they are of, then by offset.
     chunks: dict[str, dict[int, Listed]]
+    #: What callers announced of it.
+    announcements: list[Listed]
 
     def chunks_of(self, path: str) -> dict[int, Listed]:
         return self.chunks.get(chunk_name(path), {})
@@ -151,11 +155,15 @@ def _all_chunks(folder: str) -> str:
     return f"{PREFIX}{folder}/{OWN}/chunks/"
 
 
+def announcements_prefix(folder: str) -> str:
+    return f"{PREFIX}{folder}/{OWN}/announced/"
+
+
 def callers_files(rows: Iterable[Listed], prefix: str) -> Iterator[InputFile]:
     for row in rows:
         path = row.key.removeprefix(prefix)
         if not path.startswith(f"{OWN}/"):
-            yield InputFile(path, row.size, row.modified)
+            yield InputFile(path, row.size, row.modified, version=row.version)
 
 
 def contents_of(folder: str, rows: list[Listed]) -> Contents:
@@ -165,11 +173,13 @@ def contents_of(folder: str, rows: list[Listed]) -> Contents:
         if row.key.startswith(_all_chunks(folder)):
             name, offset = row.key.split("/")[-2:]
             chunks.setdefault(name, {})[int(offset)] = row
-    return Contents({file.path: file for file in callers_files(rows, f"{PREFIX}{folder}/")}, chunks)
+    files = {file.path: file for file in callers_files(rows, f"{PREFIX}{folder}/")}
+    announced = [row for row in rows if row.key.startswith(announcements_prefix(folder))]
+    return Contents(files, chunks, announced)
 
 
 def hashes_of(files: Iterable[InputFile]) -> Hashes:
-    return {InputFile(f.path, f.size, f.modified): f.sha256 for f in files if f.sha256}
+    return {file._replace(sha256=None): file.sha256 for file in files if file.sha256}
 
 
 def link_part_bytes(file: Announced, most: int) -> int:
@@ -246,10 +256,7 @@ def with_hashes(
     for file in announced:
         if file.sha256 not in (None, known.get(there[file.path])):
             raise UploadIncomplete(f"{file.path!r} was written to while it was checked")
-    return [
-        InputFile(path, file.size, file.modified, known.get(file))
-        for path, file in sorted(there.items())
-    ]
+    return [file._replace(sha256=known.get(file)) for _, file in sorted(there.items())]
 
 
 def other_hash(file: Announced) -> UploadMismatch:

@@ -14,6 +14,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
+from inputs.announcements import Announcements, bound, news
 from inputs.folder_files import (
     CHUNK_BYTES,
     LINK_BYTES,
@@ -70,6 +71,7 @@ class InputFolders:
     """What callers bring, in the store."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
+        self.announcements = Announcements(store)
         self._store = store
         self._settings = settings
 
@@ -157,6 +159,8 @@ class InputFolders:
     ) -> FolderManifest:
         """Check that what was announced is there, whole, and list all that the folder holds.
 
+        What was announced before, with links, binds too, also where `announced` does not name it.
+
         Raises:
             UploadIncomplete: something is missing.
             UploadMismatch: something has another size or another sha256.
@@ -169,6 +173,9 @@ class InputFolders:
                 f"chunks of {len(there.chunks)} files were not completed: name them in `files`, or "
                 "delete them"
             )
+        promised = await self.announcements.read(there.announcements)
+        new = news(announced, promised)
+        announced = bound(announced, promised, there.files)
         check_limits(announced, there, self._settings)
         apart = [file for file in announced if file.upload_id or there.chunks_of(file.path)]
         hashed = {
@@ -178,7 +185,10 @@ class InputFolders:
             there = await self.contents(folder)
         check_sizes(announced, there.files)
         known = await self._prove(folder, announced, there.files, hashed)
-        return await self._list_all(folder, announced, known)
+        manifest = await self._list_all(folder, announced, known)
+        if new:
+            await self.announcements.keep(folder, new)
+        return manifest
 
     async def _list_all(
         self, folder: str, announced: list[Announced], known: Hashes

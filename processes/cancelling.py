@@ -14,7 +14,6 @@ from processes.record import Snapshot, Status
 from processes.run import StopReason
 from processes.runs import Runs
 from processes.settling import settle_abandoned
-from utils import new_nonce
 
 
 class Cancelling:
@@ -35,7 +34,7 @@ class Cancelling:
             run.stop(StopReason.CANCEL)
         # Also for our own: should this worker die now, whoever continues the process will see it.
         try:
-            await leave_note(self._store, process_id, by="caller", nonce=new_nonce())
+            await leave_note(self._store, process_id)
         except AWAY:
             if run is None:
                 raise

@@ -9,7 +9,7 @@ rows for one process, which `read_rows` merges and the next `show` or `repair` r
 
 Retention finds a process by the same row: what is older than a moment is the end of the list. An
 archive and a deleted process expire earlier, so each has a row of its own under `ages/`, which has
-the same beginning as a row of the index (decision 018).
+the same beginning as a row of the index (decision 019).
 """
 
 from __future__ import annotations

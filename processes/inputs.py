@@ -192,7 +192,7 @@ class Inputs:
             self._stored(
                 rest, file_key(folder, file.path), file.size,
                 _agreed(file.sha256, None if rest else sha256),
-                version=f"{file.size} {file.modified}",
+                version=f"{file.size} {file.modified} {file.version}",
             )
             for rest, file in chosen
         ]  # fmt: skip
@@ -336,8 +336,8 @@ class _Folders:
         return self._found[folder]
 
 
-def _stamp(file: InputFile | None) -> tuple[int, float] | None:
-    return (file.size, file.modified) if file else None
+def _stamp(file: InputFile | None) -> InputFile | None:
+    return file._replace(sha256=None) if file else None
 
 
 def _check_whole(record: Record, single: bool) -> None:

@@ -24,7 +24,7 @@ from processes.delivery import (
 )
 from processes.lease import Lease, Leases, LeaseWatch
 from processes.lookup import FOLLOW_SECONDS, ProcessLookup
-from processes.notes import leave_note, read_note
+from processes.notes import leave_platform_note, read_note
 from processes.reading import UnknownProcess, decode_record, present, read_record
 from processes.record import Record, Snapshot, clock_of, new_record, record_key
 from processes.run import ProcessRun, StopReason
@@ -129,8 +129,7 @@ class Delivery:
             return
         note = await read_note(self._store, record.process_id)
         if note is None or note.version == record.settled_note:  # a caller's cancel is stronger
-            nonce = self._writer.nonce
-            await leave_note(self._store, record.process_id, by="platform", nonce=nonce)
+            await leave_platform_note(self._store, record.process_id, record.attempt)
 
     def _owns(self, record: Record) -> bool:
         """Whether `record` belongs to the RunPod job of this delivery."""

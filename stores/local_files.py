@@ -146,6 +146,11 @@ def sync_folders(folders: Sequence[Path]) -> None:
             os.close(descriptor)
 
 
+def version_of(facts: os.stat_result) -> str:
+    """Every write makes a new file, so its number and time stamp tell it from the last."""
+    return f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
+
+
 def walk(folder: Path, prefix: str, start_after: str) -> Iterator[Listed]:
     """The objects below `folder` in key order, from the first one after `start_after`."""
     for row in _in_order(folder, prefix, start_after):
@@ -189,7 +194,7 @@ def _in_order(folder: Path, prefix: str, start_after: str) -> Iterator[Listed]:
             yield Listed(prefix + name, 0, 0.0)
         elif _is_key(prefix + name) and (facts := _facts(folder / name)):
             if stat.S_ISREG(facts.st_mode) and name > after:
-                yield Listed(prefix + name, facts.st_size, facts.st_mtime)
+                yield Listed(prefix + name, facts.st_size, facts.st_mtime, version_of(facts))
             elif stat.S_ISDIR(facts.st_mode) and (
                 f"{name}/" > after or after.startswith(f"{name}/")
             ):

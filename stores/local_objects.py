@@ -77,9 +77,9 @@ class LocalObjects:
         self._locks = Locks(self._hidden / "locks", self._hidden / "writing")
         self._prepared = False
 
-    def get(self, key: str, cached: Stored | None) -> Stored:
+    def get(self, key: str, cached: Stored | None, limit: int | None = None) -> Stored:
         with self._opened(key) as file:
-            data, modified = file.read(), os.fstat(file.fileno()).st_mtime
+            data, modified = file.read(limit), os.fstat(file.fileno()).st_mtime
             age = age_at(self._now(), modified)  # read first, then look at the clock
         version = _version(data)
         if cached is not None and cached.version == version:
@@ -87,11 +87,9 @@ class LocalObjects:
         return Stored(data, version, modified, age)
 
     def stat(self, key: str) -> ObjectFacts:
-        """Every write makes a new file, so its number and time stamp tell it from the last."""
         with self._opened(key) as file:
             facts = os.fstat(file.fileno())
-        version = f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
-        return ObjectFacts(facts.st_size, version, facts.st_mtime)
+        return ObjectFacts(facts.st_size, local_files.version_of(facts), facts.st_mtime)
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
         self.checked(key)

@@ -93,13 +93,17 @@ class LocalStore:
         self.url = self._objects.root.as_uri()
 
     async def capabilities(self, *, fresh: bool = False) -> Capabilities:
-        """Everything: links are `file://` and open on this machine only."""
-        return Capabilities(conditional_writes=True, presign=True, multi_delete=True)
+        """All but links to write to. Links are `file://` and open on this machine only."""
+        return Capabilities(
+            conditional_writes=True, presign=True, multi_delete=True, write_links=False
+        )
 
     @_counted
-    async def get(self, key: str, *, cached: Stored | None = None) -> Stored:
+    async def get(
+        self, key: str, *, cached: Stored | None = None, limit: int | None = None
+    ) -> Stored:
         """See `Store.get`."""
-        stored = await self._run(partial(self._objects.get, key, cached))
+        stored = await self._run(partial(self._objects.get, key, cached, limit))
         if cached is None or stored.version != cached.version:
             self._meter.moved("down", len(stored.data))
         return stored

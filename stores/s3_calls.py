@@ -67,3 +67,16 @@ async def retrying(call: Callable[[], Awaitable[T]], seconds: float) -> T:
             if delay is None:
                 raise
             await asyncio.sleep(delay)
+
+
+def patiently(call: Callable[[], T], seconds: float) -> T:
+    """As `retrying`, in the caller's own thread."""
+    delays = backoff(seconds)
+    while True:
+        try:
+            return call()
+        except StorageUnavailable:
+            delay = next(delays, None)
+            if delay is None:
+                raise
+            time.sleep(delay)

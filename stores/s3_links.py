@@ -57,6 +57,22 @@ def attachment(filename: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 
+def link_to_write(
+    requests: S3Requests,
+    key: str,
+    seconds: int,
+    *,
+    content_type: str | None,
+    size: int | None,
+    create_only: bool,
+) -> str:
+    """Signs what is given; a PUT must then carry it. Asks the store nothing."""
+    condition = "*" if create_only else None
+    signed = {"ContentType": content_type, "ContentLength": size, "IfNoneMatch": condition}
+    params = {name: value for name, value in signed.items() if value is not None}
+    return requests.presign("put_object", {"Key": key, **params}, seconds)
+
+
 def links_to_parts(
     requests: S3Requests, key: str, upload_id: str, sizes: Sequence[int], seconds: int
 ) -> list[str]:

@@ -18,7 +18,6 @@ from storage import (
     MAX_PAGE,
     FolderPage,
     InvalidKey,
-    Listed,
     ObjectChanged,
     ObjectExists,
     ObjectNotFound,
@@ -137,8 +136,12 @@ class S3Store:
 
     # ---- bytes
 
-    async def get(self, key: str, *, cached: Stored | None = None) -> Stored:
+    async def get(
+        self, key: str, *, cached: Stored | None = None, limit: int | None = None
+    ) -> Stored:
         """As `Store.get`."""
+        if limit is not None:
+            return await self._read(partial(self._requests.get_start, self._full(key), limit))
         return await self._read(partial(self._requests.get, self._full(key), cached))
 
     async def stat(self, key: str) -> ObjectFacts:
@@ -207,7 +210,7 @@ class S3Store:
         full = self._prefix + check_prefix(prefix)
         page = await self._read(partial(self._requests.list, full, after, min(limit, MAX_PAGE)))
         own = len(self._prefix)
-        rows = [Listed(row.key[own:], row.size, row.modified) for row in page.objects]
+        rows = [row._replace(key=row.key[own:]) for row in page.objects]
         return Page(rows, page.next and page.next[own:])
 
     async def list_folders(
@@ -296,12 +299,12 @@ class S3Store:
         size: int | None = None, create_only: bool = False,
     ) -> str:  # fmt: skip
         """As `Store.presign_put`."""
-        signed = {"Key": self._full(key), "ContentType": content_type, "ContentLength": size}
-        params = {name: value for name, value in signed.items() if value is not None}
-        await self._check_links(expires_in)
-        if create_only and (await self.capabilities()).conditional_writes:
-            params["IfNoneMatch"] = "*"
-        call = partial(self._requests.presign, "put_object", params, expires_in)
+        full = self._full(key)
+        found = await self._check_links_to_write(expires_in)
+        call = partial(
+            s3_links.link_to_write, self._requests, full, expires_in, content_type=content_type,
+            size=size, create_only=create_only and found.conditional_writes,
+        )  # fmt: skip
         return await self._reads.run(call)
 
     async def presign_parts(
@@ -315,7 +318,7 @@ class S3Store:
     ) -> PartLinks:
         """As `Store.presign_parts`."""
         full, sizes = self._full(key), s3_links.part_sizes(size, part_size)
-        await self._check_links(expires_in)
+        await self._check_links_to_write(expires_in)
         mark = secrets.token_hex(8)
         begin = partial(self._requests.begin_upload, full, content_type, mark)
         upload_id = await self._write(begin)
@@ -331,6 +334,13 @@ class S3Store:
         s3_links.check_life(seconds)
         if not (await self.capabilities()).presign:
             raise PresignUnsupported(f"{self.url} has no links that can be fetched without keys")
+
+    async def _check_links_to_write(self, seconds: int) -> Capabilities:
+        s3_links.check_life(seconds)
+        found = await self.capabilities()
+        if not found.write_links:
+            raise PresignUnsupported(f"{self.url} has no links that write only what they sign")
+        return found
 
     # ---- the store as a whole
 

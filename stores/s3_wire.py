@@ -24,7 +24,7 @@ from botocore.utils import percent_encode, percent_encode_sequence
 
 from storage import Listed
 from stores.s3_connections import Connections
-from stores.s3_headers import parse_time
+from stores.s3_headers import parse_time, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -237,6 +237,7 @@ def _rows(root: ElementTree.Element) -> tuple[list[Listed], bool]:
         Listed(
             decode(row.findtext("Key", "")), int(row.findtext("Size", "")),
             parse_time(row.findtext("LastModified", "")).timestamp(),
+            version_of(row.findtext("ETag", "")),
         )
         for row in root.iter("Contents")
     ]  # fmt: skip

@@ -7,29 +7,21 @@ steps. So many writers go for one key at once, and are counted.
 from __future__ import annotations
 
 import hashlib
-import os
-import ssl
-import time
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from threading import Barrier
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
-
-import httpx
+from typing import TYPE_CHECKING, NamedTuple
 
 from storage import Capabilities, ObjectNotFound, StorageMisconfigured, StorageUnavailable
-from stores.s3_calls import backoff
+from stores.link_probe import LinkProbe
+from stores.s3_calls import patiently
 from stores.s3_errors import PreconditionRefused
 from stores.s3_files import Body, Stop
 from utils import WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from stores.s3_requests import S3Requests
-
-T = TypeVar("T")
 
 #: Of each kind. A store that is not atomic passes for atomic only if it gets all of them right.
 ROUNDS = 4
@@ -44,6 +36,10 @@ NO_CONDITIONS = (
 )
 NO_LINKS = (
     "links cannot be fetched here: `download` refuses; fetch results with the store's own keys"
+)
+NO_LINKS_TO_WRITE = (
+    "there are no links to write to, because this store heeds headers that a link does not sign: a "
+    "link to upload could copy any object; `upload` takes chunks, and `cancel` is an action only"
 )
 NO_MULTI_DELETE = "objects are deleted one by one, because this store has no DeleteObjects"
 
@@ -64,14 +60,19 @@ def probe(requests: S3Requests, folder: str, patience: float) -> Capabilities:
             bench.write("plain")
             conditional = bench.try_conditional_writes()
             presign = bench.try_links()
+            write_links = presign and bench.try_links_to_write(create_only=conditional)
             multi_delete = bench.try_multi_delete()
             bench.write("plain")  # what was refused above was not refused because all is refused
         finally:
             bench.clear()
-    lacks = [(conditional, NO_CONDITIONS), (presign, NO_LINKS), (multi_delete, NO_MULTI_DELETE)]
-    return Capabilities(
-        conditional, presign, multi_delete, tuple(text for can, text in lacks if not can)
-    )
+    lacks = [
+        (conditional, NO_CONDITIONS),
+        (presign, NO_LINKS),
+        (write_links or not presign, NO_LINKS_TO_WRITE),
+        (multi_delete, NO_MULTI_DELETE),
+    ]
+    degraded = tuple(text for can, text in lacks if not can)
+    return Capabilities(conditional, presign, multi_delete, write_links, degraded)
 
 
 class _Race(NamedTuple):
@@ -99,10 +100,11 @@ class _Bench:
         self._writers = writers
         self._folder = folder
         self._keys: set[str] = set()
+        self._links = LinkProbe(requests, patience, writers, self._key)
 
     def write(self, name: str, data: bytes = b"probe") -> str:
         """Returns the version."""
-        return _patiently(partial(self._requests.put, self._key(name), data), self._patience)
+        return patiently(partial(self._requests.put, self._key(name), data), self._patience)
 
     # ---- conditional writes
 
@@ -136,13 +138,13 @@ class _Bench:
         wait(racing)  # all of them, however one has fared: what comes next is not to meet them
         winners = [data for data in (each.result() for each in racing) if data]
         found = (
-            _patiently(partial(self._requests.get, key), self._patience).data if winners else None
+            patiently(partial(self._requests.get, key), self._patience).data if winners else None
         )
         return _Race(winners, found, self._is_let_in(key, version))
 
     def _is_let_in(self, key: str, version: str | None) -> bool:
         try:
-            _patiently(partial(self._requests.put_if, key, b"late", version), self._patience)
+            patiently(partial(self._requests.put_if, key, b"late", version), self._patience)
         except (PreconditionRefused, ObjectNotFound):
             return False
         return True
@@ -150,11 +152,17 @@ class _Bench:
     # ---- links
 
     def try_links(self) -> bool:
-        """Whether a link made here can be fetched by somebody without keys."""
+        """Whether a link made here can be fetched by a client without keys."""
         self._write_file("link", b"linked")
         try:
-            url = self._requests.link(self._key("link"), 60, {})
-            return _patiently(partial(self._fetch, url), self._patience) == b"linked"
+            return self._links.can_be_read(self._key("link"), b"linked")
+        except StorageMisconfigured:
+            return False
+
+    def try_links_to_write(self, *, create_only: bool) -> bool:
+        """Whether a link to write writes what was signed, and nothing else."""
+        try:
+            return self._links.write_only_what_was_signed(create_only=create_only)
         except StorageMisconfigured:
             return False
 
@@ -166,26 +174,7 @@ class _Bench:
         def put() -> None:
             self._requests.put_file(key, Body(memoryview(data), Stop()), None, sha256)
 
-        _patiently(put, self._patience)
-
-    def _fetch(self, url: str) -> bytes | None:
-        """None: the store does not honour it."""
-        config = self._requests.config
-        try:
-            answer = httpx.get(
-                url,
-                timeout=httpx.Timeout(config.read_timeout, connect=config.connect_timeout),
-                verify=_trust(config.tls_bundle or os.environ.get("AWS_CA_BUNDLE")),
-                follow_redirects=True,
-            )
-        except httpx.TransportError as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                return None
-            # 'from None': what httpx says holds the link
-            raise StorageUnavailable("the store broke off while a link was fetched") from None
-        if answer.status_code == 429 or (answer.status_code >= 500 and answer.status_code != 501):
-            raise StorageUnavailable(f"the store answered {answer.status_code} to a link")
-        return answer.content if answer.is_success else None
+        patiently(put, self._patience)
 
     # ---- removing
 
@@ -196,43 +185,28 @@ class _Bench:
             self.write(name)
         keys = [self._key(name) for name in names]
         try:
-            _patiently(partial(self._requests.delete_many, keys), self._patience)
+            patiently(partial(self._requests.delete_many, keys), self._patience)
         except StorageMisconfigured:
             return False
         return not any(map(self._is_there, keys))
 
     def _is_there(self, key: str) -> bool:
         try:
-            _patiently(partial(self._requests.get, key), self._patience)
+            patiently(partial(self._requests.get, key), self._patience)
         except ObjectNotFound:
             return False
         return True
 
     def clear(self) -> None:
         """Best effort: what stays is a few bytes under `locks/`, and the probe has its answer."""
+        self._links.close()
+        wait([self._writers.submit(self._remove, key) for key in self._keys])
+
+    def _remove(self, key: str) -> None:
         with suppress(WorkerError):
-            for key in self._keys:
-                _patiently(partial(self._requests.delete, key), CLEARING)
+            patiently(partial(self._requests.delete, key), CLEARING)
 
     def _key(self, name: str) -> str:
         key = f"{self._folder}/{name}"
         self._keys.add(key)
         return key
-
-
-def _trust(bundle: str | None) -> ssl.SSLContext | bool:
-    """The certificates that boto3 trusts; True: the usual ones."""
-    return ssl.create_default_context(cafile=bundle) if bundle else True
-
-
-def _patiently(call: Callable[[], T], seconds: float) -> T:
-    """As `s3_calls.retrying`, in a thread of one's own."""
-    delays = backoff(seconds)
-    while True:
-        try:
-            return call()
-        except StorageUnavailable:
-            delay = next(delays, None)
-            if delay is None:
-                raise
-            time.sleep(delay)

@@ -20,7 +20,7 @@ from tests import input_jobs, servers
 from tests.control_plane import ControlPlane
 from tests.crowd import Crowd
 from tests.endpoint import Endpoint
-from tests.faulty_s3 import FaultyS3
+from tests.faulty_s3 import FaultyS3, unsigned
 from tests.fleet import Fleet, Sent
 from tests.web_server import Reply, WebServer
 
@@ -47,6 +47,14 @@ def ceph() -> Iterator[S3Server]:
     """A Ceph RGW server: the real thing."""
     with servers.run_ceph() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def strict(ceph: S3Server) -> Iterator[S3Server]:
+    """Ceph RGW behind AWS's rule about links, so that it has links to write to."""
+    with FaultyS3(ceph.endpoint_url) as proxy:
+        proxy.rule = unsigned
+        yield ceph._replace(endpoint_url=proxy.url)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from contextlib import ExitStack, nullcontext
 from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             case Fault.LOST_REQUEST | Fault.SILENT as fault:
                 self._break_off(silent=fault is Fault.SILENT)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_OPTIONS = handle_any  # noqa: N815
 
     def _say(self, answer: Answer, *, halved: bool = False) -> None:
         self.send_response_only(answer.status)
@@ -232,3 +232,16 @@ def always(verdict: Verdict, when: Callable[[Asked], bool]) -> Callable[[Asked],
 def conditional(asked: Asked) -> bool:
     """A compare-and-swap."""
     return asked.method == "PUT" and asked.conditional
+
+
+def unsigned(asked: Asked) -> Verdict:
+    """AWS's own rule about links: each `x-amz-*` header is signed, or the request is refused."""
+    query = parse_qs(urlsplit(asked.path).query)
+    if "X-Amz-Signature" not in query:
+        return None
+    signed = query["X-Amz-SignedHeaders"][0].split(";")
+    names = {name.replace("_", "-"): name for name in asked.headers}
+    if all(name in signed for amz, name in names.items() if amz.startswith("x-amz-")):
+        return None
+    text = "<Message>There were headers present in the request which were not signed</Message>"
+    return Answer.error(403, "AccessDenied", text)

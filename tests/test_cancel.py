@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
-from processes.notes import leave_note
+from processes.notes import leave_note, leave_platform_note, platform_stop_key, read_note
 from processes.record import cancel_key
 from tests.crowd import on_every_store, start_of, until
+from tests.faulty_s3 import FaultyS3
+from tests.servers import open_place
 
 LONG = {"seconds": 60, "steps": 600}
 
@@ -77,12 +79,62 @@ async def test_two_cancels_are_one(crowd):
     assert len(ends) == 1
 
 
-async def test_a_note_with_anything_in_it_means_cancel(crowd):
-    """Anyone with the link may lay it: deeply nested JSON must not end the watch for notes."""
-    owner = crowd.worker()
-    start = await owner.running("p")
-    await crowd.store.put(cancel_key("p"), b"[" * 200_000)
+@on_every_store
+async def test_an_empty_note_means_cancel(crowd):
+    """A link writes no other."""
+    start = await crowd.worker().running("p")
+    await crowd.store.put(cancel_key("p"), b"")
     assert (await start)["status"] == "cancelled"
+
+
+FOREIGN = {
+    "words": b"stop",
+    "deep": b"[" * 200_000,
+    "no text": b"\xff\xfe",
+    "large": b"{" + b" " * (8 << 20) + b"}",
+    "another caller": b'{"by": "administrator", "nonce": "1"}',
+    "platform": b'{"by": "platform"}',
+    "platform, as this worker writes it": b'{"by":"platform","attempt":1,"nonce":"guessed"}',
+    "an attempt that no key can name": b'{"by":"platform","attempt":%s,"nonce":""}' % (b"9" * 900),
+}
+
+
+@on_every_store
+async def test_a_note_of_a_foreign_form_stops_nothing_and_is_read_no_further(crowd):
+    """Above all it stops nothing in the platform's name, after which the process would go on."""
+    owner = crowd.worker(cancel_poll_seconds=0.05)
+    start = await owner.running("p")
+    for note in FOREIGN.values():
+        await crowd.store.put(cancel_key("p"), note)
+        owner.store.forget_calls()
+        await until(lambda: len(owner.store.asked("get", key="/cancel")) > 2)
+        assert await read_note(crowd.store, "p") is None
+    assert not start.done()
+    await crowd.store.put(cancel_key("p"), b"")
+    assert (await start)["status"] == "cancelled"
+
+
+@on_every_store
+async def test_a_platform_note_counts_by_its_proof_alone(crowd):
+    await leave_platform_note(crowd.store, "p", 1)
+    note = await crowd.store.get(cancel_key("p"))
+    assert (await read_note(crowd.store, "p")).by_platform
+    await crowd.store.put(cancel_key("p"), note.data.replace(b'"nonce":"', b'"nonce":"0'))
+    assert await read_note(crowd.store, "p") is None
+    await crowd.store.put(cancel_key("p"), note.data)
+    await crowd.store.delete([platform_stop_key("p", 1)])
+    assert await read_note(crowd.store, "p") is None
+
+
+async def test_a_look_for_a_note_is_one_request_of_at_most_a_kilobyte(ceph):
+    with FaultyS3(ceph.endpoint_url) as proxy:
+        store = open_place({**ceph.place(), "endpoint_url": proxy.url})
+        assert await read_note(store, "p") is None
+        await store.put(cancel_key("p"), bytes(8 << 20))
+        assert await read_note(store, "p") is None
+        await store.close()
+    looks = [asked for asked in proxy.asked if asked.method == "GET"]
+    assert [asked.headers["range"] for asked in looks] == ["bytes=0-1023"] * 2
 
 
 async def test_cancel_during_the_upload_of_artifacts_wins(crowd):
@@ -137,7 +189,7 @@ async def test_the_note_of_a_failed_attempt_does_not_stop_the_next(crowd):
     worker = crowd.worker()
     params = {"steps": 3, "seconds": 1, "fail_at": 3}
     await worker.start("p", **params)
-    await leave_note(crowd.store, "p", by="caller", nonce="late")
+    await leave_note(crowd.store, "p")
     again = await worker.start("p", **params)
     assert (again["status"], again["attempt"]) == ("failed", 2)
 
@@ -149,7 +201,7 @@ async def test_a_retried_attempt_can_be_cancelled_like_any_other(crowd):
     await worker.seen("p", "running", step=1)
     deliver.cancel()
     await asyncio.wait([deliver])
-    await leave_note(crowd.store, "p", by="caller", nonce="late")
+    await leave_note(crowd.store, "p")
     retried = worker.starts("p", **params)
     await worker.until("p", lambda view: view["attempt"] == 2 and view["status"] == "running")
     await other("cancel", process_id="p")

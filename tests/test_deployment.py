@@ -18,7 +18,7 @@ from api.actions import StartAction
 from api.parsing import parse_action, parse_params
 from scripts.env_example import example
 from settings import Settings, load_settings, variables
-from stores.store_probe import NO_CONDITIONS, NO_LINKS, NO_MULTI_DELETE
+from stores.store_probe import NO_CONDITIONS, NO_LINKS, NO_LINKS_TO_WRITE, NO_MULTI_DELETE
 from tests import dockerfile
 from tests.dockerfile import ROOT, files_of, let_through, tracked
 
@@ -360,7 +360,7 @@ def test_requests_of_the_guide_are_understood() -> None:
             assert set(body["policy"]) == {"executionTimeout", "ttl"}
 
 
-@pytest.mark.parametrize("sentence", [NO_CONDITIONS, NO_LINKS, NO_MULTI_DELETE])
+@pytest.mark.parametrize("sentence", [NO_CONDITIONS, NO_LINKS, NO_LINKS_TO_WRITE, NO_MULTI_DELETE])
 def test_the_guide_explains_every_way_in_which_a_store_is_degraded(sentence: str) -> None:
     explained = re.findall(r"^\| `degraded`: (.*?) \|", GUIDE, re.MULTILINE)
     assert [begin for begin in explained if sentence.startswith(begin)]

@@ -12,7 +12,7 @@ import httpx
 
 from tests.endpoint import SHORT_LEASE, Endpoint, start_of
 from tests.invariants import violations
-from tests.servers import on_both_stores, on_ceph, on_local
+from tests.servers import on_both_stores, on_local, on_strict
 from tests.worker_process import eventually
 
 #: Longer than any test.
@@ -37,7 +37,7 @@ async def test_run_gives_the_files_of_a_process_that_is_called_like_the_job(
     assert await violations(endpoint.store, await endpoint.record(job.job_id)) == []
 
 
-@on_ceph
+@on_strict
 async def test_runpods_status_shows_progress_in_order_and_with_links(endpoint: Endpoint) -> None:
     async with endpoint.worker("w1"):
         job = endpoint.start(seconds=6, steps=60)
@@ -248,7 +248,7 @@ async def test_sigterm_lets_the_replies_that_are_due_go_out(endpoint: Endpoint) 
 # ---- with no worker
 
 
-@on_ceph
+@on_strict
 async def test_a_link_follows_and_cancels_a_process_without_asking_a_worker(
     endpoint: Endpoint,
 ) -> None:
@@ -266,7 +266,7 @@ async def test_a_link_follows_and_cancels_a_process_without_asking_a_worker(
     assert list(endpoint.plane.jobs) == [job.id]
 
 
-@on_ceph
+@on_strict
 async def test_a_link_works_when_no_worker_is_alive(endpoint: Endpoint) -> None:
     async with httpx.AsyncClient(trust_env=False) as http:
         async with endpoint.worker("w1") as worker:

@@ -16,16 +16,18 @@ from cli import doctor
 from gpus import Gpu, Gpus, see_gpus
 from health import Examiner
 from storage import Capabilities, StoreHealth
+from stores.store_probe import NO_LINKS_TO_WRITE
 from tests.crowd import on_every_store
 from tests.kit import settings
 from upkeep import checks
 from upkeep.checks import Finding, judge_gpus, judge_store, try_disk, worst
 
 ROOT = Path(__file__).parent.parent
-CAN_ALL = Capabilities(conditional_writes=True, presign=True, multi_delete=True)
-FINE = StoreHealth(
-    ok=True, message="s3://b/ was written", round_trip_ms=3.0, clock_offset_seconds=0.1
-)
+CAN_ALL = Capabilities(conditional_writes=True, presign=True, multi_delete=True, write_links=True)
+#: Neither lacks anything that callers miss.
+on_able_stores = pytest.mark.parametrize("crowd", ["local", "strict"], indirect=True)
+FINE = StoreHealth(ok=True, message="s3://b/ was written", round_trip_ms=3.0,
+                   clock_offset_seconds=0.1)  # fmt: skip
 
 
 def by_check(findings):
@@ -55,12 +57,7 @@ def test_a_store_that_does_not_work_is_broken_and_says_what_it_said():
 
 
 def test_what_a_store_lacks_is_degraded_a_finding_each():
-    lacking = Capabilities(
-        conditional_writes=False,
-        presign=False,
-        multi_delete=True,
-        degraded=("no conditions", "no links"),
-    )
+    lacking = CAN_ALL._replace(degraded=("no conditions", "no links"))
     found = [f.message for f in judge_store(FINE, lacking) if f.verdict == "degraded"]
     assert found == ["no conditions", "no links"]
 
@@ -163,7 +160,7 @@ def test_without_a_driver_there_is_no_gpu_and_no_error(monkeypatch):
     assert see_gpus() == Gpus()
 
 
-@on_every_store
+@on_able_stores
 async def test_a_gpu_that_vanishes_makes_a_worker_broken(crowd, monkeypatch):
     driver = Driver()
     driver.install(monkeypatch)
@@ -210,7 +207,7 @@ def test_a_disk_that_takes_nothing_says_why_and_what_to_do(tmp_path, monkeypatch
 # ---- of a worker
 
 
-@on_every_store
+@on_able_stores
 async def test_a_worker_that_has_everything_is_ready_busy_or_draining(crowd):
     worker = crowd.worker()
     reply = await worker("health")
@@ -238,11 +235,21 @@ async def test_a_store_that_answers_nothing_is_said_and_jobs_go_on(crowd):
     assert (await task)["status"] == "completed"
 
 
-@on_every_store
+@on_able_stores
 async def test_a_deep_check_tries_the_store_anew_and_computes(crowd):
     reply = await crowd.worker()("health", deep=True)
     assert reply["status"] == "ready"
     assert reply["store"]["capabilities"]["conditional_writes"] is True
+
+
+@pytest.mark.parametrize("crowd", ["ceph"], indirect=True)
+async def test_health_and_doctor_say_that_a_store_has_no_links_to_write(crowd):
+    worker = crowd.worker()
+    reply = await worker("health")
+    assert (reply["status"], reply["store"]["degraded"]) == ("degraded", [NO_LINKS_TO_WRITE])
+    assert reply["store"]["capabilities"]["write_links"] is False
+    examined = await Examiner(crowd.store, worker.settings).examine()
+    assert NO_LINKS_TO_WRITE in "\n".join(map(doctor.told, examined.findings))
 
 
 async def test_of_an_error_of_cuda_what_happened_is_shown_and_not_its_advice():

@@ -108,10 +108,10 @@ def quirk(actions: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-async def guest(ceph: S3Server) -> AsyncIterator[S3Store]:
+async def guest(ceph: S3Server, strict: S3Server) -> AsyncIterator[S3Store]:
     """A store whose key is allowed what the policy says."""
     assert ceph.other is not None
-    place = ceph.place()
+    place = strict.place()
     give(ceph, allowed())
     store = S3Store(**{**place, **ceph.other._asdict()})  # type: ignore[arg-type]
     yield store

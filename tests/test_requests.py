@@ -64,12 +64,12 @@ async def one_that_has_touched(crowd, folder):
     return worker
 
 
-async def test_links_to_upload_are_one_list_and_nothing_a_file(crowd, sent):
+async def test_links_to_upload_are_two_requests_and_nothing_a_file(crowd, sent):
     files = [{"path": f"{number}.bin", "size": 1} for number in range(100)]
     worker = await one_that_has_touched(crowd, "f")
     sent.clear()
     await worker("upload", folder="f", files=files)
-    assert dict(sent) == {"ListObjectsV2": 1}
+    assert dict(sent) == {"ListObjectsV2": 1, "PutObject": 1}  # what was announced is kept
 
 
 async def test_a_hundred_files_are_completed_for_a_handful_of_requests(crowd, sent):
@@ -79,7 +79,8 @@ async def test_a_hundred_files_are_completed_for_a_handful_of_requests(crowd, se
     sent.clear()
     reply = await worker("upload", folder="f", files=files, complete=True)
     assert reply["count"] == 100
-    assert dict(sent) == {"ListObjectsV2": 2, "GetObject": 1, "PutObject": 1}
+    # a GET and a PUT of what was announced, a GET and a PUT of the manifest
+    assert dict(sent) == {"ListObjectsV2": 2, "GetObject": 2, "PutObject": 2}
 
 
 async def test_a_page_of_input_folders_is_one_list(crowd, sent):

@@ -17,7 +17,7 @@ from storage import FileFacts, ObjectNotFound, StorageMisconfigured, StorageUnav
 from stores.s3_files import PART
 from stores.s3_store import S3Store
 from tests import servers
-from tests.faulty_s3 import Answer, Fault, FaultyS3, always, every, once
+from tests.faulty_s3 import Answer, Fault, FaultyS3, always, every, once, unsigned
 from tests.test_s3_transfer import BREAKS, a_part, completion, unfinished
 from tests.test_storage_streams import BrokenSource, Chunks, cut
 
@@ -37,6 +37,7 @@ FACTS = FileFacts(SIZE, hashlib.sha256(DATA).hexdigest())
 async def store(ceph: S3Server, proxy: FaultyS3) -> AsyncIterator[S3Store]:
     place = {**ceph.place(), "endpoint_url": proxy.url}
     store = S3Store(**place, transfer_timeout=5.0)  # type: ignore[arg-type]
+    proxy.rule = unsigned
     yield store
     proxy.rule = lambda _: None
     await store.close()
@@ -232,6 +233,7 @@ async def test_a_part_that_is_sent_once_more_while_all_are_joined_is_looked_up_a
     store: S3Store, proxy: FaultyS3
 ) -> None:
     upload_id = await sent(store)
+    proxy.asked.clear()
     proxy.rule = once(Answer.error(400, "InvalidPart"), completion)
     await store.join_parts("a", upload_id, size=SIZE)
     assert sum(map(listing, proxy.asked)) == 2

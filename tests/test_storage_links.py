@@ -54,7 +54,7 @@ async def test_a_link_knows_the_files_type_and_name(store: Store) -> None:
     assert "my sample.png" in headers["content-disposition"]
 
 
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+@pytest.mark.parametrize("place", servers.LINK_STORES, indirect=True)
 async def test_a_link_can_be_written_to_without_keys(store: Store) -> None:
     url = await store.presign_put("a/b", expires_in=60, content_type="text/plain", size=3)
     async with httpx.AsyncClient() as client:
@@ -107,7 +107,7 @@ async def test_a_thousand_links_do_not_hold_the_event_loop(store: Store) -> None
 # ---- files in parts
 
 
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+@pytest.mark.parametrize("place", servers.LINK_STORES, indirect=True)
 async def test_parts_that_a_caller_sends_become_an_object(store: Store) -> None:
     data = os.urandom(SIZE)
     links = await store.presign_parts("a/b", size=SIZE, part_size=PART, expires_in=60)
@@ -119,7 +119,7 @@ async def test_parts_that_a_caller_sends_become_an_object(store: Store) -> None:
     assert (await store.get("a/b")).data == data
 
 
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+@pytest.mark.parametrize("place", servers.LINK_STORES, indirect=True)
 async def test_parts_may_come_in_any_order_and_twice(store: Store) -> None:
     data = os.urandom(SIZE)
     links = await store.presign_parts("a", size=SIZE, part_size=PART, expires_in=60)
@@ -129,7 +129,7 @@ async def test_parts_may_come_in_any_order_and_twice(store: Store) -> None:
     assert (await store.get("a")).data == data
 
 
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+@pytest.mark.parametrize("place", servers.LINK_STORES, indirect=True)
 @pytest.mark.parametrize("size", [1, PART - 1, PART])
 async def test_a_small_file_is_one_part(store: Store, size: int) -> None:
     links = await store.presign_parts("a", size=size, part_size=PART, expires_in=60)
@@ -139,7 +139,7 @@ async def test_a_small_file_is_one_part(store: Store, size: int) -> None:
     assert (await store.stat("a")).size == size
 
 
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+@pytest.mark.parametrize("place", servers.LINK_STORES, indirect=True)
 async def test_a_file_in_parts_has_the_type_that_was_announced(store: Store) -> None:
     links = await store.presign_parts(
         "a", size=3, part_size=PART, expires_in=60, content_type="image/png"
@@ -154,7 +154,7 @@ async def test_a_file_in_parts_has_the_type_that_was_announced(store: Store) -> 
     assert answer.headers["content-type"] == "image/png"
 
 
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+@pytest.mark.parametrize("place", servers.LINK_STORES, indirect=True)
 @pytest.mark.parametrize(
     ("sent", "came"), [([], 0), ([0, 1], 2 * PART), ([1, 2], PART + 1000), ([0, 2], PART + 1000)]
 )
@@ -171,7 +171,7 @@ async def test_a_part_that_is_missing_is_said_and_may_still_come(
     await store.join_parts("a", links.upload_id, size=SIZE)
 
 
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+@pytest.mark.parametrize("place", servers.LINK_STORES, indirect=True)
 async def test_parts_that_add_up_with_a_gap_are_not_joined(store: Store) -> None:
     links = await store.presign_parts("a", size=2 * PART, part_size=PART, expires_in=60)
     await send(links, bytes(2 * PART), [1])
@@ -179,7 +179,7 @@ async def test_parts_that_add_up_with_a_gap_are_not_joined(store: Store) -> None
         await store.join_parts("a", links.upload_id, size=PART)
 
 
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+@pytest.mark.parametrize("place", servers.LINK_STORES, indirect=True)
 async def test_joining_again_is_the_same_joining(store: Store) -> None:
     links = await store.presign_parts("a", size=3, part_size=PART, expires_in=60)
     await send(links, b"123")
@@ -190,13 +190,13 @@ async def test_joining_again_is_the_same_joining(store: Store) -> None:
         await store.join_parts("a", links.upload_id, size=4)
 
 
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+@pytest.mark.parametrize("place", servers.LINK_STORES, indirect=True)
 async def test_an_upload_that_never_was_has_no_parts(store: Store) -> None:
     with pytest.raises(PartsMissing, match="no such upload"):
         await store.join_parts("a", "no-such-upload", size=3)
 
 
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+@pytest.mark.parametrize("place", servers.LINK_STORES, indirect=True)
 async def test_an_object_that_was_there_before_is_not_the_outcome_of_an_upload(
     store: Store,
 ) -> None:
@@ -206,7 +206,7 @@ async def test_an_object_that_was_there_before_is_not_the_outcome_of_an_upload(
         await store.join_parts("a", "0123456789abcdef.no-such-upload", size=3)
 
 
-@pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
+@pytest.mark.parametrize("place", servers.LINK_STORES, indirect=True)
 @pytest.mark.parametrize(
     ("size", "part_size"),
     [(0, PART), (-1, PART), (1, PART - 1), (1, (5 << 30) + 1), (10_000 * PART + 1, PART)],

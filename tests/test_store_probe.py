@@ -1,7 +1,8 @@
 """What a bucket really does is found out, said, and worked with.
 
-moto behind a proxy that lets one request through at a time can do everything; each test takes one
-thing away from it.
+moto behind a proxy that lets one request through at a time can do everything but safe links to
+write, as it checks no signatures; each test takes one thing away from it. Links to write are tried
+in test_link_probe.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from storage import (
     StorageUnavailable,
 )
 from stores.s3_store import S3Store
+from stores.store_probe import NO_CONDITIONS, NO_LINKS, NO_LINKS_TO_WRITE, NO_MULTI_DELETE
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, conditional, every
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ async def left_over(store: S3Store) -> list[str]:
 
 
 async def test_a_store_that_can_do_everything(store: S3Store) -> None:
-    assert await store.capabilities() == (True, True, True, ())
+    assert await store.capabilities() == (True, True, True, False, (NO_LINKS_TO_WRITE,))
     assert await left_over(store) == []
 
 
@@ -116,10 +118,9 @@ async def test_without_conditional_writes_there_is_one_writer(
 ) -> None:
     assert callable(lack)
     lack(proxy)
-    conditional_writes, presign, many, degraded = await store.capabilities()
-    assert (conditional_writes, presign, many) == (False, True, True)
-    assert len(degraded) == 1
-    assert "single-writer mode" in degraded[0]
+    found = await store.capabilities()
+    assert found[:3] == (False, True, True)
+    assert found.degraded == (NO_CONDITIONS, NO_LINKS_TO_WRITE)
     assert await left_over(store) == []
 
 
@@ -174,20 +175,12 @@ async def test_a_store_without_links_says_so(
 ) -> None:
     proxy.rule = always(refusal, link)
     found = await store.capabilities()
-    assert found[:3] == (True, False, True)
-    assert "links" in found.degraded[0]
+    assert found[:4] == (True, False, True, False)
+    assert found.degraded == (NO_LINKS,)
     with pytest.raises(PresignUnsupported):
         await store.presign_get("a", expires_in=60)
     with pytest.raises(PresignUnsupported):
         await store.presign_put("a", expires_in=60)
-
-
-async def test_a_link_asks_nothing_of_a_store_that_it_does_not_keep(
-    store: S3Store, proxy: FaultyS3
-) -> None:
-    proxy.rule = always(Answer.error(501, "NotImplemented"), conditional)
-    assert not (await store.capabilities()).conditional_writes
-    assert "if-none-match" not in await store.presign_put("a", expires_in=60, create_only=True)
 
 
 # ---- deleting many
@@ -208,7 +201,7 @@ async def test_a_store_without_multi_delete_is_cleared_one_by_one(
     proxy.rule = always(refusal, multi_delete)
     found = await store.capabilities()
     assert found[:3] == (True, True, False)
-    assert "one by one" in found.degraded[0]
+    assert found.degraded == (NO_LINKS_TO_WRITE, NO_MULTI_DELETE)
     for key in ("a", "b", "c"):
         await store.put(key, b"")
     await store.delete(["a", "b", "not there"])
@@ -223,8 +216,8 @@ async def test_a_store_that_lacks_everything_as_runpods_volumes_do(
         Answer.error(501, "NotImplemented"), lambda asked: any(lack(asked) for lack in lacks)
     )
     found = await store.capabilities()
-    assert found[:3] == (False, False, False)
-    assert len(found.degraded) == 3
+    assert found[:4] == (False, False, False, False)
+    assert found.degraded == (NO_CONDITIONS, NO_LINKS, NO_MULTI_DELETE)
 
 
 # ---- a store that fails meanwhile
@@ -242,7 +235,7 @@ async def test_a_failure_is_not_remembered_as_a_lack(
     with pytest.raises(StorageUnavailable):
         await store.create("a", b"1")
     proxy.rule = lambda _: None
-    assert (await store.capabilities()).degraded == ()
+    assert (await store.capabilities()).degraded == (NO_LINKS_TO_WRITE,)
     await store.create("a", b"1")
 
 
@@ -264,7 +257,7 @@ async def test_an_unsteady_store_is_seen_for_what_it_is(
     store: S3Store, proxy: FaultyS3, fault: Fault
 ) -> None:
     proxy.rule = every(7, fault)
-    assert (await store.capabilities()).degraded == ()
+    assert (await store.capabilities()).degraded == (NO_LINKS_TO_WRITE,)
 
 
 async def test_who_gives_up_waiting_does_not_stop_the_probe_for_others(
@@ -275,5 +268,5 @@ async def test_who_gives_up_waiting_does_not_stop_the_probe_for_others(
     await asyncio.to_thread(proxy.silenced.wait)
     impatient.cancel()
     proxy.release()
-    assert (await patient).degraded == ()
+    assert (await patient).degraded == (NO_LINKS_TO_WRITE,)
     assert impatient.cancelled()

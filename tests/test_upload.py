@@ -16,7 +16,8 @@ from tests import servers
 from tests.crowd import on_every_store
 from tests.test_download import paged
 
-on_a_bucket = pytest.mark.parametrize("crowd", ["ceph"], indirect=True)
+#: One with links to write.
+on_a_bucket = pytest.mark.parametrize("crowd", ["strict"], indirect=True)
 PART = 5 << 20
 
 
@@ -89,7 +90,9 @@ async def test_a_store_without_links_says_to_send_chunks(crowd):
 
 @on_a_bucket
 async def test_a_bucket_without_links_says_to_send_chunks(crowd, monkeypatch):
-    lacking = Capabilities(conditional_writes=True, presign=False, multi_delete=True)
+    lacking = Capabilities(
+        conditional_writes=True, presign=False, multi_delete=True, write_links=False
+    )
 
     async def capabilities(**_asked):
         return lacking

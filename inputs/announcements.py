@@ -1,0 +1,105 @@
+"""What callers announced of a folder's files. It stays in the folder and binds `complete`.
+
+Links are for whom the caller gives them to. So the size and the sha256 that the caller announced
+count, and not the object that a link's holder left. Of several announcements the newest counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from pydantic import TypeAdapter
+
+from inputs.folder_files import Announced, InputFile, UploadIncomplete, announcements_prefix
+from storage import Listed, ObjectNotFound, Store
+from utils import new_nonce, together, utc_now
+
+#: Announcements that are read at a time.
+READERS = 8
+
+
+class Promise(NamedTuple):
+    """What was announced of a file, as far as it is checked."""
+
+    path: str
+    size: int
+    sha256: str | None
+
+
+Promises = Mapping[str, Promise]
+_PROMISES = TypeAdapter(list[Promise])
+
+
+class Announcements:
+    """Those of input folders, in the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def keep(self, folder: str, files: Iterable[Announced]) -> None:
+        """Add one. A request."""
+        data = await asyncio.to_thread(_written, files)
+        # Among those of one tick of the store's clock, the worker's orders them.
+        name = f"{int(utc_now().timestamp() * 1000):015d}-{new_nonce()}"
+        await self._store.put(f"{announcements_prefix(folder)}{name}", data)
+
+    async def read(self, rows: list[Listed]) -> Promises:
+        """Those that were listed, by path. A request each.
+
+        Raises:
+            UploadIncomplete: the folder was deleted meanwhile.
+        """
+        turn = asyncio.Semaphore(READERS)
+
+        async def read(row: Listed) -> bytes:
+            async with turn:
+                try:
+                    return (await self._store.get(row.key)).data
+                except ObjectNotFound:
+                    raise UploadIncomplete("the folder was deleted meanwhile") from None
+
+        async with together() as group:
+            in_order = sorted(rows, key=lambda row: (row.modified, row.key))
+            reading = [group.create_task(read(row)) for row in in_order]
+        return await asyncio.to_thread(_merged, [task.result() for task in reading])
+
+
+def news(announced: list[Announced], promised: Promises) -> list[Announced]:
+    """Those of which something else was promised, or nothing."""
+    return [file for file in announced if promised.get(file.path) != _promise(file)]
+
+
+def bound(
+    announced: list[Announced], promised: Promises, there: Mapping[str, InputFile]
+) -> list[Announced]:
+    """`announced` with the hashes that were promised, and what was promised of other files there.
+
+    What a caller says now counts more than what it said before.
+    """
+    named = {file.path for file in announced}
+    others = [each for path, each in promised.items() if path in there and path not in named]
+    return [
+        *(_with_hash(file, promised.get(file.path)) for file in announced),
+        *(Announced(each.path, each.size, each.sha256) for each in others),
+    ]
+
+
+def _with_hash(file: Announced, promise: Promise | None) -> Announced:
+    if file.sha256 or promise is None or promise.size != file.size:
+        return file
+    return file._replace(sha256=promise.sha256)
+
+
+def _promise(file: Announced) -> Promise:
+    return Promise(file.path, file.size, file.sha256)
+
+
+def _written(files: Iterable[Announced]) -> bytes:
+    return _PROMISES.dump_json([*map(_promise, files)])
+
+
+def _merged(announcements: list[bytes]) -> Promises:
+    promises = (each for data in announcements for each in _PROMISES.validate_json(data))
+    return {promise.path: promise for promise in promises}

@@ -1,0 +1,226 @@
+"""Tries what the holder of a link can do: read by it, and write by it more than was signed.
+
+The holder of a link chooses the headers that the link does not sign. AWS refuses every unsigned
+`x-amz-*` header; Ceph RGW heeds them all, so that a link for an empty file copies any object that
+the worker's key may read. The rule: a store gives links to write to only if no unsigned header
+
+- puts other bytes into an object or a part than the holder sent (`x-amz-copy-source`), or
+- opens an object to others (`x-amz-acl`, `x-amz-grant-*`),
+
+and the signed size binds. Metadata, tags, storage class, redirects, locks and the holder's own
+encryption key are harmless: they describe the one object that the holder writes anyway, and the
+worker reads none of them. The status of an answer proves nothing, so the probe reads what the store
+holds afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from concurrent.futures import wait
+from contextlib import suppress
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+import httpx
+
+from storage import ObjectNotFound, StorageMisconfigured, StorageUnavailable
+from stores import s3_links
+from stores.s3_calls import patiently
+from utils import WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from concurrent.futures import Executor
+
+    from stores.s3_client import S3Config
+    from stores.s3_requests import S3Requests
+
+#: Seconds that a link lives which is used at once.
+LIFE = 60
+#: An object to copy, the stretch of it that is copied, and a body to send: no two of one length.
+SOURCE, STRETCH, SENT = b"another object's bytes", "bytes=0-6", b"sent"
+#: Each opens an object to everybody.
+OPENING = (
+    {"x-amz-acl": "public-read"},
+    {"x-amz-grant-read": 'uri="http://acs.amazonaws.com/groups/global/AllUsers"'},
+)
+
+
+class _Form(NamedTuple):
+    """A link to write by, as the worker gives them."""
+
+    size: int
+    content_type: str | None = None
+    create_only: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        typed = {"Content-Type": self.content_type} if self.content_type else {}
+        return typed | ({"If-None-Match": "*"} if self.create_only else {})
+
+
+class LinkProbe:
+    """Uses links as a client without keys does. Blocking."""
+
+    def __init__(
+        self, requests: S3Requests, patience: float, pool: Executor, key: Callable[[str], str]
+    ) -> None:
+        """`key` gives the full key of a name, and clears it up in the end."""
+        self._requests = requests
+        self._patience = patience
+        self._pool = pool
+        self._key = key
+        self._http = _client(requests.config)
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._http.close()
+
+    def can_be_read(self, key: str, data: bytes) -> bool:
+        """Whether a link to the object gives its bytes."""
+        url = self._requests.link(key, LIFE, {})
+        return patiently(partial(self._fetch, url), self._patience) == data
+
+    def write_only_what_was_signed(self, *, create_only: bool) -> bool:
+        """Whether links to write work, and their holders can do no more by them.
+
+        `create_only`: whether the links to files sign `If-None-Match`.
+
+        Raises:
+            StorageUnavailable: the store failed on the way; nothing is known.
+        """
+        source = self._key("source")
+        patiently(partial(self._requests.put, source, SOURCE), self._patience)
+        file, cancel = _Form(len(SENT), "text/plain", create_only), _Form(0)
+        if not self._is_written("file", file):
+            return False
+        copying = _copying(self._requests.config.bucket, source)
+        forms = [(file, SENT), (file._replace(size=0), b""), (cancel, b"")]
+        tries: list[Callable[[], bool]] = [
+            partial(self._keeps, f"copy-{number}", form, body, added)
+            for number, ((form, body), added) in enumerate(product(forms, copying))
+        ]
+        tries += [partial(self._keeps, "longer", cancel, SENT, {}), self._parts_keep]
+        tries += [
+            partial(self._stays_closed, f"opened-{number}", file, added)
+            for number, added in enumerate(OPENING)
+        ]
+        trying = [self._pool.submit(self._proves, each) for each in tries]
+        wait(trying)  # all of them: what is cleared up afterwards is to stay away
+        return all(each.result() for each in trying)
+
+    def _proves(self, attempt: Callable[[], bool]) -> bool:
+        """A store that answers an attempt with nothing but failures has not proven to be safe."""
+        try:
+            return patiently(attempt, self._patience)
+        except StorageUnavailable:
+            return False
+
+    # ---- attempts
+
+    def _is_written(self, name: str, form: _Form) -> bool:
+        key = self._key(name)
+        url = self._link(key, form)
+
+        def write() -> bytes | None:
+            self._put(url, SENT, form.headers)
+            return self._found(key)
+
+        return patiently(write, self._patience) == SENT
+
+    def _keeps(self, name: str, form: _Form, body: bytes, added: Mapping[str, str]) -> bool:
+        """Whether a request by the link writes its body or nothing; nothing if it is too long."""
+        key = self._key(name)
+        self._put(self._link(key, form), body, {**form.headers, **added})
+        found = self._found(key)
+        return found is None or (found == body and len(body) == form.size)
+
+    def _stays_closed(self, name: str, form: _Form, added: Mapping[str, str]) -> bool:
+        """Whether the object is no more open than one that was written without `added`."""
+        url, plain = (self._link(self._key(each), form) for each in (name, "file"))
+        self._put(url, SENT, {**form.headers, **added})
+        return self._fetch(_bare(url)) is None or self._fetch(_bare(plain)) is not None
+
+    def _parts_keep(self) -> bool:
+        """Whether parts have just the bytes that were sent: by their sizes, which all differ."""
+        key = self._key("parts")
+        try:
+            upload_id = self._requests.begin_upload(key, None, "probe")
+        except StorageMisconfigured:
+            return True  # a file in parts cannot be begun, so there are no links to parts
+        try:
+            return self._parts_of_keep(key, upload_id)
+        finally:
+            with suppress(WorkerError):
+                self._requests.abort_upload(key, upload_id)
+
+    def _parts_of_keep(self, key: str, upload_id: str) -> bool:
+        copying = _copying(self._requests.config.bucket, self._key("source"))
+        sent = [*product((b"", SENT), copying)]
+        sizes = [len(body) for body, _ in sent]
+        urls = s3_links.links_to_parts(self._requests, key, upload_id, sizes, LIFE)
+        for url, (body, added) in zip(urls, sent, strict=True):
+            self._put(url, body, added)
+        page = self._requests.parts(key, upload_id, 0)
+        return page is None or all(part.size == sizes[part.number - 1] for part in page.parts)
+
+    # ---- requests
+
+    def _link(self, key: str, form: _Form) -> str:
+        return s3_links.link_to_write(self._requests, key, LIFE, **form._asdict())
+
+    def _found(self, key: str) -> bytes | None:
+        try:
+            return self._requests.get(key).data
+        except ObjectNotFound:
+            return None
+
+    def _put(self, url: str, body: bytes, headers: Mapping[str, str]) -> None:
+        self._send("PUT", url, content=body, headers={**headers})
+
+    def _fetch(self, url: str) -> bytes | None:
+        """None: the store does not honour it."""
+        answer = self._send("GET", url)
+        return answer.content if answer is not None and answer.is_success else None
+
+    def _send(self, method: str, url: str, **options: object) -> httpx.Response | None:
+        """The store's answer; None: it is not known to be the store."""
+        try:
+            answer = self._http.request(method, url, **options)  # type: ignore[arg-type]
+        except httpx.TransportError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                return None
+            # 'from None': what httpx says holds the link
+            raise StorageUnavailable("the store broke off while a link was used") from None
+        if answer.status_code == 429 or (answer.status_code >= 500 and answer.status_code != 501):
+            raise StorageUnavailable(f"the store answered {answer.status_code} to a link")
+        return answer
+
+
+def _copying(bucket: str, key: str) -> list[dict[str, str]]:
+    """Headers that have a store copy the object, in the spellings that stores understand.
+
+    Ceph RGW takes `_` for `-`, so that a proxy before it which refuses the first lets the last by.
+    """
+    source = quote(f"/{bucket}/{key}")
+    return [
+        {"x-amz-copy-source": source},
+        {"x-amz-copy-source": source, "x-amz-copy-source-range": STRETCH},
+        {"x_amz_copy_source": source},
+    ]
+
+
+def _bare(url: str) -> str:
+    return url.partition("?")[0]
+
+
+def _client(config: S3Config) -> httpx.Client:
+    bundle = config.tls_bundle or os.environ.get("AWS_CA_BUNDLE")
+    return httpx.Client(
+        timeout=httpx.Timeout(config.read_timeout, connect=config.connect_timeout),
+        verify=ssl.create_default_context(cafile=bundle) if bundle else True,
+        follow_redirects=True,
+    )
