@@ -5,6 +5,7 @@ Started in place of `-m jobs`, as `unruly_jobs.py` is.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -33,7 +34,9 @@ class Laid(BaseModel, extra="forbid"):
     devices: list[str] = []
     #: Outputs that are offered, whatever they are.
     offers: list[str] = []
-    #: A file or folder below `checkpoints` that is handed over.
+    #: Is said to be a checkpoint, whatever it is.
+    seals: str = ""
+    #: A file or folder below `checkpoints` that is handed over before all that.
     checkpoint: str = ""
     #: Print so many lines of 64 bytes.
     lines: int = 0
@@ -53,13 +56,20 @@ def lay(context: JobContext, params: Laid) -> JsonValue:
         (root / path).rename(root / f"{path}.moved")
     _lay_links_and_nodes(root, params)
     for path in params.offers:
-        os.write(int(sys.argv[2]), b'{"event": "artifact", "path": "%s"}\n' % path.encode())
+        _say({"event": "artifact", "path": path})
+    if params.seals:
+        _say({"event": "checkpoint", "seq": 1, "path": params.seals})
     for number in range(params.lines):
         sys.stdout.write(f"line {number}".ljust(63, ".") + "\n")
     context.progress(1)
     while params.waits_for and not Path(params.waits_for).exists():
         time.sleep(0.01)
     return None
+
+
+def _say(event: dict[str, JsonValue]) -> None:
+    """Write to the event pipe behind the context's back."""
+    os.write(int(sys.argv[2]), json.dumps(event).encode() + b"\n")
 
 
 def _lay_links_and_nodes(root: Path, params: Laid) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -109,6 +110,38 @@ async def test_links_are_neither_followed_nor_listed(
     assert [row.key for row in (await local.list("")).objects] == ["a"]
     await local.put("file", b"mine")  # takes the link's place
     assert (outside / "secret").read_text() == "s"
+
+
+async def test_a_pipe_is_no_object_and_is_not_waited_for(local: LocalStore, root: Path) -> None:
+    await local.put("a", b"")
+    os.mkfifo(root / "pipe")
+    for call in (local.get("pipe"), local.stat("pipe"), local.download("pipe", root / "copy")):
+        with pytest.raises(ObjectNotFound):
+            await call
+
+
+async def test_a_cancelled_upload_has_let_go_of_its_file(
+    local: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner closes the file then, and the descriptor's number may come to mean another one."""
+    reading, stopped = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def read_until_stopped(_file: int, _copy: BinaryIO, transfer: local_files.Transfer) -> None:
+        loop.call_soon_threadsafe(reading.set)
+        transfer.abandoned.wait()
+        stopped.set()
+        raise InterruptedError(errno.EINTR, "the transfer was abandoned")
+
+    monkeypatch.setattr(local_files, "copy", read_until_stopped)
+    source = tmp_path / "source"
+    source.touch()
+    task = asyncio.create_task(upload_file(local, source, "a"))
+    await reading.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stopped.is_set()
 
 
 async def test_files_that_could_not_be_keys_are_left_out_of_lists(

@@ -73,29 +73,46 @@ async def nothing_else_is_stored(crowd, *paths):
 
 
 @on_every_store
-async def test_pipes_offered_and_left_behind_hold_up_neither_process_nor_worker(crowd):
-    worker = crowd.worker(slots=2)
+async def test_pipes_in_place_of_offered_files_hold_up_neither_process_nor_worker(crowd, tmp_path):
+    worker, go_on = crowd.worker(slots=2), tmp_path / "go on"
+    names = [f"file-{number:02}" for number in range(MANY)]
+    pause = worker.store.pause_before("upload", "file-", nth=None)
+    files = {f"outputs/{name}": "mine" for name in ("good.txt", *names)}
+    task = begin(worker, files=files, offers=names, waits_for=str(go_on))
+    await pause.reached.wait()
+    outputs = folder_of(worker) / "outputs"
+    for name in names:
+        os.mkfifo(outputs / "pipe")
+        (outputs / "pipe").rename(outputs / name)
+    pause.go.set()
+    other = await laid(worker, "q", files={"outputs/other.txt": "other"})
+    assert contents(other) == {"other.txt": "other"}
+    go_on.touch()
+    reply = await task
+    assert (reply["status"], contents(reply)) == ("completed", {"good.txt": "mine"})
+    assert refused(reply) == dict.fromkeys(names, "it is a pipe")
+
+
+@on_every_store
+async def test_pipes_left_among_the_outputs_are_listed(crowd):
     pipes = [f"pipe-{number:02}" for number in range(MANY)]
-    other = begin(worker, "q", files={"outputs/mine.txt": "mine"})
     reply = await laid(
-        worker,
+        crowd.worker(),
         files={"outputs/good.txt": "good"},
         pipes=[f"outputs/{pipe}" for pipe in pipes],
         offers=pipes,
     )
     assert (reply["status"], contents(reply)) == ("completed", {"good.txt": "good"})
     assert refused(reply) == dict.fromkeys(pipes, "it is a pipe")
-    assert contents(await other) == {"mine.txt": "mine"}
 
 
 async def test_a_pipe_handed_over_as_a_checkpoint_is_not_waited_for(crowd):
     worker = crowd.worker()
     reply = await laid(
         worker,
-        files={"checkpoints/c/x": "x", "outputs/good.txt": "good"},
-        checkpoint="c",
-        moved=["sealed/000001"],
+        files={"outputs/good.txt": "good"},
         pipes=["sealed/000001"],
+        seals="sealed/000001",
     )
     assert (reply["status"], contents(reply)) == ("completed", {"good.txt": "good"})
     assert (await crowd.record("p")).checkpoints == ()
@@ -166,7 +183,8 @@ async def test_a_checkpoint_folder_that_is_swapped_is_neither_stored_nor_removed
     """The link leads to a folder with the same layout, as `sealed/000001` is removed later."""
     tree = tmp_path / "tree" / "000001" / "c"
     tree.mkdir(parents=True)
-    (tree / "x").write_text("the worker's own")
+    for name in ("w", "x"):
+        (tree / name).write_text("the worker's own")
     elsewhere = {"sealed": tree.parent.parent, "sealed/000001": tree.parent}.get(swapped, tree)
     worker, go_on = crowd.worker(), tmp_path / "go on"
     pause = worker.store.pause_before("upload", "/checkpoints/")
@@ -183,7 +201,7 @@ async def test_a_checkpoint_folder_that_is_swapped_is_neither_stored_nor_removed
     go_on.touch()
     assert (await task)["status"] == "completed"
     assert (await crowd.record("p")).checkpoints == ()
-    assert (tree / "x").read_text() == "the worker's own"
+    assert sorted(path.name for path in tree.iterdir()) == ["w", "x"]
     for key in await keys_of(crowd.store, "processes/p/attempts/1/checkpoints/"):
         assert (await crowd.store.get(key)).data == b"mine"
 

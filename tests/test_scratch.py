@@ -61,6 +61,21 @@ def test_the_work_of_a_killed_worker_goes_and_that_of_a_living_one_stays(tmp_pat
         living.send_signal(signal.SIGKILL)
 
 
+def test_what_a_dead_worker_left_goes_whatever_it_is(tmp_path):
+    """Deeper than a path can be long, pipes, and links, which are not followed."""
+    left = tmp_path / "work" / "worker-0123456789abcdef"
+    (left / "p.1").mkdir(parents=True)
+    os.mkfifo(left / "p.1" / "pipe")
+    (left / "p.1" / "link").symlink_to(tmp_path)
+    deep = "import os\nfor _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')\n"
+    subprocess.run([sys.executable, "-c", deep], cwd=left / "p.1", check=True)
+    (tmp_path / "work" / "worker-fedcba9876543210").symlink_to(tmp_path / "mine")
+    (tmp_path / "mine").mkdir()
+    assert tidy(tmp_path) == {"work of dead workers": 1}
+    assert not left.exists()
+    assert (tmp_path / "mine").exists()
+
+
 def test_a_place_that_is_removed_while_it_is_taken_is_made_again(tmp_path):
     """Between its making and its lock it looks as if a dead worker had left it."""
     place = Workplace(tmp_path / "work")
