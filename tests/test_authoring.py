@@ -166,6 +166,15 @@ def test_of_two_modules_with_one_name_the_second_is_refused(tree: Path) -> None:
     assert "The smallest kind" in listed.stdout
 
 
+def test_the_kind_in_the_readme_runs_as_it_is(tree: Path) -> None:
+    section = (ROOT / "README.md").read_text().split("**To add one**")[1]
+    source = section.split("```python\n")[1].split("```")[0]
+    (tree / "jobs" / "count_words.py").write_text(source)
+    assert "Count the words of a text." in jobs(tree, "list", tree=tree).stdout
+    ended = jobs(tree, "run", "count_words", "--params", '{"text": "one two"}', tree=tree)
+    assert json.loads(ended.stdout) == {"words": 2}
+
+
 def test_a_module_without_a_kind_is_not_imported(tree: Path) -> None:
     (tree / "jobs" / "helper.py").write_text("raise SystemExit\n")
     assert jobs(tree, "list", tree=tree).returncode == 0

@@ -188,6 +188,14 @@ def test_a_process_runs_on_the_files_of_the_image(lay_out: Any) -> None:
     assert (app / "data" / "processes" / "p").is_dir()
 
 
+def test_a_worker_with_a_broken_kind_offers_the_others_and_logs_why(lay_out: Any) -> None:
+    app = lay_out(STAGES["control"])
+    (app / "jobs" / "stars.py").write_text("KIND = Job()")
+    said = ask(app, {"action": "kinds"})
+    assert "train_diffusion" in said
+    assert "jobs/stars.py:1: NameError" in said
+
+
 @pytest.mark.parametrize("image", ["worker", "control"])
 def test_the_health_check_works_on_the_files_of_the_image(
     lay_out: Any, tmp_path: Path, image: str
