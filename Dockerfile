@@ -13,14 +13,18 @@ ARG CONTROL_BASE_IMAGE=python:3.12-slim-bookworm
 FROM scratch AS code
 COPY *.py /app/
 COPY api /app/api
-COPY cli /app/cli
+COPY attempts /app/attempts
 COPY child /app/child
+COPY cli /app/cli
+COPY health /app/health
 COPY inputs /app/inputs
 COPY jobs /app/jobs
 COPY processes /app/processes
 COPY programs /app/programs
+COPY records /app/records
+COPY retention /app/retention
 COPY stores /app/stores
-COPY upkeep /app/upkeep
+COPY worker /app/worker
 
 # ---- a CPU is enough to tell how a process stands
 FROM ${CONTROL_BASE_IMAGE} AS control

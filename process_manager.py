@@ -1,7 +1,7 @@
 """The life of processes on one worker: start, find, list, cancel, delete, drain, recover.
 
 The record in the store is the truth about a process, and it has one writer: the worker that holds
-its lease (`processes.lease`), for as long as a `ProcessRun` lives here. This worker only reads the
+its lease (`records.lease`), for as long as a `ProcessRun` lives here. This worker only reads the
 records of all other processes, and leaves a note beside a record to have its process stopped.
 
 The one door to `processes` for the rooms above.
@@ -14,35 +14,35 @@ import hashlib
 import logging
 from contextlib import suppress
 
+from attempts.archive import Archiver
+from attempts.fetching import InputParts
+from attempts.gpu_shares import GpuShares
+from attempts.kept_models import KeptModels
+from attempts.run import AttemptParts
+from attempts.slots import Slots
 from child.forks import Template
 from inputs.blob_cache import BlobCache
 from inputs.touches import Touches
-from meter import Meter
-from processes.archive import Archiver
 from processes.cancelling import Cancelling
-from processes.delivery import Start
-from processes.gpu_shares import GpuShares
-from processes.inputs import InputParts
-from processes.kept_models import KeptModels
-from processes.lease import Leases
 from processes.links import LinkMaker, Links
 from processes.log_reading import LogLook, LogPage, Wanted
 from processes.lookup import ProcessLookup
-from processes.manifest import Manifests
-from processes.record import Record, Snapshot
-from processes.record_cache import RecordCache
 from processes.recovery import recover
 from processes.removal import ProcessActive, delete_process
-from processes.run import AttemptParts
 from processes.runs import Runs
-from processes.slots import Slots
 from processes.starting import Delivery, WorkerBusy
-from processes.workplace import RECORDS, WORK, Workplace
-from redaction import Redactor
-from settings import Settings
+from records.cache import RecordCache
+from records.delivery import Start
+from records.lease import Leases
+from records.manifest import Manifests
+from records.record import Record, Snapshot
 from storage import Store
 from stores.prefixes import Removed
 from utils import Clock, utc_now
+from worker.meter import Meter
+from worker.redaction import Redactor
+from worker.settings import Settings
+from worker.workplace import RECORDS, WORK, Workplace
 
 __all__ = ["LogPage", "ProcessManager", "Start", "Wanted", "WorkerBusy"]
 

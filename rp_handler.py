@@ -24,20 +24,21 @@ from cli import console
 from cli.arguments import WayIn, parse, way_in_of
 from cli.clean import clean_by_hand
 from cli.doctor import check_fitness, doctor
-from gpus import Driver
+from health.checks import GPU_SECONDS
+from health.presence import Presence
 from jobs import BROKEN
-from meter import Meter
 from process_manager import ProcessManager
 from programs.declaration import ProgramsInvalid, read_programs
-from redaction import LINKS, Redactor, environment_secrets
-from replies import Reply, encoded
-from settings import Settings, load_settings, unknown_variables
-from storage import Store, open_store
-from upkeep.checks import GPU_SECONDS
-from upkeep.presence import Presence
-from upkeep.retention import Cleaner
+from records.replies import Reply, encoded
+from retention.cleaner import Cleaner
+from storage import Store
+from stores.open import open_store
 from utils import WorkerError
-from worker_log import log_context, log_to_stderr
+from worker.gpus import Driver
+from worker.log import log_context, log_to_stderr
+from worker.meter import Meter
+from worker.redaction import LINKS, Redactor, environment_secrets
+from worker.settings import Settings, load_settings, unknown_variables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Bytes by key, with compare-and-swap: one contract, an S3 bucket or a folder behind it.
 
 This module holds the contract and what a store may raise. `S3Store` and `LocalStore` in `stores`
-keep it; `stores.store_probe` finds out what a given bucket really does.
+keep it; `stores.probe` finds out what a given bucket really does.
 
 A key is relative to the store's prefix, `/`-separated, and safe by construction: `check_key`
 refuses anything that could escape, before any request is made.
@@ -17,9 +17,6 @@ from utils import WorkerError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
-
-    from meter import Meter
-    from settings import Settings
 
 #: S3 keys are at most 1024 bytes of UTF-8; this leaves room for the operator's prefix.
 MAX_KEY_BYTES = 900
@@ -51,14 +48,18 @@ class ObjectChanged(WorkerError):
     code = "object_changed"
 
 
-class StorageUnavailable(WorkerError):
+class StorageFailure(WorkerError):
+    """The store did not do what was asked; each kind of failure is a subclass."""
+
+
+class StorageUnavailable(StorageFailure):
     """The store did not answer, or not usefully; whether a write took place is unknown."""
 
     code = "storage_unavailable"
     retryable = True
 
 
-class StorageMisconfigured(WorkerError):
+class StorageMisconfigured(StorageFailure):
     """The store answered that this can never work as configured; the message says why."""
 
     code = "storage_misconfigured"
@@ -479,22 +480,3 @@ def check_range(offset: int, length: int) -> None:
     """Raises ValueError if `get_range` takes no such."""
     if offset < 0 or not 1 <= length <= MAX_RANGE:
         raise ValueError(f"a range has an offset of 0 or more and 1 to {MAX_RANGE} bytes")
-
-
-def open_store(settings: Settings, meter: Meter) -> Store:
-    """The store that the settings name: a bucket if one is set, else a folder.
-
-    `meter` counts what it is asked.
-
-    Makes no request. boto3 is imported only when there is a bucket: it takes 0.3 s.
-
-    Raises:
-        StorageMisconfigured: the settings contradict each other.
-    """
-    if settings.bucket is None:
-        from stores.local_store import LocalStore
-
-        return LocalStore(settings.local_store_root(), meter)
-    from stores.s3_store import S3Store
-
-    return S3Store.from_settings(settings, meter)

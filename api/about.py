@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from api.actions import HealthAction, KindsAction, MetricsAction
-from health import Examiner, health
+from health.examine import Examiner, health
+from health.metrics import metrics
+from health.presence import Presence
 from jobs import COMMAND, JOBS
 from process_manager import ProcessManager
 from programs.declaration import Programs
-from replies import Reply
-from settings import Settings
+from records.replies import Reply
 from storage import Store
-from upkeep.metrics import metrics
-from upkeep.presence import Presence
+from worker.settings import Settings
 
 
 class AboutActions:

@@ -18,7 +18,7 @@ from pydantic import (
 
 from inputs.folder_files import CHUNK_BYTES
 from inputs.sources import NAME, Input
-from processes.record import Status
+from records.record import Status
 from storage import InvalidKey, check_key
 from utils import Frozen, Sha256
 
@@ -285,9 +285,11 @@ class LogsAction(Action):
     action: Literal["logs"]
     process_id: ProcessId
     attempt: int | None = Field(
-        default=None, ge=1, description="Which one's log. Default: the current one's; with a "
-                                        "cursor, that one's and then the next one's."
-    )  # fmt: skip
+        default=None,
+        ge=1,
+        description="Which one's log. Default: the current one's; with a "
+        "cursor, that one's and then the next one's.",
+    )
     cursor: Annotated[int, Field(ge=0)] | LogCursor | None = Field(
         default=None, description="`next_cursor`, or a line's number: what comes after it."
     )

@@ -24,18 +24,17 @@ from api.logs import LogActions
 from api.parsing import parse_action
 from api.progress import Show, progress_shown
 from api.starts import archive_start, start_of
+from health.presence import Presence
 from process_manager import ProcessManager, Start
-from processes.index import rows_shown
-from processes.lease import AWAY
-from processes.reading import UnknownProcess
-from processes.record import Snapshot, Status, view
 from programs.declaration import Programs
-from redaction import Redactor
-from replies import Reply
-from settings import Settings
-from storage import PresignUnsupported, Store
-from upkeep.presence import Presence
+from records.index import rows_shown
+from records.reading import UnknownProcess
+from records.record import Snapshot, Status, view
+from records.replies import Reply
+from storage import PresignUnsupported, StorageFailure, Store
 from utils import WorkerError
+from worker.redaction import Redactor
+from worker.settings import Settings
 
 #: How long links in a finished start's reply stay valid.
 LINKS_SECONDS = 3600
@@ -148,7 +147,7 @@ class Answers:
         reply = await self._view(snapshot)
         page: Reply = {"files": [], "next_cursor": None}
         # How it ended is known and stored. `download` makes the links again, also later.
-        with suppress(PresignUnsupported, *AWAY):
+        with suppress(PresignUnsupported, StorageFailure):
             page = await self._files.page_of_files(snapshot, expires_in=expires_in)
         if record.failure is not None and record.status is Status.FAILED:
             failure = record.failure

@@ -25,13 +25,13 @@ from inputs.folder_files import PREFIX, Announced, Way
 from inputs.folders import InputFolders
 from inputs.touches import Touches
 from process_manager import ProcessManager
-from processes.manifest import Artifact, UnknownArtifact, artifact_key, choose
-from processes.reading import RecordUnreadable, UnknownProcess
-from processes.record import Record, Snapshot
-from replies import Page, Reply, page_of
-from settings import Settings
+from records.manifest import Artifact, UnknownArtifact, artifact_key, choose
+from records.reading import RecordUnreadable, UnknownProcess
+from records.record import Record, Snapshot
+from records.replies import Page, Reply, page_of
 from storage import ChecksumMismatch, ObjectNotFound, Store, Wanted
 from utils import utc_now
+from worker.settings import Settings
 
 #: Rows of one page at most; fewer where they would not fit into a reply.
 MAX_ROWS = 1000
@@ -86,9 +86,14 @@ class FileActions:
     # ---- what processes made
 
     async def page_of_files(
-        self, snapshot: Snapshot, *, path: str | None = None, pattern: str | None = None,
-        after: str = "", expires_in: int,
-    ) -> Reply:  # fmt: skip
+        self,
+        snapshot: Snapshot,
+        *,
+        path: str | None = None,
+        pattern: str | None = None,
+        after: str = "",
+        expires_in: int,
+    ) -> Reply:
         """`files`: rows with links of as many artifacts after `after` as one reply can carry.
 
         Raises:
@@ -108,9 +113,12 @@ class FileActions:
     async def _download(self, action: DownloadAction) -> Reply:
         snapshot = await self._lookup.get(action.process_id)
         page = await self.page_of_files(
-            snapshot, path=action.path, pattern=action.pattern, after=action.cursor or "",
+            snapshot,
+            path=action.path,
+            pattern=action.pattern,
+            after=action.cursor or "",
             expires_in=action.expires_in,
-        )  # fmt: skip
+        )
         refused = snapshot.record.artifacts.model_dump(
             mode="json", include={"refused_count", "refused"}
         )
@@ -185,10 +193,16 @@ class FileActions:
         end = action.offset + len(data)
         sha256, text = await asyncio.to_thread(_encoded, data)
         return {
-            **_head(record), "path": artifact.path, "size": artifact.size,
-            "file_sha256": artifact.sha256, "offset": action.offset, "length": len(data),
-            "sha256": sha256, "data": text, "next_offset": end if end < artifact.size else None,
-        }  # fmt: skip
+            **_head(record),
+            "path": artifact.path,
+            "size": artifact.size,
+            "file_sha256": artifact.sha256,
+            "offset": action.offset,
+            "length": len(data),
+            "sha256": sha256,
+            "data": text,
+            "next_offset": end if end < artifact.size else None,
+        }
 
     # ---- what callers bring
 
@@ -203,8 +217,12 @@ class FileActions:
             await self._folders.put_chunk(
                 folder, chunk.path, chunk.offset, chunk.data, overwrite=action.overwrite
             )
-            return {"folder": folder, "path": chunk.path, "offset": chunk.offset,
-                    "length": len(chunk.data)}  # fmt: skip
+            return {
+                "folder": folder,
+                "path": chunk.path,
+                "offset": chunk.offset,
+                "length": len(chunk.data),
+            }
         announced = [
             Announced(file.path, file.size, file.sha256, file.content_type, file.upload_id)
             for file in action.files
@@ -213,16 +231,24 @@ class FileActions:
             await self._touches.touch(folder)
             manifest = await self._folders.complete(folder, announced, overwrite=action.overwrite)
             total = sum(file.size for file in manifest.files)
-            return {"folder": folder, "complete": True, "count": len(manifest.files),
-                    "total_bytes": total}  # fmt: skip
+            return {
+                "folder": folder,
+                "complete": True,
+                "count": len(manifest.files),
+                "total_bytes": total,
+            }
         return await self._upload_links(action, announced)
 
     async def _upload_links(self, action: UploadAction, announced: list[Announced]) -> Reply:
         page = Page()
         ways = self._folders.ways(
-            action.folder, announced, skip=action.cursor, expires_in=action.expires_in,
-            overwrite=action.overwrite, has_room=page.has_room,
-        )  # fmt: skip
+            action.folder,
+            announced,
+            skip=action.cursor,
+            expires_in=action.expires_in,
+            overwrite=action.overwrite,
+            has_room=page.has_room,
+        )
         expires_at = utc_now() + timedelta(seconds=action.expires_in)
         async for way in ways:  # one at a time: a link to parts is also an upload begun
             if not page.add(_way_row(way, expires_at)):
@@ -253,10 +279,13 @@ class FileActions:
     async def _list_folder(self, action: ListFilesAction, folder: str) -> Reply:
         files, cursor = await self._folders.page(folder, action.cursor, action.limit)
         rows = page_of(
-            {"path": file.path, "size": file.size,
-             "modified_at": datetime.fromtimestamp(file.modified, UTC).isoformat()}
+            {
+                "path": file.path,
+                "size": file.size,
+                "modified_at": datetime.fromtimestamp(file.modified, UTC).isoformat(),
+            }
             for file in files
-        )  # fmt: skip
+        )
         if len(rows) < len(files):
             cursor = files[len(rows) - 1].path
         if not files and action.cursor is None:

@@ -6,9 +6,9 @@ import time
 
 from api.actions import MAX_LOG_LINES, LogsAction
 from process_manager import LogPage, ProcessManager, Wanted
-from processes.record import Snapshot, view
-from replies import MAX_PAGE_BYTES, Reply
-from settings import Settings
+from records.record import Snapshot, view
+from records.replies import MAX_PAGE_BYTES, Reply
+from worker.settings import Settings
 
 
 class LogActions:

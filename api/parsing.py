@@ -17,8 +17,8 @@ from inputs.public_web import check_url, parse_allowed_hosts
 from inputs.sources import FromKey, FromWeb, Input, check_shared, parse_source
 from jobs import BROKEN, COMMAND, JOBS
 from programs.declaration import Programs
-from settings import Settings
 from utils import WorkerError, did_you_mean
+from worker.settings import Settings
 
 
 class InvalidRequest(WorkerError):
@@ -106,8 +106,10 @@ def _shown(model: type[BaseModel], params: JsonValue, *within: str) -> dict[str,
 
 def _params_of_program(name: str, programs: Programs) -> type[BaseModel]:
     if not programs.by_name:
-        raise UnknownProgram("this worker has no programs: its operator declares them in the file "
-                             "that WORKER_PROGRAMS names")  # fmt: skip
+        raise UnknownProgram(
+            "this worker has no programs: its operator declares them in the file "
+            "that WORKER_PROGRAMS names"
+        )
     if name not in programs.by_name:
         raise UnknownProgram(_unknown("program", name, programs.by_name))
     return programs.model(name)

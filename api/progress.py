@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from replies import Reply
+from records.replies import Reply
 from utils import WorkerError, set_within
 
 log = logging.getLogger(__name__)

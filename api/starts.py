@@ -8,14 +8,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 from api.actions import BulkDownloadAction, StartAction
 from api.parsing import check_input, parse_params, process_id_of
+from attempts.archive import ARCHIVE
 from jobs import COMMAND
-from processes.archive import ARCHIVE
-from processes.delivery import Start
 from programs.declaration import Programs
-from redaction import Redactor, secrets_in
-from replies import Reply
-from settings import Settings
+from records.delivery import Start
+from records.replies import Reply
 from utils import new_id
+from worker.redaction import Redactor, secrets_in
+from worker.settings import Settings
 
 #: The SDK gives this id to every job of `--test_input`.
 LOCAL_JOB_ID = "local_test"
@@ -72,10 +72,12 @@ def _process_id(named: str | None, job: dict[str, Any]) -> str:
 
 def archive_start(action: BulkDownloadAction, job: dict[str, Any]) -> Start:
     """A process of the kind `archive`. Raises InvalidRequest if the job's id cannot name one."""
-    params: Reply = {
-        "process_ids": [*dict.fromkeys(action.process_ids)], "pattern": action.pattern
-    }  # fmt: skip
+    params: Reply = {"process_ids": [*dict.fromkeys(action.process_ids)], "pattern": action.pattern}
     return Start(
-        process_id=_process_id(action.process_id, job), kind=ARCHIVE, params=params,
-        shown_params=params, labels={}, runpod_job_id=job_id_of(job),
-    )  # fmt: skip
+        process_id=_process_id(action.process_id, job),
+        kind=ARCHIVE,
+        params=params,
+        shown_params=params,
+        labels={},
+        runpod_job_id=job_id_of(job),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from meter import Meter
+from worker.meter import Meter
 
 
 def requests_of(meter: Meter) -> Counter[str]:

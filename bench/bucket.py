@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from meter import Meter
-from processes.index import index_key
+from records.index import index_key
 from storage import Store
 from stores import s3_requests
 from tests.aged import ended
 from tests.kit import Caller
 from tests.servers import Place, open_place
+from worker.meter import Meter
 
 _AT_A_TIME = 16
 

@@ -12,9 +12,9 @@ from typing import Any
 from bench.figures import Figure, milliseconds, tail
 from bench.in_turn import bar
 from bench.store_requests import DEFAULTS
-from settings import Settings
-from stores.local_store import LocalStore
+from stores.local.store import LocalStore
 from tests.kit import Caller
+from worker.settings import Settings
 
 AT_A_TIME = 5
 #: Seconds between SIGTERM and SIGKILL in a quick run; else as by default.

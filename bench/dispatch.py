@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.figures import Figure, Goal, milliseconds, tail
 from bench.in_turn import bar
-from stores.local_store import LocalStore
+from stores.local.store import LocalStore
 from tests.kit import Caller
 
 #: A request goes through the whole handler, but not through the SDK's loop or a network.

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.asked import requests_of
-from meter import Meter
-from processes.notes import read_note
+from records.notes import read_note
+from retention.last_clean import LastClean
 from storage import Store
 from tests.aged import ended, seed
 from tests.kit import Caller
 from tests.servers import S3Server, open_place
-from upkeep.last_clean import LastClean
+from worker.meter import Meter
 
 Requests = Counter[str]
 #: No clock strikes within a measurement.

@@ -12,8 +12,8 @@ from functools import lru_cache
 from heapq import merge
 from itertools import islice
 
-from processes.index import index_key
-from processes.record import Record, Writer, new_record, record_key
+from records.index import index_key
+from records.record import Record, Writer, new_record, record_key
 from storage import (
     MAX_PAGE,
     FolderPage,

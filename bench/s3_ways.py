@@ -25,8 +25,8 @@ from s3transfer.crt import (
 )
 from s3transfer.utils import OSUtils
 
-from processes.inputs import FETCHES
-from processes.uploads import CONCURRENT_FILES
+from attempts.fetching import FETCHES
+from attempts.uploads import CONCURRENT_FILES
 from stores.s3_store import S3Store
 from tests.servers import S3Server
 

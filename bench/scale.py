@@ -23,14 +23,14 @@ from yarl import URL
 from bench.asked import requests_of
 from bench.figures import Figure, Goal, count, milliseconds, ratio
 from bench.in_turn import Way, bar, seconds_in_turn
-from meter import Meter
-from processes.index import index_key
-from processes.record import Record, record_key
+from records.index import index_key
+from records.record import Record, record_key
 from storage import Store
-from stores.local_store import LocalStore
+from stores.local.store import LocalStore
 from tests.aged import cleaned, cleaner, ended
 from tests.kit import Caller
 from tests.servers import S3Server, open_place, run_ceph
+from worker.meter import Meter
 
 #: Of the smallest, ten pages are not all there is: a tenth page is as long everywhere.
 FOLDERS, QUICK_FOLDERS, BUCKETS = (1_000, 20_000, 100_000), (1_000, 3_000), (1_000, 20_000, 100_000)

@@ -22,18 +22,18 @@ from bench.figures import Figure, Goal, count
 from bench.in_turn import bar
 from bench.life import POLLS, SLOW, Costs, Requests, measure
 from bench.many_keys import ManyProcesses
-from meter import Meter
+from health.presence import Presence
 from process_manager import new_leases
-from processes.index import read_rows
-from processes.lease import Leases
-from settings import Settings
+from records.index import read_rows
+from records.lease import Leases
+from retention.clean_run import AT_ONCE, CleanReport, CleanRun
+from retention.cleaner import clean
+from retention.last_clean import LastClean
+from retention.sweep import pace, sweep_processes
 from tests.kit import settings
-from upkeep.clean_run import AT_ONCE, CleanReport, CleanRun
-from upkeep.last_clean import LastClean
-from upkeep.presence import Presence
-from upkeep.retention import clean
-from upkeep.sweep import pace, sweep_processes
 from utils import utc_now
+from worker.meter import Meter
+from worker.settings import Settings
 
 DAY, HOURS = 86_400, 24
 PROCESSES_A_DAY, WORKERS = 1_000_000, 10_000
@@ -196,9 +196,10 @@ async def _simulate(
         await _seeking(),
         *await _fleet(folder),
         count(f"clean-up of {EXPIRED:,} among {SMALL:,}", few.total(), goal=Goal("<=", 5_700)),
-        count(f"clean-up of {EXPIRED:,} among {large:,}", many.total(),
-              goal=Goal("==", few.total())),
-    ]  # fmt: skip
+        count(
+            f"clean-up of {EXPIRED:,} among {large:,}", many.total(), goal=Goal("==", few.total())
+        ),
+    ]
     an_hour = many if hour == EXPIRED else await _cleaned(folder, large, hour)
     each = {name: number / hour for name, number in an_hour.items()}
     runs = runs_of_a_round(large)

@@ -28,10 +28,10 @@ from bench.import_torch_job import register
 from bench.report import Section, table
 from child import forks, runner
 from jobs import JOBS
-from meter import Meter
 from rp_handler import Handler
-from settings import Settings
-from storage import open_store
+from stores.open import open_store
+from worker.meter import Meter
+from worker.settings import Settings
 
 #: What a child of a kind that computes imports, and nothing else: the price of a plain spawn.
 IMPORTS_TORCH = Path(__file__).with_name("import_torch_job.py")

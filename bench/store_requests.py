@@ -11,8 +11,8 @@ from bench.bucket import BucketWorker, seed_rows, worker_on
 from bench.ceph import section_ceph
 from bench.figures import Figure, Goal, count
 from bench.in_turn import bar
-from settings import Settings
 from tests.servers import Place
+from worker.settings import Settings
 
 #: As operators have them who set nothing: what is counted per hour depends on them.
 DEFAULTS = {

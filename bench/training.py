@@ -26,7 +26,7 @@ from tqdm import tqdm
 from bench.figures import Figure, Goal, median, ratio
 from bench.in_turn import bar
 from child.environment import child_environment
-from stores.local_store import LocalStore
+from stores.local.store import LocalStore
 from tests.kit import Caller
 
 BARE_LOOP = Path(__file__).with_name("bare_training.py")

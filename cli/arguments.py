@@ -34,9 +34,11 @@ Everything else is set by environment variables, see README.md.
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The arguments that matter here; the SDK reads them again for itself."""
     parser = argparse.ArgumentParser(
-        description=HELP, epilog=AFTER_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=HELP,
+        epilog=AFTER_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     parser.add_argument("--test_input", type=_job, metavar="JSON", help="a job, with its `input`")
     parser.add_argument("--rp_serve_api", action="store_true", help="serve the local API")
     for option in SDK_OPTIONS:
@@ -51,8 +53,11 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     doctor = commands.add_parser("doctor", help="try out all that a worker needs")
     doctor.add_argument("--quick", action="store_true", help="ask neither the store nor torch")
-    doctor.add_argument("--lifecycle", action="store_true",
-                        help="print the rules to give to the bucket instead (JSON)")  # fmt: skip
+    doctor.add_argument(
+        "--lifecycle",
+        action="store_true",
+        help="print the rules to give to the bucket instead (JSON)",
+    )
     clean = commands.add_parser("clean", help="remove what has expired, see WORKER_PROCESS_DAYS")
     clean.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
 

@@ -7,16 +7,16 @@ import sys
 
 from tqdm import tqdm
 
-from meter import Meter
 from process_manager import new_leases
-from processes.lease import Leases
-from redaction import Redactor
-from settings import Settings
-from storage import open_store
-from upkeep.clean_run import CleanReport
-from upkeep.retention import clean
-from upkeep.scratch import tidy_scratch
+from records.lease import Leases
+from retention.clean_run import CleanReport
+from retention.cleaner import clean
+from retention.scratch import tidy_scratch
+from stores.open import open_store
 from utils import WorkerError
+from worker.meter import Meter
+from worker.redaction import Redactor
+from worker.settings import Settings
 
 #: Names of each class that a dry run prints.
 MAX_NAMES = 20

@@ -6,13 +6,13 @@ import asyncio
 import json
 import sys
 
-from health import Examiner
-from meter import Meter
-from settings import Settings
-from storage import open_store
-from upkeep.checks import Examined, Finding, Verdict, worst
-from upkeep.lifecycle import lifecycle_rules
+from health.checks import Examined, Finding, Verdict, worst
+from health.examine import Examiner
+from retention.lifecycle import lifecycle_rules
+from stores.open import open_store
 from utils import WorkerError
+from worker.meter import Meter
+from worker.settings import Settings
 
 #: How often a store that does not work is looked at before a worker gives itself up.
 FITNESS_LOOKS, FITNESS_PAUSE_SECONDS = 3, 5.0

@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from settings import Settings
 from storage import InvalidKey, Listed, check_key
 from utils import WorkerError
+from worker.settings import Settings
 
 #: Below this lie all input folders.
 PREFIX = "inputs/"

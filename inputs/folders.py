@@ -43,7 +43,6 @@ from inputs.folder_files import (
     other_hash,
     with_hashes,
 )
-from settings import Settings
 from storage import (
     ObjectChanged,
     ObjectExists,
@@ -55,6 +54,7 @@ from storage import (
 )
 from stores.prefixes import Removed, delete_all, list_all
 from utils import together, utc_now
+from worker.settings import Settings
 
 #: Stretches in which files are read back to be hashed, and how many files at a time.
 READ_BYTES, READERS = 8 << 20, 4
@@ -78,9 +78,15 @@ class InputFolders:
     # ---- bringing
 
     async def ways(
-        self, folder: str, files: list[Announced], *, skip: int, expires_in: int, overwrite: bool,
+        self,
+        folder: str,
+        files: list[Announced],
+        *,
+        skip: int,
+        expires_in: int,
+        overwrite: bool,
         has_room: Callable[[int], bool],
-    ) -> AsyncIterator[Way]:  # fmt: skip
+    ) -> AsyncIterator[Way]:
         """How to bring each of `files` after the first `skip`, in their order.
 
         One that is there already is left as it is, and said to be, unless `overwrite`. It ends
@@ -113,18 +119,24 @@ class InputFolders:
         try:
             if self._parts(file) == 1:
                 url = await self._store.presign_put(
-                    key, expires_in=expires_in, content_type=content_type, size=file.size,
+                    key,
+                    expires_in=expires_in,
+                    content_type=content_type,
+                    size=file.size,
                     create_only=not overwrite,
-                )  # fmt: skip
+                )
                 headers = {"Content-Type": content_type, "Content-Length": str(file.size)}
                 if not overwrite and (await self._store.capabilities()).conditional_writes:
                     headers["If-None-Match"] = "*"
                 return Way(file.path, "put", (url,), headers)
             part_bytes = link_part_bytes(file, self._settings.single_put_bytes)
             parts = await self._store.presign_parts(
-                key, size=file.size, part_size=part_bytes, expires_in=expires_in,
+                key,
+                size=file.size,
+                part_size=part_bytes,
+                expires_in=expires_in,
                 content_type=content_type,
-            )  # fmt: skip
+            )
         except PresignUnsupported:
             return Way(file.path, "chunks", part_bytes=CHUNK_BYTES)
         return Way(
@@ -250,9 +262,12 @@ class InputFolders:
             raise other_hash(file)
 
     async def _prove(
-        self, folder: str, announced: list[Announced], there: dict[str, InputFile],
+        self,
+        folder: str,
+        announced: list[Announced],
+        there: dict[str, InputFile],
         hashed: set[str],
-    ) -> Hashes:  # fmt: skip
+    ) -> Hashes:
         """The sha256 of what was announced: files are read back, unless they are in `hashed` or
         the last manifest knows them already.
 

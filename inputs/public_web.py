@@ -51,10 +51,15 @@ _ABOUT_US = {"User-Agent": "runpod-worker", "Accept": "*/*"}
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)
     for network in (
-        "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32",
-        "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "168.63.129.16/32",
+        "2001::/23",
+        "2001:db8::/32",
+        "2002::/16",
+        "3fff::/20",
     )
-)  # fmt: skip
+)
 #: All that is given out of IPv6 so far. What leads into IPv4 otherwise (NAT64, IPv4-compatible
 #: addresses) lies outside of it.
 _GIVEN_OUT = ipaddress.IPv6Network("2000::/3")

@@ -6,14 +6,15 @@ import asyncio
 import time
 from contextlib import suppress
 
-from processes.lease import AWAY, Leases, LeaseWatch
+from attempts.run import StopReason
 from processes.lookup import FOLLOW_SECONDS, ProcessLookup
-from processes.notes import leave_note
-from processes.reading import decode_record, present, read_stored
-from processes.record import Snapshot, Status
-from processes.run import StopReason
 from processes.runs import Runs
 from processes.settling import settle_abandoned
+from records.lease import Leases, LeaseWatch
+from records.notes import leave_note
+from records.reading import decode_record, present, read_stored
+from records.record import Snapshot, Status
+from storage import StorageFailure
 
 
 class Cancelling:
@@ -35,7 +36,7 @@ class Cancelling:
         # Also for our own: should this worker die now, whoever continues the process will see it.
         try:
             await leave_note(self._store, process_id)
-        except AWAY:
+        except StorageFailure:
             if run is None:
                 raise
         ended = await self._await_end(process_id, wait_seconds)
@@ -61,17 +62,20 @@ class Cancelling:
             return await self._lookup.get(process_id)
         try:
             stored = await read_stored(self._store, process_id)
-        except AWAY:
+        except StorageFailure:
             watch.saw_nothing()
             return await self._lookup.get(process_id, fresh=True)
         record = present(decode_record(process_id, stored.data))
         gone = watch.saw(stored.version, stored.age_seconds) or record.status is Status.INTERRUPTED
         if gone and not record.terminal:
             reason = "cancelled; no worker was running it"
-            with suppress(*AWAY):  # whether it was settled, the next look will tell
+            with suppress(StorageFailure):  # whether it was settled, the next look will tell
                 if settled := await settle_abandoned(
-                    self._leases, record, stored, lambda r, now: r.cancelled(now, reason=reason),
+                    self._leases,
+                    record,
+                    stored,
+                    lambda r, now: r.cancelled(now, reason=reason),
                     cancelled_seconds_ago=time.monotonic() - began,
-                ):  # fmt: skip
+                ):
                     return settled
         return Snapshot(record, "storage", stored.age_seconds)

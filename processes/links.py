@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 
-from processes.lease import AWAY
-from processes.logs import log_tail_key
-from processes.record import Record, cancel_key, record_key
-from storage import PresignUnsupported, Store
+from attempts.log_writing import log_tail_key
+from records.record import Record, cancel_key, record_key
+from storage import PresignUnsupported, StorageFailure, Store
 
 #: A day: longer than most processes, and a view with fresh links is one poll away.
 VALID_SECONDS = 86_400
@@ -36,7 +35,9 @@ class LinkMaker:
         if made is None or time.monotonic() - made[0] > REUSED_SECONDS:
             try:
                 made = self._made[key] = (time.monotonic(), await self._make(record))
-            except AWAY:  # nobody knows yet what it can do; a view is an answer without links
+            except (
+                StorageFailure
+            ):  # nobody knows yet what it can do; a view is an answer without links
                 return {}
             while len(self._made) > MAX_REMEMBERED:
                 self._made.popitem(last=False)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from child.job_log import Lines
-from processes.logs import (
+from attempts.log_writing import (
     TAIL_NAME,
     AttemptLog,
     Seen,
@@ -20,8 +19,9 @@ from processes.logs import (
     logs_prefix,
     segment_of,
 )
-from processes.record import Record
+from child.job_log import Lines
 from processes.runs import Runs
+from records.record import Record
 from storage import ObjectNotFound, Store, Stored
 from stores.prefixes import list_all
 from utils import WorkerError
@@ -94,8 +94,9 @@ def in_a_row(pieces: Sequence[_Piece], after: int | None) -> tuple[int, list[_Pi
         if start == len(pieces):
             return 0, []
         return pieces[start].first - 1 - (pieces[start - 1].last if start else 0), [*pieces[start:]]
-    left = [piece._replace(first=max(piece.first, after + 1)) for piece in pieces
-            if piece.last > after]  # fmt: skip
+    left = [
+        piece._replace(first=max(piece.first, after + 1)) for piece in pieces if piece.last > after
+    ]
     end = 1
     while end < len(left) and _adjoin(left[end - 1 : end + 1]):
         end += 1

@@ -6,16 +6,15 @@ import asyncio
 import time
 from contextlib import suppress
 
-from processes.index import Row, read_rows
-from processes.lease import AWAY
-from processes.manifest import Artifact, Manifests, find
-from processes.reading import UnknownProcess, decode_record, present, read_stored
-from processes.record import Snapshot, Status
-from processes.record_cache import Copy, RecordCache
 from processes.runs import Runs
-from processes.why import NO_PROGRESS, Why, why
-from settings import Settings
-from storage import Store
+from records.cache import Copy, RecordCache
+from records.index import Row, read_rows
+from records.manifest import Artifact, Manifests, find
+from records.reading import UnknownProcess, decode_record, present, read_stored
+from records.record import Snapshot, Status
+from records.why import NO_PROGRESS, Why, why
+from storage import StorageFailure, Store
+from worker.settings import Settings
 
 #: An end that is final can only be deleted: whoever knows it looks again after this long.
 FINAL_SECONDS = 60.0
@@ -58,7 +57,7 @@ class ProcessLookup:
             return Snapshot(copy.record, "cache", copy.age_now())
         try:
             return await self._read(process_id, copy)
-        except AWAY:
+        except StorageFailure:
             if copy is None:
                 raise
             return Snapshot(copy.record, "cache", copy.age_now(), stale=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import partial
 
-from processes.index import repair
-from processes.lease import AWAY, Leases, until_answered
 from processes.lookup import ProcessLookup
-from processes.reading import RecordUnreadable, UnknownProcess, decode_record, read_stored
-from processes.record import record_key
-from processes.record_cache import Unsent
-from storage import ObjectChanged, Store
+from records.cache import Unsent
+from records.index import repair
+from records.lease import Leases, until_answered
+from records.reading import RecordUnreadable, UnknownProcess, decode_record, read_stored
+from records.record import record_key
+from storage import ObjectChanged, StorageFailure, Store
 
 #: So many of the newest records are read ahead.
 RECOVERED_RECORDS = 50
@@ -24,9 +24,9 @@ async def recover(leases: Leases, lookup: ProcessLookup) -> None:
     """
     async with leases.cache.left_behind() as entries:
         for entry in entries:
-            await until_answered(partial(_send, leases, entry.unsent), AWAY)
+            await until_answered(partial(_send, leases, entry.unsent), StorageFailure)
             await leases.cache.settled(entry)
-    with suppress(*AWAY):
+    with suppress(StorageFailure):
         await _read_ahead(leases.store, lookup)
 
 

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from processes.archive import ARCHIVE, archive_row
-from processes.index import DELETED, age_key, rows_of
-from processes.lease import Leases
-from processes.reading import decode_record, read_stored
-from processes.record import Record, record_key
+from attempts.archive import ARCHIVE, archive_row
+from records.index import DELETED, age_key, rows_of
+from records.lease import Leases
+from records.reading import decode_record, read_stored
+from records.record import Record, record_key
 from storage import Listed, ObjectChanged, StorageUnavailable, Store
 from stores.prefixes import Removed, list_all
 from utils import Stopwatch, WorkerError, side_by_side

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from meter import Load
-from processes.delivery import Start
-from processes.lease import Lease
-from processes.run import AttemptParts, ProcessRun, StopReason
+from attempts.run import AttemptParts, ProcessRun, StopReason
+from records.delivery import Start
+from records.lease import Lease
+from worker.meter import Load
 
 #: How much of the grace period a drain may take; the rest is for replies that are under way.
 DRAIN_SHARE = 0.9

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
-from processes.index import repair
-from processes.lease import AWAY, Leases
-from processes.record import Record, Snapshot, clock_of
-from storage import ObjectChanged, Store, Stored
+from records.index import repair
+from records.lease import Leases
+from records.record import Record, Snapshot, clock_of
+from storage import ObjectChanged, StorageFailure, Store, Stored
 
 
 async def settle_abandoned(
@@ -41,5 +41,5 @@ async def settle_abandoned(
 
 async def mend_index(store: Store, record: Record) -> None:
     """Renew the row of a process: a worker that died may have left it behind its record."""
-    with suppress(*AWAY):
+    with suppress(StorageFailure):
         await repair(store, record)

@@ -11,8 +11,12 @@ import time
 from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
+from attempts.run import ProcessRun, StopReason
 from inputs.sources import shown
-from processes.delivery import (
+from processes.lookup import FOLLOW_SECONDS, ProcessLookup
+from processes.runs import Runs
+from processes.settling import mend_index, settle_abandoned
+from records.delivery import (
     Answer,
     Claim,
     Follow,
@@ -22,14 +26,10 @@ from processes.delivery import (
     decide_delivery,
     takeover_reason,
 )
-from processes.lease import Lease, Leases, LeaseWatch
-from processes.lookup import FOLLOW_SECONDS, ProcessLookup
-from processes.notes import leave_platform_note, read_note
-from processes.reading import UnknownProcess, decode_record, present, read_record
-from processes.record import Record, Snapshot, clock_of, new_record, record_key
-from processes.run import ProcessRun, StopReason
-from processes.runs import Runs
-from processes.settling import mend_index, settle_abandoned
+from records.lease import Lease, Leases, LeaseWatch
+from records.notes import leave_platform_note, read_note
+from records.reading import UnknownProcess, decode_record, present, read_record
+from records.record import Record, Snapshot, clock_of, new_record, record_key
 from storage import ObjectChanged, ObjectExists, ObjectNotFound, StorageUnavailable, Stored
 from utils import WorkerError
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
-from settings import Settings, names_of
+from worker.settings import Settings, names_of
 
 HEAD = """\
 Everything the worker may be told, for `docker run --env-file .env` and for an endpoint's variables.

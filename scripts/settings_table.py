@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
-from settings import Settings, names_of
+from worker.settings import Settings, names_of
 
 
 def table() -> str:

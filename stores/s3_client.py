@@ -18,7 +18,7 @@ from stores.s3_metering import count_requests
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from meter import Meter
+    from worker.meter import Meter
 
 #: More than all threads that share a client, so that none waits for a connection.
 CONNECTIONS = 64

@@ -85,14 +85,18 @@ _PASSING = {
     "ThrottlingException",
     "TooManyRequests",
     "XAmzContentSHA256Mismatch",
-}  # fmt: skip
+}
 _PASSING_STATUS = {408, 425, 429}
 
 
 #: The connection broke, on this side or the other.
 _BROKEN_OFF = (
-    boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, HTTPError, OSError,
-)  # fmt: skip
+    boto.HTTPClientError,
+    boto.ConnectionError,
+    boto.IncompleteReadError,
+    HTTPError,
+    OSError,
+)
 #: All that a request by botocore or the wire may raise: botocore's own, what of urllib3's it lets
 #: through while a body is read, and what a malformed answer or setting ends in.
 BOTO_ERRORS = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from meter import Meter
+    from worker.meter import Meter
 
 #: The requests that carry bytes of an object. Those that fetch some are counted as they are read.
 WRITES = ("PutObject", "UploadPart")

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
     from mypy_boto3_s3 import S3Client
 
-    from meter import Meter
     from storage import ObjectFacts, Stored
     from stores.s3_client import S3Config
     from stores.s3_connections import Head
     from stores.s3_files import Memory
+    from worker.meter import Meter
 
 
 #: Bytes that are passed on at a time while they come: few enough to be still in a core's cache.
@@ -310,9 +310,15 @@ class S3Requests:
         return answer["Metadata"].get("upload")
 
     def get_range(
-        self, key: str, offset: int, length: int, version: str | None, stop: Stop, memory: Memory,
+        self,
+        key: str,
+        offset: int,
+        length: int,
+        version: str | None,
+        stop: Stop,
+        memory: Memory,
         on_bite: Callable[[memoryview, int], object] | None = None,
-    ) -> Range:  # fmt: skip
+    ) -> Range:
         """Up to `length` bytes from `offset` of exactly `version`, if it is given.
 
         `on_bite` is given each bite of them as it comes, and where in the object it begins.

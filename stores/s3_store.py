@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 from weakref import WeakValueDictionary
 
-from meter import Meter
 from storage import (
     MAX_PAGE,
     FolderPage,
@@ -34,22 +33,23 @@ from storage import (
     check_range,
 )
 from stores import s3_links
+from stores.probe import probe
 from stores.s3_calls import Lane, retrying
 from stores.s3_client import S3Config
 from stores.s3_connections import SLOW
 from stores.s3_errors import PreconditionRefused, clock_offset
 from stores.s3_requests import S3Requests
 from stores.s3_transfer import Transfers
-from stores.store_probe import probe
 from stores.streams import closing
 from utils import WorkerError
+from worker.meter import Meter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
-    from settings import Settings
     from storage import Capabilities, FileFacts, Links, ObjectFacts, Stored
+    from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -63,9 +63,14 @@ class S3Store:
     """See `storage.Store`. Objects read or written whole are a few megabytes; files are files."""
 
     def __init__(
-        self, *, bucket: str, prefix: str = "", retry_seconds: float = 8.0,
-        meter: Meter | None = None, **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        bucket: str,
+        prefix: str = "",
+        retry_seconds: float = 8.0,
+        meter: Meter | None = None,
+        **options: Any,
+    ) -> None:
         """`options` are the fields of `S3Config`. Makes no request and no client.
 
         Raises:
@@ -295,16 +300,26 @@ class S3Store:
         )
 
     async def presign_put(
-        self, key: str, *, expires_in: int, content_type: str | None = None,
-        size: int | None = None, create_only: bool = False,
-    ) -> str:  # fmt: skip
+        self,
+        key: str,
+        *,
+        expires_in: int,
+        content_type: str | None = None,
+        size: int | None = None,
+        create_only: bool = False,
+    ) -> str:
         """As `Store.presign_put`."""
         full = self._full(key)
         found = await self._check_links_to_write(expires_in)
         call = partial(
-            s3_links.link_to_write, self._requests, full, expires_in, content_type=content_type,
-            size=size, create_only=create_only and found.conditional_writes,
-        )  # fmt: skip
+            s3_links.link_to_write,
+            self._requests,
+            full,
+            expires_in,
+            content_type=content_type,
+            size=size,
+            create_only=create_only and found.conditional_writes,
+        )
         return await self._reads.run(call)
 
     async def presign_parts(

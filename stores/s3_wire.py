@@ -120,9 +120,13 @@ class Wire:
         url = f"{self._bucket_url}?{percent_encode_sequence(query)}"
         body = BytesIO()
         return self._send(
-            "ListObjectsV2", url, {}, EMPTY_SHA256, lambda _: body.write,
+            "ListObjectsV2",
+            url,
+            {},
+            EMPTY_SHA256,
+            lambda _: body.write,
             lambda _: _listed(body.getvalue()),
-        )  # fmt: skip
+        )
 
     def link(self, key: str, seconds: int, query: Mapping[str, str]) -> str:
         """By which whoever has it may read the object. Asks the store nothing."""
@@ -140,9 +144,15 @@ class Wire:
         self._connections.close()
 
     def _send(
-        self, operation: str, url: str, headers: Mapping[str, Any], sha256: str, taker: Taker,
-        read: Callable[[Head], T], body: Body | None = None,
-    ) -> T:  # fmt: skip
+        self,
+        operation: str,
+        url: str,
+        headers: Mapping[str, Any],
+        sha256: str,
+        taker: Taker,
+        read: Callable[[Head], T],
+        body: Body | None = None,
+    ) -> T:
         """A GET, or with a body a PUT: what `read` makes of a success when all of it was taken. If
         it cannot, the answer counts as none.
 
@@ -235,12 +245,13 @@ def _rows(root: ElementTree.Element) -> tuple[list[Listed], bool]:
     decode = _unescaped if root.findtext("EncodingType") == "url" else str
     rows = [
         Listed(
-            decode(row.findtext("Key", "")), int(row.findtext("Size", "")),
+            decode(row.findtext("Key", "")),
+            int(row.findtext("Size", "")),
             parse_time(row.findtext("LastModified", "")).timestamp(),
             version_of(row.findtext("ETag", "")),
         )
         for row in root.iter("Contents")
-    ]  # fmt: skip
+    ]
     if not all(row.key for row in rows):
         raise ValueError("a row without a key")
     return rows, root.findtext("IsTruncated") == "true"

@@ -10,17 +10,17 @@ import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from attempts.archive import archive_row
 from inputs.touches import Touches
 from process_manager import new_leases
-from processes.archive import archive_row
-from processes.index import index_key
-from processes.lease import Leases
-from processes.record import Record, Status, Writer, new_record, record_key
+from records.index import index_key
+from records.lease import Leases
+from records.record import Record, Status, Writer, new_record, record_key
+from retention.clean_run import DAY, CleanReport
+from retention.cleaner import clean
+from retention.last_clean import KEY as LOCK
 from tests.faulty_store import FaultyStore
 from tests.kit import settings
-from upkeep.clean_run import DAY, CleanReport
-from upkeep.last_clean import KEY as LOCK
-from upkeep.retention import clean
 from utils import new_nonce, utc_now
 
 if TYPE_CHECKING:

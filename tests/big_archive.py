@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from processes.manifest import artifact_key
-from processes.record import Record, StoredFile, Writer, new_record
+from records.manifest import artifact_key
+from records.record import Record, StoredFile, Writer, new_record
 from tests import servers
 from tests.big_transfer import memory
 from tests.kit import Caller

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stores.local_store import LocalStore
+from stores.local.store import LocalStore
 
 if TYPE_CHECKING:
     from storage import Stored

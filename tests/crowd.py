@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from process_manager import Start
-from processes.record import Record, Status, record_key
+from records.record import Record, Status, record_key
 from storage import ObjectNotFound
 from tests.faulty_store import FaultyStore
 from tests.kit import Caller, Reply

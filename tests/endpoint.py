@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from processes.record import Record
+from records.record import Record
 from tests.invariants import read_record
 from tests.patience import PATIENCE
 from tests.servers import open_place

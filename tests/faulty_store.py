@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from processes.record import Record
+from records.record import Record
 from storage import StorageUnavailable, StoreHealth
 from stores.streams import closing
 

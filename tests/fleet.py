@@ -6,10 +6,10 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from meter import Meter
 from stores import s3_requests
 from tests.crowd import CrowdWorker, until
 from tests.servers import open_place
+from worker.meter import Meter
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,16 +6,16 @@ import hashlib
 import itertools
 from typing import TYPE_CHECKING
 
-from processes.manifest import Manifest, artifact_key, manifest_key
-from processes.record import Record, Status, attempt_prefix, record_key
-from processes.uploads import checkpoint_key
+from attempts.uploads import checkpoint_key
+from records.manifest import Manifest, artifact_key, manifest_key
+from records.record import Record, Status, attempt_prefix, record_key
 from storage import ObjectNotFound
 from tests.servers import keys_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from processes.record import HistoryEntry
+    from records.record import HistoryEntry
     from storage import Store
 
 #: What may stand next to each other in a history.

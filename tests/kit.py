@@ -8,15 +8,15 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from rp_handler import Handler
-from settings import Settings
+from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from meter import Meter
-    from redaction import Redactor
     from storage import Store
+    from worker.meter import Meter
+    from worker.redaction import Redactor
 
 Reply = dict[str, Any]
 

@@ -27,15 +27,15 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from stores.local_store import LocalStore
+from stores.local.store import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mypy_boto3_s3 import S3Client
 
-    from meter import Meter
     from storage import FileFacts, Store
+    from worker.meter import Meter
 
 Place = dict[str, str | None]
 

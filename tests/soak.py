@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from processes.record import STOPPED_BY_PLATFORM, Record, Status
+from records.record import STOPPED_BY_PLATFORM, Record, Status
 from tests import servers
 from tests.control_plane import ControlPlane
 from tests.endpoint import SHORT_LEASE, Endpoint, start_of

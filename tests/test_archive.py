@@ -9,8 +9,8 @@ import zipfile
 
 import pytest
 
-from processes.archive import READ_BYTES, ArchiveFailed, ArchiveStream, Entry
-from processes.manifest import artifact_key
+from attempts.archive import READ_BYTES, ArchiveFailed, ArchiveStream, Entry
+from records.manifest import artifact_key
 from tests.crowd import on_every_store
 from tests.test_download import fetched, made
 

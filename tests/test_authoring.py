@@ -30,9 +30,12 @@ def jobs(
 ) -> subprocess.CompletedProcess[str]:
     """`python -m jobs ...`, started in `folder`, to its end."""
     return subprocess.run(
-        [*JOBS, *arguments], cwd=folder, capture_output=True, text=True,
+        [*JOBS, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
         env=os.environ | {"PYTHONPATH": str(tree)} | environment,
-    )  # fmt: skip
+    )
 
 
 # ---- new
@@ -210,9 +213,12 @@ def test_at_a_terminal_progress_is_a_bar(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 120))
     ended = subprocess.run(
-        [*JOBS, "run", "sleep", "--params", '{"steps": 3}'], cwd=tmp_path, stderr=theirs,
-        stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        [*JOBS, "run", "sleep", "--params", '{"steps": 3}'],
+        cwd=tmp_path,
+        stderr=theirs,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     os.close(theirs)
     with open(ours, errors="replace", buffering=1) as screen:  # noqa: PTH123 - a descriptor
         shown = ""
@@ -311,9 +317,12 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A long run in the folder `run`, which has begun."""
     params = '{"seconds": 600, "steps": 6000, "checkpoint_every": 1}'
     program = subprocess.Popen(
-        [*JOBS, "run", "sleep", "--params", params, "--folder", "run"], cwd=tmp_path,
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        [*JOBS, "run", "sleep", "--params", params, "--folder", "run"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     with program:
         assert program.stderr is not None
         while "step" not in program.stderr.readline():
@@ -335,18 +344,27 @@ def test_ctrl_c_lets_the_job_save_and_resume_goes_on(
     done = int(saved.read_text())
     assert len(list((tmp_path / "run" / "attempt-1" / "sealed").iterdir())) == 1  # the last only
     ended = jobs(
-        tmp_path, "run", "sleep", "--params", f'{{"steps": {done + 2}}}', "--folder", "run",
+        tmp_path,
+        "run",
+        "sleep",
+        "--params",
+        f'{{"steps": {done + 2}}}',
+        "--folder",
+        "run",
         "--resume",
-    )  # fmt: skip
+    )
     assert json.loads(ended.stdout) == {"steps_run_by_this_attempt": 2, "resumed_from": done}
 
 
 def test_a_job_that_does_not_stop_is_ended_by_the_second_ctrl_c(tmp_path: Path) -> None:
     params = '{"seconds": 600, "steps": 6000, "ignore_sigterm": true}'
     program = subprocess.Popen(
-        [*JOBS, "run", "sleep", "--params", params], cwd=tmp_path,
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        [*JOBS, "run", "sleep", "--params", params],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     with program:
         assert program.stderr is not None
         for awaited in ("step", "Ctrl-C again"):
@@ -397,9 +415,12 @@ sys.exit(command(sys.argv[1:3]))
 
 def preparing(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PREPARING, *arguments], cwd=folder, capture_output=True, text=True,
+        [sys.executable, "-c", PREPARING, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "WORKER_PREPARE_DIR": str(folder / "volume")},
-    )  # fmt: skip
+    )
 
 
 def test_prepare_sets_up_what_a_later_run_finds(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from api.actions import ACTIONS
 from api.parsing import parse_action
-from stores.local_store import LocalStore
+from stores.local.store import LocalStore
 from tests.kit import Caller
 
 SECRET = "hunter2-do-not-repeat"  # what must never come back

@@ -188,8 +188,9 @@ async def test_cancelling_run_kills_the_child(start: Start) -> None:
 
 
 async def test_children_at_the_same_time_do_not_disturb_each_other(start: Start) -> None:
-    first, second = await asyncio.gather(start("finish_anyway"), start("have_descendants",
-                                                                       then="wait"))  # fmt: skip
+    first, second = await asyncio.gather(
+        start("finish_anyway"), start("have_descendants", then="wait")
+    )
     await second.child.kill()
     assert all(map(is_running, first.processes))
     await first.child.stop(grace_seconds=600)

@@ -50,9 +50,11 @@ print(faults() - before)
 def test_memory_that_a_step_frees_is_there_for_the_next_one():
     pages_of_one = (48 << 20) // 4096
     ran = subprocess.run(
-        [sys.executable, "-c", CHURN], env=child_environment({}, {}), stdout=subprocess.PIPE,
+        [sys.executable, "-c", CHURN],
+        env=child_environment({}, {}),
+        stdout=subprocess.PIPE,
         check=True,
-    )  # fmt: skip
+    )
     assert int(ran.stdout) < 2 * pages_of_one
 
 

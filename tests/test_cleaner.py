@@ -5,8 +5,10 @@ import signal
 
 import pytest
 
-from processes.index import DELETED, age_key, index_key
-from processes.record import Record, Writer, cancel_key, record_key
+from records.index import DELETED, age_key, index_key
+from records.record import Record, Writer, cancel_key, record_key
+from retention.clean_run import CleanReport
+from retention.cleaner import Cleaner, clean, clean_if_due
 from storage import StorageUnavailable
 from tests.aged import (
     LATER_DAYS,
@@ -21,8 +23,6 @@ from tests.aged import (
 from tests.mortal_cleaner import run_to_its_death
 from tests.patience import PATIENCE
 from tests.servers import keys_of, on_both_stores, on_local
-from upkeep.clean_run import CleanReport
-from upkeep.retention import Cleaner, clean, clean_if_due
 from utils import new_nonce
 
 # ---- a run that is cut short
@@ -42,9 +42,11 @@ async def nothing_old_is_left(store, tmp_path):
     await cleaned(cleaner(store, tmp_path, later=LATER_DAYS + 4))
     left = {key.partition("~")[2] or key for key in await keys_of(store)}
     assert left == {
-        "locks/retention", record_key("young"), "processes/young/attempts/1/artifacts/0",
+        "locks/retention",
+        record_key("young"),
+        "processes/young/attempts/1/artifacts/0",
         "young~sleep~completed",
-    }  # fmt: skip
+    }
 
 
 @on_local
@@ -196,7 +198,7 @@ async def test_a_disk_that_cannot_be_tidied_keeps_no_worker_from_cleaning(
     def broken(*_):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("upkeep.retention.tidy_scratch", broken)
+    monkeypatch.setattr("retention.cleaner.tidy_scratch", broken)
     await seed(store, ended("old", 60))
     keeping = asyncio.create_task(Cleaner(cleaner(store, tmp_path, clean_seconds=0.05)).keep())
     async with asyncio.timeout(PATIENCE):

@@ -11,7 +11,7 @@ import pytest
 
 from child import runner
 from child.confine import can_confine
-from processes.manifest import artifact_key
+from records.manifest import artifact_key
 from tests.children import is_running
 from tests.crowd import on_every_store
 from tests.landlock import needs_landlock
@@ -42,8 +42,7 @@ class Odd:
 
     def start(self, process_id="p", **params):
         given = {"program": "odd", "params": params}
-        return self.worker("start", process_id, kind="command", process_id=process_id,
-                           params=given)  # fmt: skip
+        return self.worker("start", process_id, kind="command", process_id=process_id, params=given)
 
     async def file(self, path, process_id="p"):
         """What the store has of an artifact of the first attempt."""
@@ -89,8 +88,9 @@ async def test_values_arrive_as_they_are_on_the_command_line_and_in_the_config(o
     assert reply["status"] == "completed", reply
     shown = await odd.shown()
     assert shown["argv"] == ["3", f"--note={note}"]
-    config = json.loads(shown["config"]) if config_format == "json" else yaml.safe_load(
-        shown["config"])  # fmt: skip
+    config = (
+        json.loads(shown["config"]) if config_format == "json" else yaml.safe_load(shown["config"])
+    )
     nested = [{"note": note, "list": ["--x", "no", "1e5"]}]
     assert config == {"note": note, "nested": nested, "n": 3}
 
@@ -138,8 +138,9 @@ async def test_kinds_shows_the_programs_and_leaves_the_kind_out_where_there_are_
 
 async def test_a_program_that_is_not_declared_is_refused_and_no_process_is_made(odd):
     odd.declare("do_nothing")
-    reply = await odd.worker("start", "p", kind="command", process_id="p",
-                             params={"program": "old"})  # fmt: skip
+    reply = await odd.worker(
+        "start", "p", kind="command", process_id="p", params={"program": "old"}
+    )
     assert reply["error"]["code"] == "unknown_program"
     assert "did you mean `odd`" in reply["error"]["message"]
     assert (await odd.worker("process_status", process_id="p"))["status"] == "not_found"
@@ -239,8 +240,13 @@ async def test_a_failure_that_has_nothing_to_do_with_writing_does_not_speak_of_i
 
 async def test_no_link_has_the_worker_write_outside_of_the_folder_for_a_program(odd, tmp_path):
     (tmp_path / "victim").mkdir()
-    odd.declare("mislead", "../outputs/sub", str(tmp_path / "victim"), "sub/evil.py",
-                more='outputs = [{ path = "sub/*" }]')  # fmt: skip
+    odd.declare(
+        "mislead",
+        "../outputs/sub",
+        str(tmp_path / "victim"),
+        "sub/evil.py",
+        more='outputs = [{ path = "sub/*" }]',
+    )
     failure = await failure_of(odd)
     assert failure["code"] == "output_missing"
     assert "'sub/evil.py' has no place" in failure["message"]
@@ -303,10 +309,13 @@ async def test_a_flood_of_lines_neither_stops_the_program_nor_hides_its_progress
 # ---- stopping
 
 LINES = "progress.lines = 'step (?P<step>\\d+)/(?P<total>\\d+)'\n"
-SAVES = LINES + """
+SAVES = (
+    LINES
+    + """
     stop_signal = "SIGINT"
     checkpoints = { path = "ckpt/*.txt", settle_seconds = 0.2 }
-"""  # fmt: skip
+"""
+)
 
 
 async def running(odd, process_id="p"):
@@ -354,8 +363,9 @@ async def test_a_checkpoint_that_is_still_written_is_not_handed_over(odd, crowd)
 
 async def example(worker, name, params, process_id="e", **more):
     given = {"program": name, "params": params}
-    return await worker("start", process_id, kind="command", process_id=process_id, params=given,
-                        **more)  # fmt: skip
+    return await worker(
+        "start", process_id, kind="command", process_id=process_id, params=given, **more
+    )
 
 
 async def model_of(crowd, attempt, path, process_id="e"):
@@ -365,8 +375,9 @@ async def model_of(crowd, attempt, path, process_id="e"):
 @needs_landlock
 @on_every_store
 async def test_the_plain_script_runs_to_its_end(crowd):
-    reply = await example(crowd.worker(programs=EXAMPLES), "train_plain",
-                          {"steps": 300, "note": "-- 'it' works"})  # fmt: skip
+    reply = await example(
+        crowd.worker(programs=EXAMPLES), "train_plain", {"steps": 300, "note": "-- 'it' works"}
+    )
     assert reply["status"] == "completed", reply
     assert [file["path"] for file in reply["files"]] == ["model.json"]
     assert reply["progress"]["percent"] == 100

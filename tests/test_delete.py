@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from processes.index import index_key
-from processes.record import cancel_key, record_key
+from records.index import index_key
+from records.record import cancel_key, record_key
 from tests import servers
 from tests.crowd import on_every_store
 from tests.test_complete import in_manifest
@@ -34,8 +34,11 @@ async def test_a_deleted_process_leaves_nothing_and_touches_no_other(crowd):
     for name in ("p", "p1", "p-2"):
         await worker.start(name, artifacts=2, steps=2, checkpoint_every=1)
     mine = ("processes/p/attempts/", "processes/p/cancel")
-    others = [key for key in await servers.keys_of(crowd.store)
-              if not key.startswith(mine) and "~p~" not in key]  # fmt: skip
+    others = [
+        key
+        for key in await servers.keys_of(crowd.store)
+        if not key.startswith(mine) and "~p~" not in key
+    ]
     reply = await deleted(worker, process_id="p")
     assert reply["process_id"] == "p"
     assert reply["deleted"]["objects"] >= 4

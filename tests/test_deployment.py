@@ -17,10 +17,10 @@ import yaml
 from api.actions import StartAction
 from api.parsing import parse_action, parse_params
 from scripts.env_example import example
-from settings import Settings, load_settings, variables
-from stores.store_probe import NO_CONDITIONS, NO_LINKS, NO_LINKS_TO_WRITE, NO_MULTI_DELETE
+from stores.probe import NO_CONDITIONS, NO_LINKS, NO_LINKS_TO_WRITE, NO_MULTI_DELETE
 from tests import dockerfile
 from tests.dockerfile import ROOT, files_of, let_through, tracked
+from worker.settings import Settings, load_settings, variables
 
 STAGES = dockerfile.stages()
 IMAGES = [STAGES["control"], STAGES["worker"]]

@@ -9,8 +9,8 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import pytest
 
-from processes.manifest import artifact_key
-from replies import MAX_REPLY_BYTES
+from records.manifest import artifact_key
+from records.replies import MAX_REPLY_BYTES
 from tests.crowd import on_every_store
 
 
@@ -135,8 +135,9 @@ async def test_an_unknown_process_is_a_row_that_says_so_and_not_the_end_of_the_w
     reply = await worker("bulk_download", process_ids=["nobody", "p"])
     assert "error" not in reply
     assert [(each["status"], len(each["files"])) for each in reply["processes"]] == [
-        ("not_found", 0), ("completed", 1),
-    ]  # fmt: skip
+        ("not_found", 0),
+        ("completed", 1),
+    ]
 
 
 async def test_a_store_that_is_away_is_no_row_that_says_not_found(crowd):
@@ -198,8 +199,9 @@ async def test_no_reply_is_too_large_whatever_the_names_are_called(crowd, tmp_pa
     for action in ("download", "list_files"):
         pages = await paged(owner, action, process_id="q")
         assert sum(len(page["files"]) for page in pages) == 1100
-        assert all(len(str(page).encode("ascii", "backslashreplace")) < MAX_REPLY_BYTES
-                   for page in pages)  # fmt: skip
+        assert all(
+            len(str(page).encode("ascii", "backslashreplace")) < MAX_REPLY_BYTES for page in pages
+        )
 
 
 # ---- download_file

@@ -9,7 +9,7 @@ import pytest
 
 from child import runner
 from jobs import JOBS
-from processes.manifest import artifact_key
+from records.manifest import artifact_key
 from tests import input_jobs, servers
 from tests.crowd import on_every_store
 from tests.test_download import fetched
@@ -157,19 +157,28 @@ async def test_trap_27_no_file_of_the_worker_can_be_had(crowd, tmp_path):
 async def test_trap_28_a_folder_that_only_begins_like_ours_is_not_ours(crowd):
     """`outputs-evil` lies beside `outputs`; a link into it leads out."""
     reply = await written(
-        crowd.worker(), "p", files={"../outputs-evil/x.txt": "evil", "mine.txt": "mine"},
+        crowd.worker(),
+        "p",
+        files={"../outputs-evil/x.txt": "evil", "mine.txt": "mine"},
         links={"in.txt": "../outputs-evil/x.txt", "in": "../outputs-evil"},
-    )  # fmt: skip
+    )
     assert contents(reply) == {"mine.txt": "mine"}
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "a: b\n- evil: true", "$(touch evil)", "`id`", "\"}; DROP", "{{7*7}}", "!!python/object:x",
-        "%s %n", "\u2028\u0000"[:1] + "end", "'; --",
+        "a: b\n- evil: true",
+        "$(touch evil)",
+        "`id`",
+        '"}; DROP',
+        "{{7*7}}",
+        "!!python/object:x",
+        "%s %n",
+        "\u2028\u0000"[:1] + "end",
+        "'; --",
     ],
-)  # fmt: skip
+)
 async def test_trap_29_values_arrive_as_values_whatever_is_in_them(crowd, text):
     reply = await written(crowd.worker(), "p", files={"text.txt": text})
     assert contents(reply) == {"text.txt": text}

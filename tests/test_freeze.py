@@ -10,7 +10,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from processes.record import attempt_prefix
+from records.record import attempt_prefix
 from tests.endpoint import SHORT_LEASE, Endpoint
 from tests.invariants import violations
 from tests.servers import keys_of, on_ceph, on_local
@@ -19,7 +19,7 @@ from tests.worker_process import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from processes.record import Record
+    from records.record import Record
     from tests.control_plane import Job
     from tests.worker_process import Worker
 

@@ -8,11 +8,8 @@ import threading
 
 import pytest
 
-from child import runner
-from gpus import Driver, Gpu, Gpus
-from jobs import JOBS
-from processes import gpu_shares
-from processes.gpu_shares import (
+from attempts import gpu_shares
+from attempts.gpu_shares import (
     GpuMemoryShort,
     GpuShares,
     allowed,
@@ -20,8 +17,11 @@ from processes.gpu_shares import (
     unexplained,
     visible,
 )
+from child import runner
+from jobs import JOBS
 from tests.children import UNRULY
 from tests.unruly_jobs import Anything
+from worker.gpus import Driver, Gpu, Gpus
 
 GIB = 1 << 30
 

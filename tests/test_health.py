@@ -13,21 +13,22 @@ import pynvml
 import pytest
 
 from cli import doctor
-from gpus import Gpu, Gpus, see_gpus
-from health import Examiner
+from health import checks
+from health.checks import Finding, judge_gpus, judge_store, try_disk, worst
+from health.examine import Examiner
 from storage import Capabilities, StoreHealth
-from stores.store_probe import NO_LINKS_TO_WRITE
+from stores.probe import NO_LINKS_TO_WRITE
 from tests.crowd import on_every_store
 from tests.kit import settings
-from upkeep import checks
-from upkeep.checks import Finding, judge_gpus, judge_store, try_disk, worst
+from worker.gpus import Gpu, Gpus, see_gpus
 
 ROOT = Path(__file__).parent.parent
 CAN_ALL = Capabilities(conditional_writes=True, presign=True, multi_delete=True, write_links=True)
 #: Neither lacks anything that callers miss.
 on_able_stores = pytest.mark.parametrize("crowd", ["local", "strict"], indirect=True)
-FINE = StoreHealth(ok=True, message="s3://b/ was written", round_trip_ms=3.0,
-                   clock_offset_seconds=0.1)  # fmt: skip
+FINE = StoreHealth(
+    ok=True, message="s3://b/ was written", round_trip_ms=3.0, clock_offset_seconds=0.1
+)
 
 
 def by_check(findings):

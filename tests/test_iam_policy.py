@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from meter import Meter
 from storage import ObjectNotFound, StorageMisconfigured
 from stores.s3_files import PART
 from stores.s3_store import S3Store
 from tests import servers
 from tests.test_storage_streams import BrokenSource, Chunks, cut
+from worker.meter import Meter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

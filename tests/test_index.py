@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from processes.index import (
+from records.index import (
     PREFIX,
     IndexEntry,
     index_key,
@@ -15,9 +15,9 @@ from processes.index import (
     repair,
     rows_there,
 )
-from processes.record import Status, Writer, new_record
+from records.record import Status, Writer, new_record
 from storage import StorageUnavailable
-from stores.local_store import LocalStore
+from stores.local.store import LocalStore
 from tests.crowd import on_every_store
 from tests.faulty_store import FaultyStore
 
@@ -26,9 +26,13 @@ EPOCH = datetime(2026, 8, 1, tzinfo=UTC)
 
 def record_of(process_id, *, minute=0, kind="sleep"):
     return new_record(
-        process_id=process_id, kind=kind, params={}, request_hash="h",
-        writer=Writer(worker_id="w", nonce="1"), now=EPOCH + timedelta(minutes=minute),
-    )  # fmt: skip
+        process_id=process_id,
+        kind=kind,
+        params={},
+        request_hash="h",
+        writer=Writer(worker_id="w", nonce="1"),
+        now=EPOCH + timedelta(minutes=minute),
+    )
 
 
 async def rows_of(store):
@@ -58,8 +62,9 @@ async def test_a_process_has_one_row_which_says_what_its_record_says(crowd):
     await worker.start("bad", fail_at=1)
     keys = await rows_of(crowd.store)
     assert sorted(key.split("~", 1)[1] for key in keys) == [
-        "bad~sleep~failed", "good~sleep~completed",
-    ]  # fmt: skip
+        "bad~sleep~failed",
+        "good~sleep~completed",
+    ]
 
 
 async def test_what_is_listed_was_stored_before(crowd):
@@ -177,14 +182,14 @@ async def test_wherever_a_page_ends_each_process_is_shown_once(crowd, monkeypatc
         record = record_of(f"p{number}", minute=number)
         await crowd.store.put(index_key(record, Status.RUNNING), b"")
         await crowd.store.put(index_key(record, Status.COMPLETED), b"")
-    monkeypatch.setattr("processes.index.MAX_PAGE", max(page, 3))
+    monkeypatch.setattr("records.index.MAX_PAGE", max(page, 3))
     for limit in (1, 2, 5, 200):
         rows, _ = await listed(crowd.store, limit=limit)
         assert rows == [(f"p{number}", "completed") for number in reversed(range(6))]
 
 
 async def test_filters_go_on_to_the_next_page(crowd, monkeypatch):
-    monkeypatch.setattr("processes.index.MAX_PAGE", 4)
+    monkeypatch.setattr("records.index.MAX_PAGE", 4)
     for number in range(20):
         status = Status.FAILED if number == 3 else Status.COMPLETED
         kind = "train" if number == 4 else "sleep"
@@ -196,7 +201,7 @@ async def test_filters_go_on_to_the_next_page(crowd, monkeypatch):
 
 async def test_what_somebody_else_put_there_is_passed_over(crowd, monkeypatch):
     """A whole page of it, too."""
-    monkeypatch.setattr("processes.index.MAX_PAGE", 4)
+    monkeypatch.setattr("records.index.MAX_PAGE", 4)
     for number in range(9):
         await crowd.store.put(f"index/0-not-ours-{number}", b"")
     await crowd.store.put(index_key(record_of("p")), b"")
@@ -254,7 +259,7 @@ async def test_a_page_asks_for_hardly_more_rows_than_it_shows(tmp_path, monkeypa
 
 
 async def test_where_many_have_two_rows_pages_are_short_and_show_each_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("processes.index.SPARE_ROWS", 1)
+    monkeypatch.setattr("records.index.SPARE_ROWS", 1)
     store = LocalStore(tmp_path)
     for number in range(9):
         record = record_of(f"p{number}", minute=number)
@@ -284,7 +289,7 @@ async def test_a_list_in_a_folder_reads_the_slices_it_needs(tmp_path, monkeypatc
     read = []
     real = os.listdir
     monkeypatch.setattr("os.listdir", lambda path: read.append(path) or real(path))
-    monkeypatch.setattr("processes.index.SPARE_ROWS", 0)
+    monkeypatch.setattr("records.index.SPARE_ROWS", 0)
     cursor = None
     for page in range(29):
         rows, cursor = await read_rows(store, limit=10, cursor=cursor, status=None, kind=None)

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from processes.record import Checkpoint, StoredFile
-from processes.uploads import checkpoint_key, restore
+from attempts.uploads import checkpoint_key, restore
+from records.record import Checkpoint, StoredFile
 from storage import StorageMisconfigured
 from tests.crowd import on_every_store, until
 from tests.images import zipped

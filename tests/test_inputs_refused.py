@@ -7,16 +7,16 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from attempts.fetching import Inputs
 from inputs.errors import InputRefused
 from inputs.sources import Input
 from process_manager import ProcessManager
-from processes.inputs import Inputs
-from processes.record import Status, record_key
-from settings import Settings
+from records.record import Status, record_key
 from storage import StorageMisconfigured, StorageUnavailable
 from tests.crowd import on_every_store
 from tests.web_server import Reply
 from tests.with_inputs import allowing, folder_of, given, sha256
+from worker.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("input_kinds")
 

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from child.job_log import LINE_LIMIT, MARGIN, WINDOW, JobLog, Lines
-from redaction import MASK, Redactor
+from worker.redaction import MASK, Redactor
 
 SECRET = "correct-horse-battery-staple"
 

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
+from attempts.kept_models import digest
 from child import forks, runner
 from jobs import JOBS, Job, Keep
-from processes.kept_models import digest
 from tests.children import UNRULY, is_running, unruly_entry
 from tests.crowd import until
 from tests.unruly_jobs import Kept, load_kept, use_kept

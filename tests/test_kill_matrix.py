@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from processes.manifest import Manifest, manifest_key
-from processes.uploads import checkpoint_key
+from attempts.uploads import checkpoint_key
+from records.manifest import Manifest, manifest_key
 from tests.invariants import read_record, violations
 from tests.mortal_worker import Death, Life, Nursery
 from tests.servers import open_place
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from processes.record import Record
+    from records.record import Record
     from storage import Store
     from tests.servers import Place, S3Server
 

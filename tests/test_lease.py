@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from process_manager import new_leases
-from processes.lease import LeaseLost, LeaseWatch
-from processes.record import ProgressSeen, Record, Status, Writer, new_record, record_key
+from records.lease import LeaseLost, LeaseWatch
+from records.record import ProgressSeen, Record, Status, Writer, new_record, record_key
 from tests.crowd import until
 from tests.faulty_store import FaultyStore
 from tests.kit import settings
@@ -224,7 +224,7 @@ async def test_an_outage_may_last_as_long_as_it_likes(lease_of, monkeypatch):
     """Over a thousand failed writes, half an hour or so, and the next one goes through."""
     lease = await lease_of(**SLOW)
     lease.store.away = True
-    monkeypatch.setattr("processes.lease.random.uniform", lambda _low, _high: 0)
+    monkeypatch.setattr("records.lease.random.uniform", lambda _low, _high: 0)
     change = asyncio.create_task(lease.change(running))
     await until(lambda: len(lease.store.asked("replace")) >= 1100)
     assert not lease.kept.done()
@@ -248,7 +248,7 @@ def test_an_owner_is_gone_when_it_was_silent_for_a_lease_and_for_the_watch(
     place, tmp_path, monkeypatch
 ):
     now = 0.0
-    monkeypatch.setattr("processes.lease.time.monotonic", lambda: now)
+    monkeypatch.setattr("records.lease.time.monotonic", lambda: now)
     watch = LeaseWatch(settings(tmp_path, lease_seconds=30, takeover_watch_seconds=10))
     assert not watch.saw("v1", 31)
     now = 9
@@ -261,7 +261,7 @@ def test_an_owner_is_gone_when_it_was_silent_for_a_lease_and_for_the_watch(
 def test_a_watch_that_the_store_interrupted_begins_again(place, tmp_path, monkeypatch):
     """After an outage every record looks old."""
     now = 0.0
-    monkeypatch.setattr("processes.lease.time.monotonic", lambda: now)
+    monkeypatch.setattr("records.lease.time.monotonic", lambda: now)
     watch = LeaseWatch(settings(tmp_path, lease_seconds=30, takeover_watch_seconds=10))
     assert not watch.saw("v1", 100)
     now = 9
@@ -276,7 +276,7 @@ def test_of_unknown_age_an_owner_is_gone_when_it_was_watched_for_a_lease(
     place, tmp_path, monkeypatch
 ):
     now = 0.0
-    monkeypatch.setattr("processes.lease.time.monotonic", lambda: now)
+    monkeypatch.setattr("records.lease.time.monotonic", lambda: now)
     watch = LeaseWatch(settings(tmp_path, lease_seconds=30, takeover_watch_seconds=10))
     assert not watch.saw("v1", None)
     now = 29

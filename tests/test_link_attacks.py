@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from processes.record import cancel_key
+from records.record import cancel_key
 from tests import servers
 from tests.test_inputs import _knows_the_kind, given  # noqa: F401 - a fixture
 from tests.test_upload import PART, announced, complete, listed, send_chunks, sha256

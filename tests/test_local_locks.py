@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from storage import ObjectChanged, ObjectNotFound, StorageUnavailable
-from stores import local_locks
-from stores.local_objects import LocalObjects
+from stores.local import locks as local_locks
+from stores.local.objects import LocalObjects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 STANDS_STILL = """
 import os, signal, sys
 from pathlib import Path
-from stores.local_objects import LocalObjects
+from stores.local.objects import LocalObjects
 
 objects, rename = LocalObjects(Path(sys.argv[1])), Path.{method}
 def stand_still(path, target):

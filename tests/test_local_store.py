@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import pytest
 
 from storage import ChecksumMismatch, FileFacts, InvalidKey, ObjectNotFound, StorageUnavailable
-from stores import local_files
-from stores.local_store import LocalStore
+from stores.local import files as local_files
+from stores.local.store import LocalStore
 from tests.servers import upload_file
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from attempts import log_writing as logs
+from attempts.log_writing import Seen, Segment, Tail, joined, seal, segment_of, shown_end, too_many
 from child.job_log import Lines
-from processes import logs
 from processes.log_reading import LogPage, Wanted, page_of_log
-from processes.logs import Seen, Segment, Tail, joined, seal, segment_of, shown_end, too_many
 from storage import ObjectNotFound
 
 ALL = Wanted(0, 10_000, 1_000_000)

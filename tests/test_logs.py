@@ -10,11 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from attempts import log_writing as logs
 from child.job_log import LINE_LIMIT, WINDOW
-from processes import log_reading, logs
-from redaction import MASK, Redactor
+from processes import log_reading
 from tests.crowd import on_every_store, until
 from tests.servers import keys_of
+from worker.redaction import MASK, Redactor
 
 SECRET = "correct-horse-battery-staple"
 LOGS = "/logs/"

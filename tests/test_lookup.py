@@ -5,8 +5,8 @@ import copy
 
 import pytest
 
-from processes.reading import RecordUnreadable, UnknownProcess
-from processes.record import Status, record_key
+from records.reading import RecordUnreadable, UnknownProcess
+from records.record import Status, record_key
 from tests.crowd import on_every_store
 from tests.test_cancel import start_of
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from meter import MAX_NAMES, OTHER, Extremes, Family, Meter, Sample
-from processes.record import Record, record_key
+from health.metrics import figures, merged
+from records.record import Record, record_key
 from storage import ObjectExists, StorageUnavailable
 from stores.s3_store import S3Store
 from tests.crowd import until
 from tests.faulty_s3 import Fault, FaultyS3
 from tests.fleet import GPUS, PRICE
 from tests.servers import open_place, upload_file
-from upkeep.metrics import figures, merged
+from worker.meter import MAX_NAMES, OTHER, Extremes, Family, Meter, Sample
 
 LONG = {"seconds": 60, "steps": 600}
 ENDS = ("completed", "failed", "cancelled", "interrupted")
@@ -83,8 +83,15 @@ async def a_day_at_work(fleet):
 
 
 NAMES = (
-    "done-1", "done-2", "failed-1", "failed-2", "cancelled-1", "cancelled-2", "resumed", "zip",
-)  # fmt: skip
+    "done-1",
+    "done-2",
+    "failed-1",
+    "failed-2",
+    "cancelled-1",
+    "cancelled-2",
+    "resumed",
+    "zip",
+)
 
 
 async def test_the_figures_of_three_workers_are_what_the_records_tell(fleet):
@@ -127,12 +134,16 @@ async def test_every_request_to_the_store_is_counted_by_operation(fleet):
 async def test_prometheus_reads_the_same_from_the_text(fleet):
     one, two, _ = await a_day_at_work(fleet)
     await two.present()
-    reply, text = await one("metrics", scope="worker"), await one(
-        "metrics", scope="worker", format="prometheus"
-    )  # fmt: skip
+    reply, text = (
+        await one("metrics", scope="worker"),
+        await one("metrics", scope="worker", format="prometheus"),
+    )
     assert by_reader(text["text"]) == without_extremes(reply["this_worker"])
-    assert {s.labels["worker_id"] for f in text_string_to_metric_families(text["text"])
-            for s in f.samples} == {"worker-0"}  # fmt: skip
+    assert {
+        s.labels["worker_id"]
+        for f in text_string_to_metric_families(text["text"])
+        for s in f.samples
+    } == {"worker-0"}
     everyone = await one("metrics", format="prometheus")
     for name in ("processes", "attempts", "failures", "cancels", "phases", "gpu_seconds"):
         told = (await one("metrics"))["all_workers"][name]
@@ -179,8 +190,9 @@ async def test_a_process_that_died_too_often_is_counted_by_the_worker_that_gave_
     await heir.start("p", **LONG)
     told = await heir.figures()
     assert (told["processes"], told["failures"]) == (
-        {"failed": {"sleep": 1}}, {"too_many_attempts": 1},
-    )  # fmt: skip
+        {"failed": {"sleep": 1}},
+        {"too_many_attempts": 1},
+    )
 
 
 async def test_an_end_that_a_dead_worker_owed_is_counted_by_the_one_that_pays(fleet):
@@ -285,10 +297,12 @@ async def test_what_became_of_a_request_is_counted_with_it(ceph):
         store = S3Store(**place, read_timeout=1.5, retry_seconds=1.0, meter=meter)
         await store.capabilities()
         faults = {
-            Fault.LOST_ANSWER: "no_answer", Fault.LOST_REQUEST: "no_answer",
-            Fault.SLOW_DOWN: "throttled", Fault.FAILED_AFTER: "server_error",
+            Fault.LOST_ANSWER: "no_answer",
+            Fault.LOST_REQUEST: "no_answer",
+            Fault.SLOW_DOWN: "throttled",
+            Fault.FAILED_AFTER: "server_error",
             Fault.TRUNCATED: "no_answer",
-        }  # fmt: skip
+        }
         for fault, outcome in faults.items():
             before = figures(meter.families())["store_requests"].get("ListObjectsV2", {})
             asked = len(proxy.asked)
@@ -344,8 +358,12 @@ def test_one_duration_is_told_as_it_was():
     meter = Meter()
     meter.phase_ended("sleep", "running", 351, of_child=False)
     assert figures(meter.families())["phases"]["running"]["sleep"] == {
-        "count": 1, "sum_seconds": 351, "mean_seconds": 351, "min_seconds": 351, "max_seconds": 351,
-    }  # fmt: skip
+        "count": 1,
+        "sum_seconds": 351,
+        "mean_seconds": 351,
+        "min_seconds": 351,
+        "max_seconds": 351,
+    }
 
 
 def test_durations_of_many_workers_are_told_together():
@@ -354,10 +372,17 @@ def test_durations_of_many_workers_are_told_together():
         meter.phase_ended("sleep", "running", seconds, of_child=False)
         meter.cancelled(seconds)
     told = figures(merged(meter.families() for meter in meters))
-    assert told["cancels"] == told["phases"]["running"]["sleep"] == {
-        "count": 2, "sum_seconds": 40_002, "mean_seconds": 20_001, "min_seconds": 2,
-        "max_seconds": 40_000,
-    }  # fmt: skip
+    assert (
+        told["cancels"]
+        == told["phases"]["running"]["sleep"]
+        == {
+            "count": 2,
+            "sum_seconds": 40_002,
+            "mean_seconds": 20_001,
+            "min_seconds": 2,
+            "max_seconds": 40_000,
+        }
+    )
 
 
 def test_the_readme_names_every_metric_and_no_other():

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from processes.index import DELETED, age_key, index_key
-from processes.reading import RecordNewer, RecordUnreadable, decode_record
-from processes.record import FORMAT, Record, record_key
+from records.index import DELETED, age_key, index_key
+from records.reading import RecordNewer, RecordUnreadable, decode_record
+from records.record import FORMAT, Record, record_key
 from tests.aged import cleaned, cleaner, days_ago, ended, seed
 from tests.crowd import on_every_store
 from tests.servers import keys_of, on_local
@@ -76,8 +76,9 @@ async def test_a_list_shows_its_row_and_a_bulk_goes_on_without_it(crowd):
     assert sorted(row["process_id"] for row in rows) == ["p", "q"]
     bulk = (await other("bulk_download", process_ids=["p", "q"]))["processes"]
     assert [(each["status"], len(each["files"])) for each in bulk] == [
-        ("unreadable", 0), ("completed", 1),
-    ]  # fmt: skip
+        ("unreadable", 0),
+        ("completed", 1),
+    ]
 
 
 async def test_a_worker_whose_process_a_newer_one_took_lets_go_of_it(crowd):

@@ -11,10 +11,10 @@ import subprocess
 
 import pytest
 
+from attempts import log_writing as logs
 from child import runner
 from jobs import JOBS
-from processes import logs
-from processes.manifest import artifact_key, manifest_key
+from records.manifest import artifact_key, manifest_key
 from tests import input_jobs, odd_files_jobs
 from tests.crowd import on_every_store, until
 from tests.servers import keys_of
@@ -189,9 +189,11 @@ async def test_a_checkpoint_folder_that_is_swapped_is_neither_stored_nor_removed
     worker, go_on = crowd.worker(), tmp_path / "go on"
     pause = worker.store.pause_before("upload", "/checkpoints/")
     task = begin(
-        worker, files={"checkpoints/c/w": "mine", "checkpoints/c/x": "mine"}, checkpoint="c",
+        worker,
+        files={"checkpoints/c/w": "mine", "checkpoints/c/x": "mine"},
+        checkpoint="c",
         waits_for=str(go_on),
-    )  # fmt: skip
+    )
     await pause.reached.wait()
     place = folder_of(worker) / swapped
     place.rename(place.with_name("aside"))

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from processes.record import Status
+from records.record import Status
 from tests.crowd import on_every_store, until
 from tests.test_cancel import start_of
 

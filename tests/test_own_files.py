@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from processes import beneath
-from processes.beneath import FileRefused, opened, remove_tree
-from processes.own_files import MAX_REFUSED_LISTED, MAX_REFUSED_PATH, OwnFolder, printable
-from processes.workplace import Workplace
+from attempts.own_files import MAX_REFUSED_LISTED, MAX_REFUSED_PATH, OwnFolder, printable
+from worker import beneath
+from worker.beneath import FileRefused, opened, remove_tree
+from worker.workplace import Workplace
 
 DEEP = 3000
 

@@ -17,8 +17,11 @@ def volume(tmp_path, monkeypatch):
     """What two workers share."""
     monkeypatch.setitem(JOBS, "prepares", preparing_job.KINDS["prepares"])
     monkeypatch.setattr(runner, "ENTRY", (preparing_job.__file__,))
-    for name, value in {"PREPARED_LOG": tmp_path / "log", "PREPARE_SECONDS": "0.2",
-                        "PREPARE_FAILS": tmp_path / "fails"}.items():  # fmt: skip
+    for name, value in {
+        "PREPARED_LOG": tmp_path / "log",
+        "PREPARE_SECONDS": "0.2",
+        "PREPARE_FAILS": tmp_path / "fails",
+    }.items():
         monkeypatch.setenv(name, str(value))
     return tmp_path / "volume"
 

@@ -88,7 +88,7 @@ async def test_a_slow_worker_keeps_its_name_from_a_quick_one(fleet):
 
 
 async def test_what_is_read_is_bounded(fleet, monkeypatch):
-    monkeypatch.setattr("upkeep.presence.MAX_READS", 3)
+    monkeypatch.setattr("health.presence.MAX_READS", 3)
     for number in range(5):
         await fleet.store.put(f"workers/strange-{number}.json", b"{}")
     worker = fleet.worker()
@@ -238,15 +238,32 @@ SPOILT = {
     "no number": ["worker_x", "gauge", "?", [["worker_x", {}, float("nan")]]],
     "below nothing": ["worker_x", "counter", "?", [["worker_x_total", {}, -1]]],
     "no label": ["worker_failures", "counter", "?", [["worker_failures_total", {}, 1]]],
-    "no bound": ["worker_cancel_seconds", "histogram", "?",
-                 [["worker_cancel_seconds_bucket", {}, 1]]],
-    "a word for a bound": ["worker_cancel_seconds", "histogram", "?",
-                           [["worker_cancel_seconds_bucket", {"le": "x"}, 1]]],
-    "no extremes": ["worker_cancel_seconds", "histogram", "?",
-                    [["worker_cancel_seconds_count", {}, 1], ["worker_cancel_seconds_sum", {}, 1]]],
-    "no number for an extreme": ["worker_cancel_seconds", "histogram", "?", [],
-                                 [[{}, float("nan"), 1]]],
-}  # fmt: skip
+    "no bound": [
+        "worker_cancel_seconds",
+        "histogram",
+        "?",
+        [["worker_cancel_seconds_bucket", {}, 1]],
+    ],
+    "a word for a bound": [
+        "worker_cancel_seconds",
+        "histogram",
+        "?",
+        [["worker_cancel_seconds_bucket", {"le": "x"}, 1]],
+    ],
+    "no extremes": [
+        "worker_cancel_seconds",
+        "histogram",
+        "?",
+        [["worker_cancel_seconds_count", {}, 1], ["worker_cancel_seconds_sum", {}, 1]],
+    ],
+    "no number for an extreme": [
+        "worker_cancel_seconds",
+        "histogram",
+        "?",
+        [],
+        [[{}, float("nan"), 1]],
+    ],
+}
 
 
 @pytest.mark.parametrize("fleet", ["local"], indirect=True)

@@ -135,8 +135,12 @@ def test_only_what_a_checkpoint_may_hold_is_put_back(context, victim, tmp_path):
     resuming = JobContext(tmp_path / "attempt", resume_from=tmp_path / "saved")
     work = context.outputs.parent / "work"
     work.mkdir()
-    folders = {"work": work, "inputs": resuming.inputs, "outputs": resuming.outputs,
-               "checkpoints": resuming.checkpoints}  # fmt: skip
+    folders = {
+        "work": work,
+        "inputs": resuming.inputs,
+        "outputs": resuming.outputs,
+        "checkpoints": resuming.checkpoints,
+    }
     files = CheckpointFiles(resuming, folders, Checkpoints(path="c.pt"))
     assert files.resume == work / "c.pt"
     assert untouched(victim)

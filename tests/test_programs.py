@@ -22,11 +22,33 @@ EXAMPLES = Path(__file__).parent.parent / "examples" / "programs" / "programs.to
 #: What a program can be given: no NUL, no half of a pair.
 ANY_TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=200)
 NASTY = [
-    "$(touch /tmp/x)", "`id`", "a; rm -rf /", 'quote " and \'', "line\nbreak", "- item", "a: b",
-    "{braces}", "!!python/object/apply:os.system ['id']", "&anchor *alias", "# comment", "1e5",
-    "yes", "null", "~", "0x10", "2026-01-01", "", " ", "\t", "\x85", "\ufeff", "| \n  block",
-    "é", "😀", "%d",
-]  # fmt: skip
+    "$(touch /tmp/x)",
+    "`id`",
+    "a; rm -rf /",
+    "quote \" and '",
+    "line\nbreak",
+    "- item",
+    "a: b",
+    "{braces}",
+    "!!python/object/apply:os.system ['id']",
+    "&anchor *alias",
+    "# comment",
+    "1e5",
+    "yes",
+    "null",
+    "~",
+    "0x10",
+    "2026-01-01",
+    "",
+    " ",
+    "\t",
+    "\x85",
+    "\ufeff",
+    "| \n  block",
+    "é",
+    "😀",
+    "%d",
+]
 
 
 def declared(tmp_path, toml):
@@ -82,9 +104,12 @@ def test_values_in_a_config_have_their_own_types():
 def test_a_list_spreads_and_what_is_null_or_false_is_left_out():
     declared = program(
         argv=["x", "{sizes}", ["--lr", "{lr}"], {"when": "amp", "items": ["--amp"]}],
-        params={"sizes": {"type": "list", "items": {"type": "int"}}, "amp": {"type": "bool"},
-                "lr": {"type": "float", "optional": True}},
-    )  # fmt: skip
+        params={
+            "sizes": {"type": "list", "items": {"type": "int"}},
+            "amp": {"type": "bool"},
+            "lr": {"type": "float", "optional": True},
+        },
+    )
     values = params(declared, sizes=[1, 2], amp=False)
     assert fill_argv(declared.argv, values) == ["x", "1", "2"]
     values = params(declared, sizes=[], amp=True, lr=0.1)
@@ -101,16 +126,24 @@ def test_braces_that_are_doubled_are_braces():
 @pytest.mark.parametrize(
     ("param", "bad"),
     [
-        ({"type": "int", "min": 1}, 0), ({"type": "int"}, "1"), ({"type": "int"}, True),
-        ({"type": "float", "max": 1}, 1.5), ({"type": "float"}, float("nan")),
-        ({"type": "bool"}, "yes"), ({"type": "str", "max_length": 3}, "long"),
-        ({"type": "str", "pattern": "^[a-z]+$"}, "A"), ({"type": "str"}, "a\0b"),
-        ({"type": "str"}, "\ud800"), ({"type": "choice", "choices": ["a", "b"]}, "c"),
+        ({"type": "int", "min": 1}, 0),
+        ({"type": "int"}, "1"),
+        ({"type": "int"}, True),
+        ({"type": "float", "max": 1}, 1.5),
+        ({"type": "float"}, float("nan")),
+        ({"type": "bool"}, "yes"),
+        ({"type": "str", "max_length": 3}, "long"),
+        ({"type": "str", "pattern": "^[a-z]+$"}, "A"),
+        ({"type": "str"}, "a\0b"),
+        ({"type": "str"}, "\ud800"),
+        ({"type": "choice", "choices": ["a", "b"]}, "c"),
         ({"type": "list", "items": {"type": "int", "max": 3}}, [4]),
-        ({"type": "path"}, "../secrets"), ({"type": "path"}, "/etc/passwd"), ({"type": "path"}, ""),
+        ({"type": "path"}, "../secrets"),
+        ({"type": "path"}, "/etc/passwd"),
+        ({"type": "path"}, ""),
         ({"type": "str"}, None),
     ],
-)  # fmt: skip
+)
 def test_a_param_outside_of_its_schema_is_refused(param, bad):
     with pytest.raises(ValidationError):
         params(program(params={"x": param}), x=bad)
@@ -119,15 +152,20 @@ def test_a_param_outside_of_its_schema_is_refused(param, bad):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["x", "{v}"], ["x", ["--opt", "{v}"]], ["x", "{v}.txt"], ["x", "{empty}{v}"],
-        ["x", {"when": "no", "items": ["--"]}, "{v}"], ["x", ["--", "{none}"], "{v}"],
+        ["x", "{v}"],
+        ["x", ["--opt", "{v}"]],
+        ["x", "{v}.txt"],
+        ["x", "{empty}{v}"],
+        ["x", {"when": "no", "items": ["--"]}, "{v}"],
+        ["x", ["--", "{none}"], "{v}"],
     ],
-)  # fmt: skip
+)
 def test_a_value_cannot_become_an_option(argv):
     others = {
-        "empty": {"type": "str", "default": ""}, "no": {"type": "bool", "default": False},
+        "empty": {"type": "str", "default": ""},
+        "no": {"type": "bool", "default": False},
         "none": {"type": "str", "optional": True},
-    }  # fmt: skip
+    }
     declared = program(argv=argv, params=others | {"v": {"type": "str"}})
     with pytest.raises(ValidationError, match="must not begin with `-`"):
         params(declared, v="--output=/etc")
@@ -150,14 +188,17 @@ def test_where_the_template_leaves_no_doubt_a_value_may_begin_with_a_dash(argv):
 
 @pytest.fixture
 def programs(tmp_path):
-    return declared(tmp_path, """
+    return declared(
+        tmp_path,
+        """
         [programs.train]
         argv = ["train", "--steps={steps}"]
         env = { TOKEN = "{pass}" }
         [programs.train.params]
         steps = { type = "int", max = 10, default = 5 }
         pass = { type = "str", secret = true }
-    """)  # fmt: skip
+    """,
+    )
 
 
 def test_what_is_shown_has_defaults_and_no_secrets(programs):
@@ -169,14 +210,20 @@ def test_what_is_shown_has_defaults_and_no_secrets(programs):
     ("given", "error", "sentence"),
     [
         ({"program": "trian"}, UnknownProgram, "did you mean `train`"),
-        ({"program": "train", "params": {"pass": "x", "stepz": 1}}, InvalidRequest,
-         "`params.params.stepz`; did you mean `steps`"),
-        ({"program": "train", "params": {"pass": "x", "steps": 4711}}, InvalidRequest,
-         "`params.params.steps`: input should be less than or equal to 10"),
+        (
+            {"program": "train", "params": {"pass": "x", "stepz": 1}},
+            InvalidRequest,
+            "`params.params.stepz`; did you mean `steps`",
+        ),
+        (
+            {"program": "train", "params": {"pass": "x", "steps": 4711}},
+            InvalidRequest,
+            "`params.params.steps`: input should be less than or equal to 10",
+        ),
         ({"program": "train"}, InvalidRequest, "`params.params.pass`: field required"),
         ({"params": {}}, InvalidRequest, "`params.program`: field required"),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_names_the_place_and_the_nearest_name_and_no_value(
     programs, given, error, sentence
 ):
@@ -214,27 +261,39 @@ def test_a_child_is_told_the_declaration_that_the_worker_has_checked(programs):
         ("[program.x]\nargv = ['x']", "programs: Field required"),
         ("[programs.x]\nargv = []", "programs.x.argv"),
         ("[programs.x]\nargs = ['x']", "programs.x"),
-        ("[programs.x]\nargv = ['x', '{stepz}']\nparams.steps.type = 'int'",
-         "programs.x: argv: there is no placeholder `stepz`; did you mean `steps`?"),
+        (
+            "[programs.x]\nargv = ['x', '{stepz}']\nparams.steps.type = 'int'",
+            "programs.x: argv: there is no placeholder `stepz`; did you mean `steps`?",
+        ),
         ("[programs.x]\nargv = ['x', '{a.b}']", "in braces stands the name of a param"),
         ("[programs.x]\nargv = ['x', '{']", "programs.x"),
         ("[programs.x]\nargv = ['{p}']\nparams.p.type = 'str'", "does not depend on a param"),
-        ("[programs.x]\nargv = ['x', '{inputs}/{d}']\nparams.d.type = 'str'",
-         "`d` is part of a path, so its type must be `path`"),
-        ("[programs.x]\nargv = ['x', '{p}']\nparams.p = {type = 'str', secret = true}",
-         "`p` is secret"),
-        ("[programs.x]\nargv = ['x', '{p}']\nparams.p = {type = 'str', optional = true}",
-         "`p` may be null"),
-        ("[programs.x]\nargv = ['x', 'a{p}']\nparams.p = {type = 'list', items = {type = 'int'}}",
-         "`p` is a list and must stand alone"),
+        (
+            "[programs.x]\nargv = ['x', '{inputs}/{d}']\nparams.d.type = 'str'",
+            "`d` is part of a path, so its type must be `path`",
+        ),
+        (
+            "[programs.x]\nargv = ['x', '{p}']\nparams.p = {type = 'str', secret = true}",
+            "`p` is secret",
+        ),
+        (
+            "[programs.x]\nargv = ['x', '{p}']\nparams.p = {type = 'str', optional = true}",
+            "`p` may be null",
+        ),
+        (
+            "[programs.x]\nargv = ['x', 'a{p}']\nparams.p = {type = 'list', items = {type = 'int'}}",
+            "`p` is a list and must stand alone",
+        ),
         ("[programs.x]\nargv = ['x', '{config}']", "there is no placeholder `config`"),
         ("[programs.x]\nargv = ['x', {when = 'y', items = ['z']}]", "`when` names no param"),
         ("[programs.x]\nargv = ['x']\nresume = ['{resume}']", "no `checkpoints` to resume from"),
         ("[programs.x]\nargv = ['x']\nparams.outputs.type = 'str'", "`outputs` cannot be the name"),
         ("[programs.x]\nargv = ['x']\nparams.copy.type = 'str'", "`copy` cannot be the name"),
         ("[programs.x]\nargv = ['x']\nparams.p = {type = 'int', default = 'a'}", "its default"),
-        ("[programs.x]\nargv = ['x']\nparams.p = {type = 'int', max_length = 3}",
-         "`max_length` has no meaning for the type int"),
+        (
+            "[programs.x]\nargv = ['x']\nparams.p = {type = 'int', max_length = 3}",
+            "`max_length` has no meaning for the type int",
+        ),
         ("[programs.x]\nargv = ['x']\nparams.p = {type = 'str', pattern = '('}", "`pattern` is no"),
         ("[programs.x]\nargv = ['x']\nparams.p = {type = 'choice'}", "needs `choices`"),
         ("[programs.x]\nargv = ['x']\noutputs = [{path = '../secrets'}]", "relative path"),
@@ -249,7 +308,7 @@ def test_a_child_is_told_the_declaration_that_the_worker_has_checked(programs):
         ("[programs.x]\nargv = ['x']\nstop_signal = 'SIGKILL'", "programs.x.stop_signal"),
         ("[programs.x]\nargv = ['x']\nwritable = ['cache']", "programs.x.writable.0"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_declaration_is_told_in_one_sentence_with_its_place(tmp_path, toml, sentence):
     with pytest.raises(ProgramsInvalid) as told:
         declared(tmp_path, toml)

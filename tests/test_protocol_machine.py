@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from child.verdict import Failure
-from processes.delivery import Answer, Claim, Follow, GiveUp, decide_delivery
-from processes.record import (
+from records.delivery import Answer, Claim, Follow, GiveUp, decide_delivery
+from records.record import (
     STOPPED_BY_PLATFORM,
     TERMINAL,
     Checkpoint,
@@ -57,7 +57,7 @@ class Versions:
 
 
 class Held:
-    """A record that a worker may write, as `processes.lease` holds one: as stored and as wished."""
+    """A record that a worker may write, as `records.lease` holds one: as stored and as wished."""
 
     def __init__(self, stored: Record, version: int) -> None:
         self.wish = self.stored = stored

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from scripts.settings_table import table
+from tests.test_house import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-ROOMS = ("child", "inputs", "jobs", "processes", "programs", "stores", "upkeep")
 SOURCES = [
     *ROOT.glob("*.py"),
-    *(path for room in ROOMS for path in (ROOT / room).rglob("*.py")),
+    *(path for room in PACKAGES for path in (ROOT / room).rglob("*.py")),
 ]
 #: Every way in which the code gives an error its code.
 CODE = re.compile(

@@ -9,7 +9,7 @@ from api.parsing import parse_params
 from child.events import Progress
 from child.verdict import Failure
 from jobs import JOBS, Job
-from processes.delivery import (
+from records.delivery import (
     Answer,
     Claim,
     Follow,
@@ -19,7 +19,7 @@ from processes.delivery import (
     decide_delivery,
     hash_request,
 )
-from processes.record import (
+from records.record import (
     Checkpoint,
     ProgressSeen,
     Record,

@@ -9,12 +9,12 @@ import pytest
 
 from child import runner
 from jobs import JOBS
-from redaction import MASK, Redactor, environment_secrets, is_secret_name, secrets_in
 from stores.prefixes import list_all
 from tests import leaky_job
 from tests.crowd import on_every_store
 from tests.kit import Caller
-from worker_log import JsonLines, log_context
+from worker.log import JsonLines, log_context
+from worker.redaction import MASK, Redactor, environment_secrets, is_secret_name, secrets_in
 
 VALUE = "planted-4d1c9f7e62"
 

@@ -7,8 +7,10 @@ from contextlib import closing
 import pytest
 
 from inputs.touches import Touches, used_key
-from processes.index import ARCHIVES, DELETED, age_key, index_key
-from processes.record import Status, Writer, cancel_key, record_key
+from records.index import ARCHIVES, DELETED, age_key, index_key
+from records.record import Status, Writer, cancel_key, record_key
+from retention.expired_processes import is_expired
+from retention.lifecycle import lifecycle_rules
 from storage import InvalidKey, ObjectChanged, StorageUnavailable
 from tests.aged import (
     LATER_DAYS,
@@ -23,8 +25,6 @@ from tests.aged import (
 )
 from tests.crowd import on_every_store
 from tests.servers import client, keys_of, on_both_stores, on_local
-from upkeep.expired_processes import is_expired
-from upkeep.lifecycle import lifecycle_rules
 from utils import new_nonce, utc_now
 
 
@@ -61,7 +61,7 @@ async def test_two_days_later_the_erased_records_are_gone_too(store, tmp_path):
 
 async def count_requests(tmp_path, *, there, expired):
     """What a run costs, with so many processes, so many of them expired."""
-    from stores.local_store import LocalStore
+    from stores.local.store import LocalStore
 
     store = LocalStore(tmp_path / f"store-{there}")
     records = [ended(f"p{n:05d}", 60 if n >= there - expired else 5) for n in range(there)]
@@ -226,8 +226,8 @@ async def test_who_was_frozen_before_it_removes_an_erased_record_does_not(
     await seed(store, ended("p", 60))
     await cleaned(cleaner(store, tmp_path))
     worker = cleaner(store, tmp_path, later=LATER_DAYS + 2)
-    monkeypatch.setattr("upkeep.clean_run.BREATH_SECONDS", -1)
-    monkeypatch.setattr("upkeep.sweep.ERASED_LONG_SECONDS", float("inf"))
+    monkeypatch.setattr("retention.clean_run.BREATH_SECONDS", -1)
+    monkeypatch.setattr("retention.sweep.ERASED_LONG_SECONDS", float("inf"))
     assert await cleaned(worker) == {}
     assert record_key("p") in await keys_of(store)
     monkeypatch.undo()
@@ -311,7 +311,7 @@ async def test_a_worker_writes_down_the_use_of_a_folder_once_an_hour(store, tmp_
 async def test_rows_of_folders_are_looked_at_in_turn_at_a_bounded_cost(
     store, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("upkeep.expired_inputs.SWEPT_ROWS", 4)
+    monkeypatch.setattr("retention.expired_inputs.SWEPT_ROWS", 4)
     for number in range(10):
         await bring(store, f"f{number}")
     removed = [(await cleaned(cleaner(store, tmp_path)))["input folders"] for _ in range(3)]
@@ -340,10 +340,17 @@ async def test_without_days_nothing_is_ever_removed(store, tmp_path):
 
 
 ODD = (
-    "index/0-not-ours", "index/zzz/~~~", "ages/archives/2026-01-01/p", "ages/archives/zzz",
-    "ages/deleted/x", "ages/inputs/.odd", "ages/inputs/2026-01-01/f", "ages/zzz",
-    "processes/.odd/record.json", "processes/_odd/x",
-)  # fmt: skip
+    "index/0-not-ours",
+    "index/zzz/~~~",
+    "ages/archives/2026-01-01/p",
+    "ages/archives/zzz",
+    "ages/deleted/x",
+    "ages/inputs/.odd",
+    "ages/inputs/2026-01-01/f",
+    "ages/zzz",
+    "processes/.odd/record.json",
+    "processes/_odd/x",
+)
 
 
 @on_both_stores
@@ -364,7 +371,7 @@ async def test_objects_that_no_worker_can_name_stop_nothing(
     """Only a bucket takes such keys: they have a backslash."""
     odd = ("index/zz\\", "ages/deleted/zz\\", "processes/b\\/x", "processes/b/attempts/1/\\")
     keys = [f"{place['prefix']}/{key}" for key in odd]
-    monkeypatch.setattr("upkeep.sweep.SWEPT", 2)  # one of them ends a page
+    monkeypatch.setattr("retention.sweep.SWEPT", 2)  # one of them ends a page
     with closing(client(ceph.endpoint_url, ceph.keys)) as s3:
         for key in keys:
             s3.put_object(Bucket=place["bucket"], Key=key, Body=b"1")
@@ -414,8 +421,9 @@ async def test_two_cleaners_at_once_remove_what_one_would(store, tmp_path):
     assert await keys_of(store, "inputs/") == []
     await cleaned(cleaner(store, tmp_path, later=LATER_DAYS + 2))
     assert sorted(await keys_of(store, "processes/")) == [
-        "processes/young/attempts/1/artifacts/0", record_key("young"),
-    ]  # fmt: skip
+        "processes/young/attempts/1/artifacts/0",
+        record_key("young"),
+    ]
 
 
 @on_both_stores

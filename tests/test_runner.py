@@ -190,8 +190,15 @@ async def test_descendants_do_not_hold_the_protocols_pipes(tmp_path: Path) -> No
 async def test_a_child_sees_no_secret_of_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("AWS_SECRET_ACCESS_KEY", "RUNPOD_API_KEY", "NVIDIA_API_KEY", "HF_TOKEN",
-                 "BUCKET_SECRET_ACCESS_KEY", "DATABASE_URL", "CUDA_LICENSE_TOKEN"):  # fmt: skip
+    for name in (
+        "AWS_SECRET_ACCESS_KEY",
+        "RUNPOD_API_KEY",
+        "NVIDIA_API_KEY",
+        "HF_TOKEN",
+        "BUCKET_SECRET_ACCESS_KEY",
+        "DATABASE_URL",
+        "CUDA_LICENSE_TOKEN",
+    ):
         monkeypatch.setenv(name, "hunter2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     environment = await result_of(tmp_path, "show_environment")

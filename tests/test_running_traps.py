@@ -8,7 +8,7 @@ import pynvml
 
 from child import runner
 from jobs import JOBS
-from processes.record import Record
+from records.record import Record
 from tests import preparing_job
 from tests.crowd import on_every_store
 from tests.test_health import Driver

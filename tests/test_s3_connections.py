@@ -31,8 +31,12 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 @contextmanager
 def connections(**more: Any) -> Iterator[Connections]:
-    settings = {"connect_timeout": 3.0, "read_timeout": 1.0, "certificates": certifi.where(),
-                "proxy": None}  # fmt: skip
+    settings = {
+        "connect_timeout": 3.0,
+        "read_timeout": 1.0,
+        "certificates": certifi.where(),
+        "proxy": None,
+    }
     with closing(Connections(**settings | more)) as opened:
         yield opened
 
@@ -181,17 +185,29 @@ def test_the_last_head_counts_whatever_came_before_it() -> None:
     assert (head.status, head.headers["etag"]) == (200, "right")
 
 
-@pytest.mark.parametrize("answer", [
-    b"",
-    b"nonsense\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nok",
-    b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
-    b'HTTP/1.1 200 OK\r\nETag: "x"\r\n',
-    b"HTTP/odd: answer\r\n\r\n",
-], ids=["none", "not http", "no length", "cut short", "chunks cut short", "no chunks",
-        "head cut short", "no status"])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
+        b'HTTP/1.1 200 OK\r\nETag: "x"\r\n',
+        b"HTTP/odd: answer\r\n\r\n",
+    ],
+    ids=[
+        "none",
+        "not http",
+        "no length",
+        "cut short",
+        "chunks cut short",
+        "no chunks",
+        "head cut short",
+        "no status",
+    ],
+)
 def test_half_an_answer_is_none(answer: bytes) -> None:
     with (
         closing(Server([[answer]])) as server,
@@ -325,10 +341,13 @@ async def test_a_host_in_capitals_is_signed_as_it_is_sent(ceph: S3Server, proxy:
     await store.close()
 
 
-@pytest.mark.parametrize(("scheme", "says"), [
-    ("https", "TLS certificate .* is not trusted: set S3_TLS_BUNDLE"),
-    ("http-as-https", "does not speak TLS: S3_ENDPOINT_URL begins http://"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scheme", "says"),
+    [
+        ("https", "TLS certificate .* is not trusted: set S3_TLS_BUNDLE"),
+        ("http-as-https", "does not speak TLS: S3_ENDPOINT_URL begins http://"),
+    ],
+)
 async def test_tls_that_cannot_be_says_what_to_change(
     ceph: S3Server, scheme: str, says: str
 ) -> None:

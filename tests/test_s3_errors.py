@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from settings import Settings
 from storage import StorageMisconfigured, StorageUnavailable
 from stores.s3_store import S3Store
 from tests.faulty_s3 import Answer, FaultyS3
+from worker.settings import Settings
 
 if TYPE_CHECKING:
     from storage import StoreHealth
@@ -205,9 +205,11 @@ def test_the_environment_names_the_store_as_runpod_does(monkeypatch: pytest.Monk
 async def test_an_endpoint_that_names_the_bucket_does_not_name_it_twice() -> None:
     """RunPod's BUCKET_ENDPOINT_URL often does."""
     store = S3Store(
-        bucket="pail", endpoint_url="https://pail.s3.example.com",
-        access_key_id="key", secret_access_key="secret",
-    )  # fmt: skip
+        bucket="pail",
+        endpoint_url="https://pail.s3.example.com",
+        access_key_id="key",
+        secret_access_key="secret",
+    )
     url = store._requests.link("a", 60, {})
     assert url.startswith("https://pail.s3.example.com/a?")
     await store.close()

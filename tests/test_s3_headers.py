@@ -50,8 +50,9 @@ async def test_a_time_of_writing_that_is_still_to_come_tells_no_age(
     """The store's clock was set back. Some seconds are the skew between its machines."""
     await store.put("a", b"1")
     proxy.told = {
-        "date": "Wed, 21 Oct 2026 07:28:00 GMT", "last-modified": "Wed, 21 Oct 2026 07:28:03 GMT",
-    }  # fmt: skip
+        "date": "Wed, 21 Oct 2026 07:28:00 GMT",
+        "last-modified": "Wed, 21 Oct 2026 07:28:03 GMT",
+    }
     assert (await store.get("a")).age_seconds == 0
     proxy.told["last-modified"] = "Wed, 21 Oct 2026 08:28:00 GMT"
     assert (await store.get("a")).age_seconds is None
@@ -192,11 +193,14 @@ async def test_a_list_of_folders_with_wrong_times_is_not_a_wrong_setting(
 @pytest.mark.parametrize(
     "text",
     [
-        "Wed, 21 Oct 2026 07:28:00 GMT", "Wed, 21 Oct 2026 07:28:00 -0000",
-        "Wed, 21 Oct 2026 09:28:00 +0200", "2026-10-21T07:28:00Z", "2026-10-21T07:28:00.000Z",
+        "Wed, 21 Oct 2026 07:28:00 GMT",
+        "Wed, 21 Oct 2026 07:28:00 -0000",
+        "Wed, 21 Oct 2026 09:28:00 +0200",
+        "2026-10-21T07:28:00Z",
+        "2026-10-21T07:28:00.000Z",
         "2026-10-21T07:28:00",
     ],
-)  # fmt: skip
+)
 def test_times_are_read_as_stores_write_them(text: str) -> None:
     told = read_time(text)
     assert told is not None

@@ -15,7 +15,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from meter import Meter
 from storage import FileFacts, StorageUnavailable, Stored, Wanted
 from stores.s3_client import S3Config, new_client, new_session
 from stores.s3_files import PART, SMALL, Body, Memory, Stop, Target
@@ -24,6 +23,7 @@ from stores.s3_store import S3Store
 from stores.s3_wire import Wire
 from tests.faulty_s3 import Answer, FaultyS3
 from tests.servers import upload_file
+from worker.meter import Meter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -78,14 +78,21 @@ class Sent(Exception):
         self.where = request.url, scope[1]
 
 
-@pytest.mark.parametrize("place", [
-    *PLACES,
-    {"region": "eu-central-1"},
-    {"region": "ap-east-1", "addressing_style": "path"},
-    {"region": "cn-north-1"},
-    {"region": None},
-    {"endpoint_url": "https://example.com/base", "region": "us-east-1", "addressing_style": "path"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "place",
+    [
+        *PLACES,
+        {"region": "eu-central-1"},
+        {"region": "ap-east-1", "addressing_style": "path"},
+        {"region": "cn-north-1"},
+        {"region": None},
+        {
+            "endpoint_url": "https://example.com/base",
+            "region": "us-east-1",
+            "addressing_style": "path",
+        },
+    ],
+)
 @pytest.mark.parametrize("bucket", ["pail", "a.pail"])
 def test_a_file_is_sent_where_botocore_would_send_it(
     monkeypatch: pytest.MonkeyPatch, place: dict[str, Any], bucket: str
@@ -128,9 +135,18 @@ def test_a_link_is_the_one_that_botocore_makes(
 # ---- files
 
 
-@pytest.mark.parametrize(("size", "requests"), [
-    (0, 1), (1, 1), (SMALL, 1), (SMALL + 1, 1), (PART, 1), (PART + 1, 4), (2 * PART, 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "requests"),
+    [
+        (0, 1),
+        (1, 1),
+        (SMALL, 1),
+        (SMALL + 1, 1),
+        (PART, 1),
+        (PART + 1, 4),
+        (2 * PART, 4),
+    ],
+)
 async def test_a_file_goes_up_in_as_few_requests_as_it_takes_and_comes_back(
     store: S3Store, proxy: FaultyS3, tmp_path: Path, size: int, requests: int
 ) -> None:
@@ -199,13 +215,16 @@ async def test_a_link_in_a_batch_is_for_its_own_file(store: S3Store, tmp_path: P
     assert [urlsplit(link).path.rpartition("/")[2] for link in links] == ["a", "b"]
 
 
-@pytest.mark.parametrize("headers", [
-    {"Content-Range": "bytes 5-14/60"},
-    {"Content-Range": "bytes 0-9/5"},
-    {"Content-Range": "bytes 0-9/*"},
-    {"Content-Range": "bytes 0-9/60"},  # less than what was asked for
-    {},  # all of an object that is larger
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Range": "bytes 5-14/60"},
+        {"Content-Range": "bytes 0-9/5"},
+        {"Content-Range": "bytes 0-9/*"},
+        {"Content-Range": "bytes 0-9/60"},  # less than what was asked for
+        {},  # all of an object that is larger
+    ],
+)
 async def test_bytes_that_were_not_asked_for_are_not_taken(
     store: S3Store, proxy: FaultyS3, headers: dict[str, str]
 ) -> None:
@@ -298,9 +317,13 @@ async def test_a_list_has_the_keys_as_they_are(store: S3Store) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"<html>Sign in to the hotel's network</html>", b"<ListBucketResult><Conten",
-     b"<ListBucketResult><Contents><Key>a</Key></Contents></ListBucketResult>"],
-)  # fmt: skip
+    [
+        b"",
+        b"<html>Sign in to the hotel's network</html>",
+        b"<ListBucketResult><Conten",
+        b"<ListBucketResult><Contents><Key>a</Key></Contents></ListBucketResult>",
+    ],
+)
 async def test_an_answer_that_is_no_list_is_not_an_empty_one(
     store: S3Store, proxy: FaultyS3, answer: bytes
 ) -> None:
@@ -309,12 +332,15 @@ async def test_an_answer_that_is_no_list_is_not_an_empty_one(
         await store.list("")
 
 
-@pytest.mark.parametrize("answer", [
-    b'<ListBucketResult xmlns="u"><Contents xmlns="">%s</Contents></ListBucketResult>',
-    b'<s:ListBucketResult xmlns:s="u"><Contents>%s</Contents></s:ListBucketResult>',
-    b'<?xml version="1.0" encoding="odd"?><ListBucketResult><Contents>%s</Contents>'
-    b"</ListBucketResult>",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'<ListBucketResult xmlns="u"><Contents xmlns="">%s</Contents></ListBucketResult>',
+        b'<s:ListBucketResult xmlns:s="u"><Contents>%s</Contents></s:ListBucketResult>',
+        b'<?xml version="1.0" encoding="odd"?><ListBucketResult><Contents>%s</Contents>'
+        b"</ListBucketResult>",
+    ],
+)
 async def test_a_list_is_read_whatever_its_names_and_letters_are_said_to_be(
     store: S3Store, proxy: FaultyS3, answer: bytes
 ) -> None:

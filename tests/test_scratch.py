@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from processes.record_cache import Unsent
-from processes.workplace import Workplace, held_if_abandoned
+from records.cache import Unsent
+from retention.clean_run import CleanReport
+from retention.scratch import tidy_scratch
 from tests.aged import ended
 from tests.kit import settings
-from upkeep.clean_run import CleanReport
-from upkeep.scratch import tidy_scratch
+from worker.workplace import Workplace, held_if_abandoned
 
 ROOT = Path(__file__).parent.parent
 #: A worker that has taken its place, and then works until it is killed.
 WORKER = """
 import sys, time
 from pathlib import Path
-from processes.workplace import Workplace, held_if_abandoned
+from worker.workplace import Workplace, held_if_abandoned
 place = Workplace(Path(sys.argv[1]) / "work")
 place.claim()
 (place.folder / "p.1").mkdir()
@@ -168,11 +168,15 @@ async def test_the_records_of_a_dead_worker_go_once_they_are_old_but_not_its_jou
 def test_what_no_worker_put_there_is_nobodys_to_remove(tmp_path):
     """A scratch folder may be a folder that somebody had before."""
     theirs = [
-        "work/my_project/thesis.txt", "work/worker-1/thesis.txt", "records/2023/a.json",
-        "records/2023/.draft", "records/0123456789abcdef/.draft",
-        "records/0123456789abcdef/a.json", "records/0123456789abcdef/worker-1/a.json",
+        "work/my_project/thesis.txt",
+        "work/worker-1/thesis.txt",
+        "records/2023/a.json",
+        "records/2023/.draft",
+        "records/0123456789abcdef/.draft",
+        "records/0123456789abcdef/a.json",
+        "records/0123456789abcdef/worker-1/a.json",
         "records/0123456789abcdef/worker-0123456789abcdef/a.txt",
-    ]  # fmt: skip
+    ]
     for name in theirs:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

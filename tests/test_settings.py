@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import settings
-from settings import Settings, load_settings, unknown_variables, variables
+from worker import settings
+from worker.settings import Settings, load_settings, unknown_variables, variables
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,8 +20,8 @@ from storage import (
     StorageMisconfigured,
     StorageUnavailable,
 )
+from stores.probe import NO_CONDITIONS, NO_LINKS, NO_LINKS_TO_WRITE, NO_MULTI_DELETE
 from stores.s3_store import S3Store
-from stores.store_probe import NO_CONDITIONS, NO_LINKS, NO_LINKS_TO_WRITE, NO_MULTI_DELETE
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, conditional, every
 
 if TYPE_CHECKING:
@@ -156,8 +156,11 @@ async def test_nobody_writes_before_the_mode_is_known(store: S3Store, proxy: Fau
     """Many first writes wait for one probe."""
     refuse(proxy)
     await asyncio.gather(*(store.create(f"a/{number}", b"1") for number in range(8)))
-    probes = {asked.path.split("/locks/")[1].split("/")[0] for asked in proxy.asked
-              if "/locks/probe-" in asked.path}  # fmt: skip
+    probes = {
+        asked.path.split("/locks/")[1].split("/")[0]
+        for asked in proxy.asked
+        if "/locks/probe-" in asked.path
+    }
     assert len(probes) == 1
     assert not any(conditional(asked) and "/a/" in asked.path for asked in proxy.asked)
 

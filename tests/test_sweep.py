@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from processes.index import index_key, read_rows
-from processes.record import Status, Writer, cancel_key, record_key
+from records.index import index_key, read_rows
+from records.record import Status, Writer, cancel_key, record_key
+from retention.clean_run import AT_ONCE, MOST, CleanReport, CleanRun
+from retention.last_clean import LastClean, Place
+from retention.sweep import Names, in_turn, pace
 from tests.aged import (
     LATER_DAYS,
     cleaned,
@@ -16,9 +19,6 @@ from tests.aged import (
     seed,
 )
 from tests.servers import keys_of, on_both_stores, on_local
-from upkeep.clean_run import AT_ONCE, MOST, CleanReport, CleanRun
-from upkeep.last_clean import LastClean, Place
-from upkeep.sweep import Names, in_turn, pace
 from utils import new_nonce
 
 
@@ -75,7 +75,7 @@ async def test_what_has_no_record_since_a_moment_may_be_a_process_that_begins(st
 async def test_the_sweep_comes_to_everything_in_turn_at_a_constant_cost(
     store, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("upkeep.sweep.SWEPT", 4)
+    monkeypatch.setattr("retention.sweep.SWEPT", 4)
     for number in range(10):
         await store.put(f"processes/p{number}/attempts/1/artifacts/late", b"1")
     removed = [(await cleaned(cleaner(store, tmp_path)))["orphans"] for _ in range(3)]
@@ -198,7 +198,7 @@ async def test_the_next_cleaner_goes_on_where_the_last_one_came_to(store, place,
 async def test_a_sweep_that_is_broken_off_has_lost_its_page_and_no_more(
     store, place, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("upkeep.sweep.MAX_PAGE", AT_ONCE)
+    monkeypatch.setattr("retention.sweep.MAX_PAGE", AT_ONCE)
     names = put_folders(place, 3 * AT_ONCE)
     worker = cleaner(store, tmp_path)
     pause = worker.store.pause_before("get", record_key(names[2 * AT_ONCE]))
@@ -212,7 +212,7 @@ async def test_a_sweep_that_is_broken_off_has_lost_its_page_and_no_more(
 
 @on_local
 async def test_of_two_sweeps_at_once_one_ends_with_its_page(store, place, tmp_path, monkeypatch):
-    monkeypatch.setattr("upkeep.sweep.MAX_PAGE", 2)
+    monkeypatch.setattr("retention.sweep.MAX_PAGE", 2)
     put_folders(place, 10)
     worker = cleaner(store, tmp_path, input_days=None)
     pause = worker.store.pause_before("replace", "locks/retention")

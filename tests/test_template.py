@@ -107,8 +107,9 @@ async def test_two_forks_draw_different_numbers(template: Template, tmp_path: Pa
 
 
 async def test_many_forks_at_a_time_get_their_own_pipes(template: Template, tmp_path: Path) -> None:
-    starts = [result_of(template, tmp_path / str(n), "return_it", params={"result": n})
-              for n in range(12)]  # fmt: skip
+    starts = [
+        result_of(template, tmp_path / str(n), "return_it", params={"result": n}) for n in range(12)
+    ]
     assert await asyncio.gather(*starts) == list(range(12))
 
 

@@ -75,10 +75,13 @@ async def test_three_workers_tell_of_each_other_clean_once_and_take_over(
         await endpoint.until(old.id, lambda record: record.deleted)
         await answer_when(
             endpoint,
-            lambda reply: sorted(row["process_id"] for row in reply["processes"])
-            == sorted(job.id for job in jobs.values()),
-            "processes", only="w2",
-        )  # fmt: skip
+            lambda reply: (
+                sorted(row["process_id"] for row in reply["processes"])
+                == sorted(job.id for job in jobs.values())
+            ),
+            "processes",
+            only="w2",
+        )
         await eventually(lambda: removed(workers), "the cleaner says what it did")
         await _another_takes_over(endpoint, workers[0], jobs["w1"].id)
         assert len(removed(workers)) == 1
@@ -90,9 +93,12 @@ async def _log_is_seen_elsewhere(endpoint: Endpoint, process_id: str, owner: str
     record = await endpoint.running(process_id, step=1)
     printed = time.monotonic()
     reply = await answer_when(
-        endpoint, lambda reply: len(reply["lines"]) == LONG["print_lines"], "logs",
-        process_id=process_id, only=other,
-    )  # fmt: skip
+        endpoint,
+        lambda reply: len(reply["lines"]) == LONG["print_lines"],
+        "logs",
+        process_id=process_id,
+        only=other,
+    )
     assert time.monotonic() - printed < 10
     assert record.writer.worker_id == owner
     assert (reply["status"], reply["ended"]) == ("running", False)
@@ -103,8 +109,9 @@ async def _figures_agree(endpoint: Endpoint) -> None:
     reply = await answer_when(
         endpoint,
         lambda reply: who(reply) == [*NAMES] and reply["all_workers"]["running"] == len(NAMES),
-        "metrics", only="w3",
-    )  # fmt: skip
+        "metrics",
+        only="w3",
+    )
     assert (reply["workers"], reply["unreadable"]) == (3, 0)
     assert [row["running"] for row in reply["fleet"]] == [1, 1, 1]
     everyone = reply["all_workers"]
@@ -116,9 +123,12 @@ async def _figures_agree(endpoint: Endpoint) -> None:
 async def _another_takes_over(endpoint: Endpoint, dying: Worker, process_id: str) -> None:
     dying.kill()
     seen = await answer_when(
-        endpoint, lambda reply: reply["status"] == "interrupted", "process_status",
-        process_id=process_id, only="w2",
-    )  # fmt: skip
+        endpoint,
+        lambda reply: reply["status"] == "interrupted",
+        "process_status",
+        process_id=process_id,
+        only="w2",
+    )
     assert seen["why"]["code"] == "worker_lost"
     await answer_when(endpoint, lambda reply: who(reply) == ["w2", "w3"], "metrics", only="w2")
     endpoint.plane.lose(dying.id)

@@ -8,10 +8,10 @@ import threading
 
 import pytest
 
-from processes.index import index_key
-from processes.record import Status, record_key
-from stores.local_objects import LocalObjects
-from stores.local_store import LocalStore
+from records.index import index_key
+from records.record import Status, record_key
+from stores.local.objects import LocalObjects
+from stores.local.store import LocalStore
 from tests.crowd import on_every_store, start_of, until
 from tests.test_index import listed, record_of
 

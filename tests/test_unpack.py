@@ -28,9 +28,7 @@ from child.unpack import Unpacked, unpack
 from tests.images import give
 from tests.packed import FORMATS, MIB, Packed, changed, headers, tar_info, tar_of, zip_info, zip_of
 
-FILES = {
-    "a.txt": b"a", "b/c.txt": b"c" * 5000, "b/d/e": b"", "aligned": b"x" * 1024, "A.txt": b"A"
-}  # fmt: skip
+FILES = {"a.txt": b"a", "b/c.txt": b"c" * 5000, "b/d/e": b"", "aligned": b"x" * 1024, "A.txt": b"A"}
 
 
 @pytest.fixture(params=FORMATS.values(), ids=FORMATS)
@@ -96,10 +94,25 @@ def test_folders_may_be_named_twice_and_in_any_order(packed: Packed, tmp_path: P
 
 #: Odd, and harmless on a disk: nothing here reads them as anything but names.
 ODD_NAMES = [
-    "..a", "a..", "...", "~", "-rf", " ", "*", "\u2025/a", "\uff0e\uff0e/a", "..\uff0fa",
-    "a\u2215b", "\u202e", "x" * 255, "/".join(["x" * 249] * 4), "1:a", "a/:b",
-    "caf\u00e9", "10\u202fAM",
-]  # fmt: skip
+    "..a",
+    "a..",
+    "...",
+    "~",
+    "-rf",
+    " ",
+    "*",
+    "\u2025/a",
+    "\uff0e\uff0e/a",
+    "..\uff0fa",
+    "a\u2215b",
+    "\u202e",
+    "x" * 255,
+    "/".join(["x" * 249] * 4),
+    "1:a",
+    "a/:b",
+    "caf\u00e9",
+    "10\u202fAM",
+]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
@@ -167,10 +180,29 @@ def test_an_xz_of_two_streams(tmp_path: Path) -> None:
 
 
 UNSAFE_NAMES = [
-    "../a", "..", "a/..", "a/../../b", "b/./../../../a", "/a", "//a", "/../a", "\\a", "a\\..\\b",
-    "C:a", "c:/a", "./C:/a", "", "../a\0.txt", "a\nb", "a\x7f", "a\x85", "x" * 256,
-    "\u00e9" * 128, "x" * 1000, "/".join(["x" * 200] * 6),
-]  # fmt: skip
+    "../a",
+    "..",
+    "a/..",
+    "a/../../b",
+    "b/./../../../a",
+    "/a",
+    "//a",
+    "/../a",
+    "\\a",
+    "a\\..\\b",
+    "C:a",
+    "c:/a",
+    "./C:/a",
+    "",
+    "../a\0.txt",
+    "a\nb",
+    "a\x7f",
+    "a\x85",
+    "x" * 256,
+    "\u00e9" * 128,
+    "x" * 1000,
+    "/".join(["x" * 200] * 6),
+]
 
 
 @pytest.mark.parametrize("name", UNSAFE_NAMES, ids=ascii)
@@ -189,10 +221,17 @@ def test_a_name_does_not_end_at_a_nul(archive: bytes, tmp_path: Path) -> None:
 
 #: The last of each is the same name once more.
 SAME_NAMES = [
-    ("a", "a"), ("a", "./a"), ("a/b", "a//b"), ("a", "a/b"), ("a/b", "a"), ("a/", "a"), ("a", "a/"),
-    ("a/b/c", "a/b"), ("caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9")),
+    ("a", "a"),
+    ("a", "./a"),
+    ("a/b", "a//b"),
+    ("a", "a/b"),
+    ("a/b", "a"),
+    ("a/", "a"),
+    ("a", "a/"),
+    ("a/b/c", "a/b"),
+    ("caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9")),
     ("\u00e9/1", unicodedata.normalize("NFD", "\u00e9/2")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
@@ -231,7 +270,7 @@ NOT_FILES = {
     "sparse": tar_of(tar_info("holes", type=tarfile.GNUTYPE_SPARSE)),
     **{f"sparse, PAX {version}": sparse_tar(version, b"0\n") for version in SPARSE},
     "not UTF-8": tar_of(tar_info("caf\udce9")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("archive", NOT_FILES.values(), ids=NOT_FILES)
@@ -401,7 +440,7 @@ BROKEN = {
     "size for all in a PAX header": tarfile.TarInfo.create_pax_global_header({"size": "1500"})
     + tar_of(("a", b"1"), ("b", b"2"), ("c", b"3")),
     "wrong header at the end": changed(tar_of(("a", b""), ("b", b"")), 512, b"?"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("archive", BROKEN.values(), ids=BROKEN)

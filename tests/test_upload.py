@@ -172,11 +172,26 @@ async def test_chunks_do_not_replace_a_file_unless_they_are_told_to(crowd):
 @pytest.mark.parametrize(
     "path",
     [
-        "../a", "a/../../b", "/etc/passwd", "a//b", "./a", "a/.", "a\\b", "a\0b", "a\nb",
-        "..", ".", "", "x" * 1000, "a/" + "x" * 256, "e\u0301", "\u202ea", f"{OWN}/manifest.json",
+        "../a",
+        "a/../../b",
+        "/etc/passwd",
+        "a//b",
+        "./a",
+        "a/.",
+        "a\\b",
+        "a\0b",
+        "a\nb",
+        "..",
+        ".",
+        "",
+        "x" * 1000,
+        "a/" + "x" * 256,
+        "e\u0301",
+        "\u202ea",
+        f"{OWN}/manifest.json",
         OWN,
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("way", ["files", "chunk"])
 async def test_a_path_that_leads_elsewhere_is_refused_and_nothing_is_written(crowd, path, way):
     worker = crowd.worker()

@@ -29,8 +29,9 @@ async def test_files_are_put_by_links_and_the_folder_is_completed(crowd):
     folder = await listed(worker, "f")
     assert folder["complete"]
     assert [(file["path"], file["size"]) for file in folder["files"]] == [
-        ("a.bin", 5), ("b.bin", 0),
-    ]  # fmt: skip
+        ("a.bin", 5),
+        ("b.bin", 0),
+    ]
 
 
 @on_a_bucket
@@ -111,8 +112,10 @@ async def test_a_file_that_is_there_is_left_alone_unless_it_is_to_be_overwritten
     files = announced(a=b"like", b=b"new", other=b"another size")
     rows = (await worker("upload", folder="f", files=files))["files"]
     assert [(row["path"], row["via"]) for row in rows] == [
-        ("a.bin", "exists"), ("b.bin", "put"), ("other.bin", "differs"),
-    ]  # fmt: skip
+        ("a.bin", "exists"),
+        ("b.bin", "put"),
+        ("other.bin", "differs"),
+    ]
     assert "url" not in rows[0]
     rows = (await worker("upload", folder="f", files=files, overwrite=True))["files"]
     assert [row["via"] for row in rows] == ["put", "put", "put"]

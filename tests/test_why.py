@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from child.verdict import Failure
-from processes.record import ProgressSeen, Snapshot, Trouble, Writer, new_record
-from processes.why import why
+from records.record import ProgressSeen, Snapshot, Trouble, Writer, new_record
+from records.why import why
 from tests.crowd import on_every_store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -1,0 +1,408 @@
+"""One attempt's files on their way into the store, while the job that makes them goes on.
+
+Artifacts go up as they are offered and once more, whatever is new or changed, at the end. Of
+checkpoints only the newest matters: one that is overtaken before its turn is dropped. All of it
+lies under the attempt's own number, so an attempt that lost its process can touch nobody's files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mimetypes
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+from attempts.own_files import Inode, OwnFolder, Refusals
+from child.events import CheckpointSealed
+from records.lease import Lease, LeaseLost, until_answered
+from records.manifest import Manifest, artifact_key, manifest_key
+from records.record import ArtifactsSummary, Checkpoint, StoredFile, Trouble, attempt_prefix
+from storage import (
+    ChecksumMismatch,
+    FileFacts,
+    InvalidKey,
+    ObjectNotFound,
+    StorageFailure,
+    Store,
+    check_key,
+)
+from utils import WorkerError
+from worker.beneath import FileRefused
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+#: Called with bytes so far and bytes in all.
+OnProgress = Callable[[int, int], None]
+#: Files of one attempt that travel at the same time; a big one is sent in parts by the store.
+CONCURRENT_FILES = 16
+#: When an artifact has failed, the others have this long to be stored all the same.
+LAST_CHANCE_SECONDS = 60.0
+#: In the attempt's folder.
+OUTPUTS: Final = "outputs"
+
+
+class UploadFailed(WorkerError):
+    """An artifact could not be stored; what was stored before it stays reachable."""
+
+    code = "upload_failed"
+    retryable = True
+
+
+def checkpoint_key(process_id: str, checkpoint: Checkpoint, path: str) -> str:
+    prefix = attempt_prefix(process_id, checkpoint.attempt)
+    return f"{prefix}checkpoints/{checkpoint.seq:06d}/{path}"
+
+
+class Content(Protocol):
+    """An artifact in the making: its bytes, once, and how many there will be."""
+
+    size: int
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
+
+
+class _Seen(NamedTuple):
+    """How a file looked when it went up; different means changed."""
+
+    size: int
+    modified_ns: int
+
+
+class Uploads:
+    """Everything one attempt stores beside its record."""
+
+    def __init__(
+        self, store: Store, lease: Lease, folder: OwnFolder, patience_seconds: float
+    ) -> None:
+        self._store = store
+        self._lease = lease
+        self._folder = folder
+        self._patience_seconds = patience_seconds
+        self._process_id = lease.record.process_id
+        self._attempt = lease.record.attempt
+        self._stored: dict[str, tuple[_Seen, StoredFile]] = {}
+        #: Artifacts that never were files here.
+        self._streamed: dict[str, StoredFile] = {}
+        #: Of all artifacts.
+        self._total_bytes = 0
+        self._refused = Refusals()
+        self._sent_bytes = 0
+        #: When the store last took some bytes.
+        self._moved_at = 0.0
+        self._slots = asyncio.Semaphore(CONCURRENT_FILES)
+        self._offers: dict[str, asyncio.Task[None]] = {}
+        self._newest: CheckpointSealed | None = None
+        #: Sealed folders that nobody needs any more, to be removed off the event loop.
+        self._overtaken: list[str] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    def offer(self, path: str) -> None:
+        """Send an artifact now. If that fails, `finish` tries again and tells."""
+        if path not in self._offers:
+            task = asyncio.create_task(self._send_offered(path))
+            self._offers[path] = task
+            task.add_done_callback(lambda _: self._offers.pop(path, None))
+
+    def seal(self, sealed: CheckpointSealed) -> None:
+        """Send a checkpoint, after the one that is on its way; an older one waiting is dropped."""
+        if self._newest is not None:
+            self._overtaken.append(self._newest.path)
+        self._newest = sealed
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send_checkpoints())
+
+    async def checkpoints_stored(self) -> None:
+        """Return once no checkpoint is waiting or on its way."""
+        while self._sending is not None and not self._sending.done():
+            await asyncio.wait([self._sending])
+
+    async def finish(self) -> None:
+        """Send whatever lies in the output folder and is not stored as it is now.
+
+        An entry that is refused costs itself and nothing else. The job must have ended.
+
+        Raises:
+            UploadFailed: something could not be stored.
+        """
+        while self._offers:
+            await asyncio.wait(list(self._offers.values()))
+        listing = await asyncio.to_thread(self._folder.listing, OUTPUTS)
+        names = await asyncio.to_thread(self._folder.names) if listing.linked else {}
+        self._refused = listing.refused
+        await self._send_all(listing.files, names)
+        for gone in set(self._stored) - set(listing.files):
+            self._forget_artifact(gone)
+
+    async def _send_all(self, paths: list[str], names: Mapping[Inode, int]) -> None:
+        """All of them; one that fails is told when the others had a chance to arrive."""
+        sends = [asyncio.create_task(self._send(path, names)) for path in paths]
+        try:
+            if not sends:
+                return
+            done, others = await asyncio.wait(sends, return_when=asyncio.FIRST_EXCEPTION)
+            if others:
+                more, _ = await asyncio.wait(others, timeout=LAST_CHANCE_SECONDS)
+                done |= more
+            for send in sends:
+                if send in done:
+                    send.result()
+        finally:
+            for send in sends:
+                send.cancel()
+            await asyncio.gather(*sends, return_exceptions=True)
+
+    async def store_stream(
+        self, path: str, begin: Callable[[], Awaitable[Content]], on_progress: OnProgress
+    ) -> None:
+        """Store an artifact that is no file here. `begin` is called anew for each try.
+
+        `on_progress(bytes so far, bytes in all)` is called on the event loop.
+
+        Raises:
+            UploadFailed: it could not be stored. Also what `chunks` raises.
+        """
+        key = artifact_key(self._process_id, self._attempt, path)
+        content_type = _content_type(path)
+
+        async def send() -> FileFacts:
+            content, sent = await begin(), 0
+
+            def passed(count: int) -> None:
+                nonlocal sent
+                sent += count
+                self._moved_at = time.monotonic()
+                on_progress(sent, content.size)
+
+            return await self._store.upload_stream(
+                content.chunks(),
+                key,
+                size=content.size,
+                content_type=content_type,
+                on_bytes=passed,
+            )
+
+        facts = await self._patiently(send)
+        self._streamed[path] = StoredFile(
+            path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
+        )
+        self._total_bytes += facts.size
+
+    async def write_manifest(self, *, complete: bool) -> None:
+        """Say in the store what is there; for `complete`, the commit point of the process."""
+        manifest = Manifest(
+            process_id=self._process_id,
+            attempt=self._attempt,
+            complete=complete,
+            files=tuple(self.files()),
+            refused_count=self._refused.count,
+            refused=self._refused.listed,
+        )
+        key = manifest_key(self._process_id, self._attempt)
+        data = manifest.model_dump_json().encode()
+        await self._patiently(lambda: self._store.put(key, data, content_type="application/json"))
+
+    def summary(self) -> ArtifactsSummary:
+        """As often as bytes go up: adds nothing up itself."""
+        return ArtifactsSummary(
+            count=len(self._stored) + len(self._streamed),
+            total_bytes=self._total_bytes,
+            sent_bytes=self._sent_bytes,
+            refused_count=self._refused.count,
+            refused=self._refused.listed,
+        )
+
+    def files(self) -> list[StoredFile]:
+        """What is stored so far, by path."""
+        files = [*self._streamed.values(), *(file for _, file in self._stored.values())]
+        return sorted(files, key=lambda file: file.path)
+
+    def _forget_artifact(self, path: str) -> None:
+        if path in self._stored:
+            self._total_bytes -= self._stored.pop(path)[1].size
+
+    def _count(self, sent: int) -> None:
+        """A long upload is seen to move."""
+        self._sent_bytes += sent
+        self._moved_at = time.monotonic()
+        self._lease.report(lambda record: record.with_artifacts(self.summary()))
+
+    async def close(self) -> None:
+        """Stop whatever is still on its way."""
+        tasks = [*self._offers.values(), *([self._sending] if self._sending else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send_offered(self, path: str) -> None:
+        try:
+            await self._send(path)
+        except (WorkerError, OSError) as error:
+            log.warning("artifact %s did not go up yet: %s", path, error)
+
+    async def _send(self, path: str, names: Mapping[Inode, int] | None = None) -> None:
+        try:
+            async with self._slots, self._opened(f"{OUTPUTS}/{path}", names) as source:
+                seen = _look(source)
+                if path in self._stored and self._stored[path][0] == seen:
+                    return
+                file = await self._store_file(source, path)
+        except FileRefused as error:
+            self._refuse(path, str(error))
+        except InvalidKey as error:
+            self._refuse(path, f"its path cannot be stored: {error}")
+        except (ChecksumMismatch, FileNotFoundError) as error:
+            raise UploadFailed(f"artifact {path!r} could not be stored: {error}") from error
+        else:
+            self._forget_artifact(path)
+            self._stored[path] = (seen, file)
+            self._total_bytes += file.size
+        self._lease.report(lambda record: record.with_artifacts(self.summary()))
+
+    def _refuse(self, path: str, reason: str) -> None:
+        self._refused.add(path, reason)
+        self._forget_artifact(path)
+
+    async def _store_file(self, source: FileIO, path: str) -> StoredFile:
+        key = artifact_key(self._process_id, self._attempt, path)
+        content_type = _content_type(path)
+        facts = await self._patiently(
+            lambda: self._store.upload(source, key, content_type=content_type, on_bytes=self._count)
+        )
+        return StoredFile(
+            path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
+        )
+
+    @asynccontextmanager
+    async def _opened(self, path: str, names: Mapping[Inode, int] | None) -> AsyncIterator[FileIO]:
+        """As `OwnFolder.open`, off the event loop, and closed in the end."""
+        opening = asyncio.ensure_future(asyncio.to_thread(self._folder.open, path, names))
+        try:
+            file = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
+            raise
+        with file:
+            yield file
+
+    async def _send_checkpoints(self) -> None:
+        while self._newest is not None:
+            sealed, self._newest = self._newest, None
+            try:
+                await self._send_checkpoint(sealed)
+            except (WorkerError, OSError) as error:
+                # The job goes on: its next checkpoint may fare better, and the last one still is.
+                log.warning("checkpoint %d was not stored: %s", sealed.seq, error)
+            finally:
+                self._overtaken.append(sealed.path)
+                while self._overtaken:
+                    await asyncio.to_thread(self._folder.remove, self._overtaken.pop())
+
+    async def _send_checkpoint(self, sealed: CheckpointSealed) -> None:
+        listing = await asyncio.to_thread(self._folder.listing, sealed.path)
+        if listing.refused.count or not listing.files:
+            odd = "; ".join(f"{each.path}: {each.reason}" for each in listing.refused.listed)
+            log.warning("checkpoint %d is not kept: %s", sealed.seq, odd or "it is empty")
+            return
+        checkpoint = Checkpoint(attempt=self._attempt, seq=sealed.seq, files=())
+        for path in listing.files:
+            check_key(checkpoint_key(self._process_id, checkpoint, path))
+        files = [await self._send_part(checkpoint, sealed.path, path) for path in listing.files]
+        checkpoint = checkpoint.model_copy(update={"files": tuple(files)})
+        before = self._lease.wish.checkpoints
+        after = (await self._lease.change(lambda r: r.with_checkpoint(checkpoint))).checkpoints
+        await self._forget([old for old in before if old not in after])
+
+    async def _send_part(self, checkpoint: Checkpoint, folder: str, path: str) -> StoredFile:
+        key = checkpoint_key(self._process_id, checkpoint, path)
+        async with self._opened(f"{folder}/{path}", None) as source:
+            facts = await self._patiently(lambda: self._store.upload(source, key))
+        return StoredFile(path=path, size=facts.size, sha256=facts.sha256)
+
+    async def _forget(self, checkpoints: list[Checkpoint]) -> None:
+        """Remove files that no record mentions any more; what stays is retention's."""
+        keys = [
+            checkpoint_key(self._process_id, checkpoint, file.path)
+            for checkpoint in checkpoints
+            for file in checkpoint.files
+        ]
+        try:
+            if keys:
+                await self._store.delete(keys)
+        except StorageFailure as error:
+            log.warning("an old checkpoint was not removed: %s", error)
+
+    async def _patiently(self, send: Callable[[], Awaitable[T]]) -> T:
+        """`send` until the store takes it: nobody loses a job to an outage that ends.
+
+        Patience ends when the store has taken no byte of anything for so long.
+        """
+        began = time.monotonic()
+        while True:
+            if self._lease.lost.is_set():
+                raise LeaseLost("nothing more is stored by an attempt that lost its process")
+            try:
+                sent = await send()
+            except StorageFailure as error:
+                if time.monotonic() - max(began, self._moved_at) >= self._patience_seconds:
+                    raise UploadFailed(f"the store refused it all along: {error}") from error
+                log.warning("the store is away, an upload waits: %s", error)
+                self._tell_trouble(Trouble(code=error.code, message=str(error)))
+                await asyncio.sleep(1)
+            else:
+                self._tell_trouble(None)
+                return sent
+
+    def _tell_trouble(self, trouble: Trouble | None) -> None:
+        if self._lease.wish.trouble != trouble:
+            self._lease.report(lambda record: record.with_trouble(trouble))
+
+
+async def restore(
+    store: Store, process_id: str, checkpoints: tuple[Checkpoint, ...], folder: Path
+) -> tuple[Path | None, Checkpoint | None]:
+    """Fetch the newest checkpoint that is whole.
+
+    Returns what the job had handed over (a file or a folder) and the checkpoint it came from;
+    both None if there is none. Waits for a store that is away, or refuses: rather late than anew.
+    """
+    for checkpoint in reversed(checkpoints):
+        target = folder / f"resume-{checkpoint.attempt}-{checkpoint.seq}"
+        try:
+            for file in checkpoint.files:
+                await _fetch(store, checkpoint_key(process_id, checkpoint, file.path), file, target)
+        except (ObjectNotFound, ChecksumMismatch) as error:
+            log.warning(
+                "checkpoint %d is not whole, trying the one before: %s", checkpoint.seq, error
+            )
+            continue
+        return next(iter(sorted(target.iterdir()))), checkpoint
+    return None, None
+
+
+async def _fetch(store: Store, key: str, file: StoredFile, target: Path) -> None:
+    path = target / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    expected = FileFacts(file.size, file.sha256)
+    await until_answered(lambda: store.download(key, path, expected=expected), StorageFailure)
+
+
+def _content_type(path: str) -> str:
+    return mimetypes.guess_type(path)[0] or "application/octet-stream"
+
+
+def _look(file: FileIO) -> _Seen:
+    facts = os.fstat(file.fileno())
+    return _Seen(facts.st_size, facts.st_mtime_ns)
+
+
+def _close_opened(opening: asyncio.Future[FileIO]) -> None:
+    """Close a file that its caller, who was cancelled, does not get."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

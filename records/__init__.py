@@ -1,0 +1,1 @@
+"""The truth about processes: records, who may write them, and the objects beside them."""

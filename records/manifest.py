@@ -1,0 +1,151 @@
+"""What an attempt made: its artifacts, as the manifest lists them, and where they lie."""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+from collections import OrderedDict
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from records.record import Record, RefusedFile, StoredFile, attempt_prefix
+from storage import ObjectNotFound, Store
+from stores.prefixes import list_all
+from utils import WorkerError, did_you_mean
+
+#: Rows of manifests that stay in RAM, of all processes together: some 20 MB.
+MAX_ROWS_KEPT = 50_000
+
+
+class Manifest(BaseModel, frozen=True, extra="ignore"):
+    """The list of an attempt's artifacts, written after all of them."""
+
+    process_id: str
+    attempt: int
+    #: Whether this is all that a completed process made; False after a failure or a stop.
+    complete: bool
+    files: tuple[StoredFile, ...]
+    #: How many entries of the output folder were left behind: links, what is no regular file,
+    #: names that no key may have.
+    refused_count: int = 0
+    #: The first of them, with reasons.
+    refused: tuple[RefusedFile, ...] = ()
+
+
+class Artifact(NamedTuple):
+    """An artifact in the store. `sha256` is None while its attempt has no manifest yet."""
+
+    path: str
+    size: int
+    sha256: str | None
+    content_type: str | None
+
+    @classmethod
+    def of(cls, file: StoredFile) -> Artifact:
+        return cls(file.path, file.size, file.sha256, file.content_type)
+
+
+class UnknownArtifact(WorkerError):
+    """The process has no artifact of this path (or not yet)."""
+
+    code = "unknown_artifact"
+
+
+class Manifests:
+    """Reads manifests, and remembers those that can never change again."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        #: By id, attempt and writer: the last tells an id that was deleted and used again.
+        self._kept: OrderedDict[tuple[str, int, str], list[Artifact]] = OrderedDict()
+        self._rows = 0
+
+    async def artifacts(self, record: Record) -> list[Artifact]:
+        """The artifacts of the current attempt, by path.
+
+        From the record itself if they are few, else from the manifest, else (the attempt goes on,
+        or ended without one) from a listing.
+        """
+        told = await self._told(record)
+        if told is not None:
+            return told
+        prefix = artifact_key(record.process_id, record.attempt, "")
+        return [
+            Artifact(row.key.removeprefix(prefix), row.size, None, None)
+            async for row in list_all(self._store, prefix)
+        ]
+
+    async def artifact(self, record: Record, path: str) -> Artifact:
+        """One of them, at the price of one request at most.
+
+        Raises:
+            UnknownArtifact: none has this path.
+        """
+        told = await self._told(record)
+        if told is not None:
+            return find(told, path)
+        try:
+            facts = await self._store.stat(artifact_key(record.process_id, record.attempt, path))
+        except ObjectNotFound:
+            raise UnknownArtifact("the process has no such artifact yet") from None
+        return Artifact(path, facts.size, None, None)
+
+    async def _told(self, record: Record) -> list[Artifact] | None:
+        """What the record or the manifest lists; None if there is no manifest."""
+        if record.files is not None:
+            return [Artifact.of(file) for file in record.files]
+        key = (record.process_id, record.attempt, record.writer.nonce)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        try:
+            stored = await self._store.get(manifest_key(record.process_id, record.attempt))
+        except ObjectNotFound:
+            return None
+        manifest, artifacts = await asyncio.to_thread(_decode, stored.data)
+        if manifest.complete and key not in self._kept:  # the last word about this attempt
+            self._keep(key, artifacts)
+        return artifacts
+
+    def _keep(self, key: tuple[str, int, str], artifacts: list[Artifact]) -> None:
+        self._kept[key] = artifacts
+        self._rows += len(artifacts)
+        while self._rows > MAX_ROWS_KEPT:
+            self._rows -= len(self._kept.popitem(last=False)[1])
+
+
+def _decode(data: bytes) -> tuple[Manifest, list[Artifact]]:
+    """In a thread: 10,000 rows take 40 ms."""
+    manifest = Manifest.model_validate_json(data)
+    return manifest, [Artifact.of(file) for file in manifest.files]
+
+
+def choose(artifacts: list[Artifact], pattern: str | None) -> list[Artifact]:
+    """Those whose path matches the glob, perhaps none; without one, all."""
+    if pattern is None:
+        return artifacts
+    return [each for each in artifacts if fnmatch.fnmatchcase(each.path, pattern)]
+
+
+def find(artifacts: list[Artifact], path: str) -> Artifact:
+    """The one of this path.
+
+    Raises:
+        UnknownArtifact: there is none.
+    """
+    for artifact in artifacts:
+        if artifact.path == path:
+            return artifact
+    hint = did_you_mean(path, [each.path for each in artifacts[:1000]], written="{!r}")
+    raise UnknownArtifact(
+        f"the process has no such artifact{hint} (`list_files` shows its {len(artifacts)})"
+    )
+
+
+def artifact_key(process_id: str, attempt: int, path: str) -> str:
+    return f"{attempt_prefix(process_id, attempt)}artifacts/{path}"
+
+
+def manifest_key(process_id: str, attempt: int) -> str:
+    return f"{attempt_prefix(process_id, attempt)}manifest.json"

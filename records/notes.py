@@ -1,0 +1,89 @@
+"""Cancel notes: how a process is stopped by those who may not write its record.
+
+A note is an object beside the record. Callers hold links to write it, so it counts only in the
+forms that this worker writes:
+
+- empty, as by a link, or `{"by": "caller", ...}`: a caller cancels the process;
+- `{"by": "platform", ...}`: RunPod stopped the job, and a later delivery may resume the process.
+  The same bytes must lie among the files of the attempt, where no link writes. The holder of a
+  link, who learns neither the bytes nor their nonce, cannot forge them.
+
+Any other object at the key is no note and stops nothing. At most `NOTE_BYTES` of it are read.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from records.record import attempt_prefix, cancel_key
+from storage import ObjectNotFound, Store
+from utils import Frozen, new_nonce
+
+#: A note of this worker has a tenth of that.
+NOTE_BYTES = 1024
+
+
+class Note(NamedTuple):
+    """A cancel note that lies beside a record."""
+
+    #: Names this very note: bytes and time, since two empty notes have the same bytes.
+    version: str
+    #: RunPod stopped the job somewhere else; a later delivery may resume the process.
+    by_platform: bool
+    #: Seconds since it was laid there, by the store's clock; None: unknown.
+    age_seconds: float | None
+
+
+class _ByCaller(Frozen):
+    by: Literal["caller"] = "caller"
+    #: Two notes that workers lay differ.
+    nonce: str = ""
+
+
+class _ByPlatform(Frozen):
+    by: Literal["platform"] = "platform"
+    attempt: Annotated[int, Field(ge=1, le=1_000_000)]
+    #: A secret: neither a record nor a view holds it.
+    nonce: str
+
+
+_Words = Annotated[_ByCaller | _ByPlatform, Field(discriminator="by")]
+_WORDS: TypeAdapter[_ByCaller | _ByPlatform] = TypeAdapter(_Words)
+
+
+def platform_stop_key(process_id: str, attempt: int) -> str:
+    """The key of what proves a note by the platform. Goes with the files of the attempt."""
+    return f"{attempt_prefix(process_id, attempt)}stopped_by_platform"
+
+
+async def read_note(store: Store, process_id: str) -> Note | None:
+    """The note at a process. One request; another for a note that is empty or the platform's."""
+    try:
+        stored = await store.get(cancel_key(process_id), limit=NOTE_BYTES)
+        words = _WORDS.validate_json(stored.data) if stored.data else _ByCaller()
+        if isinstance(words, _ByPlatform):
+            proof_key = platform_stop_key(process_id, words.attempt)
+            if (await store.get(proof_key, limit=NOTE_BYTES)).data != stored.data:
+                return None
+    except (ObjectNotFound, ValidationError):
+        return None
+    by_platform = isinstance(words, _ByPlatform)
+    return Note(f"{stored.version}@{stored.modified}", by_platform, stored.age_seconds)
+
+
+async def leave_note(store: Store, process_id: str) -> None:
+    """Ask the owner to cancel, for a caller. Asking twice is asking once."""
+    await _lay(store, cancel_key(process_id), _ByCaller(nonce=new_nonce()))
+
+
+async def leave_platform_note(store: Store, process_id: str, attempt: int) -> None:
+    """Ask the owner of the attempt to stop, for RunPod. The proof is there before the note."""
+    words = _ByPlatform(attempt=attempt, nonce=new_nonce())
+    await _lay(store, platform_stop_key(process_id, attempt), words)
+    await _lay(store, cancel_key(process_id), words)
+
+
+async def _lay(store: Store, key: str, words: _ByCaller | _ByPlatform) -> None:
+    await store.put(key, words.model_dump_json().encode(), content_type="application/json")

@@ -1,1 +1,0 @@
-"""What keeps a fleet of workers healthy: checks, figures, and cleaning up after processes."""

@@ -1,0 +1,1 @@
+"""Facts about this worker: settings, secrets, log, figures, GPUs, folders on the scratch disk."""
