@@ -281,7 +281,8 @@ def test_a_child_is_told_the_declaration_that_the_worker_has_checked(programs):
             "`p` may be null",
         ),
         (
-            "[programs.x]\nargv = ['x', 'a{p}']\nparams.p = {type = 'list', items = {type = 'int'}}",
+            "[programs.x]\nargv = ['x', 'a{p}']\n"
+            "params.p = {type = 'list', items = {type = 'int'}}",
             "`p` is a list and must stand alone",
         ),
         ("[programs.x]\nargv = ['x', '{config}']", "there is no placeholder `config`"),
