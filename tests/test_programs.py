@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -69,6 +69,7 @@ def params(program, **given):
 # ---- values
 
 
+@settings(deadline=None)  # a busy machine may take longer
 @given(ANY_TEXT | st.sampled_from(NASTY))
 def test_a_value_stays_one_item_of_the_command_line_whatever_is_in_it(text):
     parts = program(
@@ -85,6 +86,7 @@ def test_nasty_texts_come_out_of_a_yaml_file_as_they_went_in(text, load):
     assert load(_yaml(config), **loader) == {"a": [text, {"b": text}]}
 
 
+@settings(deadline=None)  # a busy machine may take longer
 @given(ANY_TEXT)
 def test_any_text_comes_out_of_a_yaml_file_as_it_went_in(text):
     assert yaml.safe_load(_yaml({"a": text, "b": "after"})) == {"a": text, "b": "after"}
