@@ -189,7 +189,7 @@ class FileFacts(NamedTuple):
 
 
 class Capabilities(NamedTuple):
-    """What this store can be relied on for. `store_probe` fills it in for a bucket."""
+    """What this store can be relied on for. `stores.probe` fills it in for a bucket."""
 
     #: create and replace are atomic. False: single-writer mode, checked by reading first.
     conditional_writes: bool

@@ -57,7 +57,7 @@ async def test_a_path_and_a_pattern_are_two_ways_to_choose(crowd):
 
 
 async def test_links_come_by_the_page_and_none_is_left_out(crowd, monkeypatch):
-    monkeypatch.setattr("file_actions.MAX_ROWS", 3)
+    monkeypatch.setattr("api.files.MAX_ROWS", 3)
     worker = crowd.worker()
     await worker.start("p", artifacts=8)
     pages = await paged(worker, "download", process_id="p")
@@ -148,7 +148,7 @@ async def test_a_store_that_is_away_is_no_row_that_says_not_found(crowd):
 
 
 async def test_bulk_pages_go_on_in_the_middle_of_a_process(crowd, monkeypatch):
-    monkeypatch.setattr("file_actions.MAX_ROWS", 4)
+    monkeypatch.setattr("api.files.MAX_ROWS", 4)
     worker = crowd.worker(slots=4)
     names = [*await made(worker, 3, 3), "nobody"]
     pages = await paged(worker, "bulk_download", process_ids=names)
@@ -159,8 +159,8 @@ async def test_bulk_pages_go_on_in_the_middle_of_a_process(crowd, monkeypatch):
 
 async def test_bulk_pages_leave_out_no_process_however_they_are_cut(crowd, monkeypatch):
     """A first process of several pages, and more processes than are looked up at a time."""
-    monkeypatch.setattr("file_actions.MAX_ROWS", 4)
-    monkeypatch.setattr("file_actions.AT_ONCE", 3)
+    monkeypatch.setattr("api.files.MAX_ROWS", 4)
+    monkeypatch.setattr("api.files.AT_ONCE", 3)
     worker = crowd.worker(slots=4)
     await worker.start("large", artifacts=6)
     names = ["large", *await made(worker, 7, 1)]

@@ -154,7 +154,7 @@ def test_parts_are_few_and_none_is_more_than_a_put_may_carry():
 
 @on_a_bucket
 async def test_links_of_many_files_come_by_the_page(crowd, monkeypatch):
-    monkeypatch.setattr("replies.MAX_PAGE_BYTES", 5000)
+    monkeypatch.setattr("records.replies.MAX_PAGE_BYTES", 5000)
     files = announced(**{f"n{number}": b"x" for number in range(20)})
     worker = crowd.worker()
     pages = await links_by_the_page(worker, "f", files)
@@ -166,7 +166,7 @@ async def test_links_of_many_files_come_by_the_page(crowd, monkeypatch):
 @on_a_bucket
 async def test_a_page_that_is_full_begins_no_upload_that_it_does_not_tell_of(crowd, monkeypatch):
     """Nobody could finish it, and its parts would be the bucket's to remove."""
-    monkeypatch.setattr("replies.MAX_PAGE_BYTES", 20_000)
+    monkeypatch.setattr("records.replies.MAX_PAGE_BYTES", 20_000)
     worker = crowd.worker(single_put_bytes=PART)
     files = [{"path": f"{number:02d}.bin", "size": PART + 1} for number in range(20)]
     pages = await links_by_the_page(worker, "f", files)
@@ -178,7 +178,7 @@ async def test_a_page_that_is_full_begins_no_upload_that_it_does_not_tell_of(cro
 @on_a_bucket
 async def test_no_page_of_links_is_empty(crowd, monkeypatch):
     """It would be asked for again for ever."""
-    monkeypatch.setattr("replies.MAX_PAGE_BYTES", 10)
+    monkeypatch.setattr("records.replies.MAX_PAGE_BYTES", 10)
     worker = crowd.worker(single_put_bytes=PART)
     files = [{"path": "big.bin", "size": PART + 1}, {"path": "small.bin", "size": 1}]
     pages = await links_by_the_page(worker, "f", files)

@@ -8,7 +8,7 @@ Why it holds:
 - A write makes a new file beside the objects, syncs it and renames it into place, so a kill at
   any instant leaves the old object or the new one, and a reader never sees half of either.
 - Whoever writes or removes a key holds one of a fixed number of locks while it compares and renames
-  (`local_locks`). A holder that died has none, and one that stands still has lost it when it moves.
+  (`locks`). A holder that died has none, and one that stands still has lost it when it moves.
 - A version is the SHA-256 of the bytes. Two writes of the same bytes share one, as on S3, so a
   compare-and-swap cannot tell A from A after B. Whoever cares writes a nonce or a revision into
   the bytes, as records do. A time stamp would tell them apart on a local disk, but some network

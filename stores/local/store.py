@@ -1,6 +1,6 @@
 """A store in a folder: the default without a bucket, and at home on a network volume.
 
-What keeps it whole among many workers is said in `local_objects`; here it is kept off the event
+What keeps it whole among many workers is said in `objects`; here it is kept off the event
 loop.
 """
 
