@@ -1,4 +1,4 @@
-"""Where the attempts of one worker work: a folder that is held for as long as the worker lives.
+"""A folder of one worker, for attempts or for records, held for as long as the worker lives.
 
 Workers on one machine may share a scratch disk. What a killed one has left there is told from what
 a living one works on by a lock on the folder, which the kernel drops when its holder dies. Never by
