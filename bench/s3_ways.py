@@ -197,7 +197,7 @@ class Crt:
 
     def _manager(self) -> CRTTransferManager:
         """At its end all have their names; as boto3 does, one for each use."""
-        manager = CRTTransferManager(self._client, self._bucket)
+        manager = CRTTransferManager(self._client, self._requests)
         manager._s3_args_creator = _NoTrailers(self._requests, OSUtils())
         return manager
 

@@ -92,9 +92,7 @@ class _Race(NamedTuple):
 
 
 class _Bench:
-    def __init__(
-        self, bucket: Bucket, folder: str, patience: float, writers: Executor
-    ) -> None:
+    def __init__(self, bucket: Bucket, folder: str, patience: float, writers: Executor) -> None:
         self._bucket = bucket
         self._patience = patience
         self._writers = writers
@@ -137,9 +135,7 @@ class _Bench:
         racing = [self._writers.submit(write, number) for number in range(WRITERS)]
         wait(racing)  # all of them, however one has fared: what comes next is not to meet them
         winners = [data for data in (each.result() for each in racing) if data]
-        found = (
-            patiently(partial(self._bucket.get, key), self._patience).data if winners else None
-        )
+        found = patiently(partial(self._bucket.get, key), self._patience).data if winners else None
         return _Race(winners, found, self._is_let_in(key, version))
 
     def _is_let_in(self, key: str, version: str | None) -> bool:

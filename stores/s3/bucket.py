@@ -375,7 +375,6 @@ def _status(error: ClientError) -> int:
     return error.response["ResponseMetadata"]["HTTPStatusCode"]
 
 
-
 def _head(answer: Any) -> tuple[int, Mapping[str, str]]:
     """Status and headers of one of boto3's answers."""
     metadata = answer["ResponseMetadata"]

@@ -46,9 +46,7 @@ def length_of(headers: Mapping[str, str]) -> int | None:
     return int(told) if told.isascii() and told.isdecimal() else None
 
 
-def extent_of(
-    status: int, headers: Mapping[str, str], offset: int, length: int
-) -> tuple[int, int]:
+def extent_of(status: int, headers: Mapping[str, str], offset: int, length: int) -> tuple[int, int]:
     """How many bytes come, and how many the object has.
 
     Raises:
