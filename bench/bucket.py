@@ -15,7 +15,7 @@ from unittest import mock
 
 from records.index import index_key
 from storage import Store
-from stores import s3_requests
+from stores.s3.metering import RequestCounter
 from tests.aged import ended
 from tests.kit import Caller
 from tests.servers import Place, open_place
@@ -25,19 +25,16 @@ _AT_A_TIME = 16
 
 
 class Line:
-    """What goes from one worker to the bucket, seen where botocore sends it."""
+    """Requests from one worker to the bucket."""
 
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
         #: Added to each request, in seconds, as a farther bucket would.
         self.delay = 0.0
 
-    def listen(self, client: Any) -> None:
-        """Count and delay what `client` sends from now on."""
-        client.meta.events.register("before-send.s3", self._sending)
-
-    def _sending(self, event_name: str, **_: Any) -> None:
-        self.requests[event_name.rpartition(".")[2]] += 1
+    def began(self, operation: str) -> None:
+        """Count and delay a request."""
+        self.requests[operation] += 1
         if self.delay:
             time.sleep(self.delay)  # in the thread that asks, never on the event loop
 
@@ -76,16 +73,15 @@ async def worker_on(place: Place, folder: Path, **changes: Any) -> AsyncIterator
 
 @contextmanager
 def _listening(line: Line, meter: Meter) -> Iterator[None]:
-    """To the clients of the one store that has this meter: other workers have theirs."""
-    real = s3_requests.new_client
+    """To the requests of the one store that has this meter: other workers have theirs."""
+    real = RequestCounter.began
 
-    def new_client(*arguments: Any) -> Any:
-        client = real(*arguments)
-        if arguments[-1] is meter:
-            line.listen(client)
-        return client
+    def began(counter: RequestCounter, operation: str, size: int) -> None:
+        if counter.meter is meter:
+            line.began(operation)
+        real(counter, operation, size)
 
-    with mock.patch.object(s3_requests, "new_client", new_client):
+    with mock.patch.object(RequestCounter, "began", began):
         yield
 
 

@@ -27,8 +27,8 @@ from s3transfer.utils import OSUtils
 
 from attempts.fetching import FETCHES
 from attempts.uploads import CONCURRENT_FILES
-from stores.s3_store import S3Store
-from tests.servers import S3Server
+from stores.s3.store import S3Store
+from tests.servers import S3Server, upload_file
 
 REGION = "us-east-1"
 #: More threads and larger parts than by default (10, 8 MiB).
@@ -76,7 +76,7 @@ class OurStore:
         )
 
     def up(self, files: list[Path], prefix: str) -> None:
-        upload = self.store.upload
+        upload = partial(upload_file, self.store)
         self._run(CONCURRENT_FILES, [upload(file, f"{prefix}{file.name}") for file in files])
 
     def down(self, names: list[str], prefix: str, folder: Path) -> None:

@@ -27,16 +27,16 @@ from urllib.parse import quote
 import httpx
 
 from storage import ObjectNotFound, StorageMisconfigured, StorageUnavailable
-from stores import s3_links
-from stores.s3_calls import patiently
+from stores.s3 import links
+from stores.s3.threads import patiently
 from utils import WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
 
-    from stores.s3_client import S3Config
-    from stores.s3_requests import S3Requests
+    from stores.s3.bucket import Bucket
+    from stores.s3.client import S3Config
 
 #: Seconds that a link lives which is used at once.
 LIFE = 60
@@ -66,14 +66,14 @@ class LinkProbe:
     """Uses links as a client without keys does. Blocking."""
 
     def __init__(
-        self, requests: S3Requests, patience: float, pool: Executor, key: Callable[[str], str]
+        self, bucket: Bucket, patience: float, pool: Executor, key: Callable[[str], str]
     ) -> None:
         """`key` gives the full key of a name, and clears it up in the end."""
-        self._requests = requests
+        self._bucket = bucket
         self._patience = patience
         self._pool = pool
         self._key = key
-        self._http = _client(requests.config)
+        self._http = _client(bucket.config)
 
     def close(self) -> None:
         """Let go of connections."""
@@ -81,7 +81,7 @@ class LinkProbe:
 
     def can_be_read(self, key: str, data: bytes) -> bool:
         """Whether a link to the object gives its bytes."""
-        url = self._requests.link(key, LIFE, {})
+        url = self._bucket.link(key, LIFE, {})
         return patiently(partial(self._fetch, url), self._patience) == data
 
     def write_only_what_was_signed(self, *, create_only: bool) -> bool:
@@ -93,11 +93,11 @@ class LinkProbe:
             StorageUnavailable: the store failed on the way; nothing is known.
         """
         source = self._key("source")
-        patiently(partial(self._requests.put, source, SOURCE), self._patience)
+        patiently(partial(self._bucket.put, source, SOURCE), self._patience)
         file, cancel = _Form(len(SENT), "text/plain", create_only), _Form(0)
         if not self._is_written("file", file):
             return False
-        copying = _copying(self._requests.config.bucket, source)
+        copying = _copying(self._bucket.config.bucket, source)
         forms = [(file, SENT), (file._replace(size=0), b""), (cancel, b"")]
         tries: list[Callable[[], bool]] = [
             partial(self._keeps, f"copy-{number}", form, body, added)
@@ -148,33 +148,33 @@ class LinkProbe:
         """Whether parts have just the bytes that were sent: by their sizes, which all differ."""
         key = self._key("parts")
         try:
-            upload_id = self._requests.begin_upload(key, None, "probe")
+            upload_id = self._bucket.begin_upload(key, None, "probe")
         except StorageMisconfigured:
             return True  # a file in parts cannot be begun, so there are no links to parts
         try:
             return self._parts_of_keep(key, upload_id)
         finally:
             with suppress(WorkerError):
-                self._requests.abort_upload(key, upload_id)
+                self._bucket.abort_upload(key, upload_id)
 
     def _parts_of_keep(self, key: str, upload_id: str) -> bool:
-        copying = _copying(self._requests.config.bucket, self._key("source"))
+        copying = _copying(self._bucket.config.bucket, self._key("source"))
         sent = [*product((b"", SENT), copying)]
         sizes = [len(body) for body, _ in sent]
-        urls = s3_links.links_to_parts(self._requests, key, upload_id, sizes, LIFE)
+        urls = links.links_to_parts(self._bucket, key, upload_id, sizes, LIFE)
         for url, (body, added) in zip(urls, sent, strict=True):
             self._put(url, body, added)
-        page = self._requests.parts(key, upload_id, 0)
+        page = self._bucket.parts(key, upload_id, 0)
         return page is None or all(part.size == sizes[part.number - 1] for part in page.parts)
 
     # ---- requests
 
     def _link(self, key: str, form: _Form) -> str:
-        return s3_links.link_to_write(self._requests, key, LIFE, **form._asdict())
+        return links.link_to_write(self._bucket, key, LIFE, **form._asdict())
 
     def _found(self, key: str) -> bytes | None:
         try:
-            return self._requests.get(key).data
+            return self._bucket.get(key).data
         except ObjectNotFound:
             return None
 

@@ -24,6 +24,6 @@ def open_store(settings: Settings, meter: Meter) -> Store:
         from stores.local.store import LocalStore
 
         return LocalStore(settings.local_store_root(), meter)
-    from stores.s3_store import S3Store
+    from stores.s3.store import S3Store
 
     return S3Store.from_settings(settings, meter)

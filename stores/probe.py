@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from storage import Capabilities, ObjectNotFound, StorageMisconfigured, StorageUnavailable
 from stores.link_probe import LinkProbe
-from stores.s3_calls import patiently
-from stores.s3_errors import PreconditionRefused
-from stores.s3_files import Body, Stop
+from stores.s3.errors import PreconditionRefused
+from stores.s3.stopping import Stop
+from stores.s3.threads import patiently
 from utils import WorkerError
 
 if TYPE_CHECKING:
-    from stores.s3_requests import S3Requests
+    from stores.s3.bucket import Bucket
 
 #: Of each kind. A store that is not atomic passes for atomic only if it gets all of them right.
 ROUNDS = 4
@@ -44,7 +44,7 @@ NO_LINKS_TO_WRITE = (
 NO_MULTI_DELETE = "objects are deleted one by one, because this store has no DeleteObjects"
 
 
-def probe(requests: S3Requests, folder: str, patience: float) -> Capabilities:
+def probe(bucket: Bucket, folder: str, patience: float) -> Capabilities:
     """What the bucket can do, found out by writing under `folder`. Blocking; 1 s or so.
 
     A step that the store fails at is tried again for `patience` seconds.
@@ -55,7 +55,7 @@ def probe(requests: S3Requests, folder: str, patience: float) -> Capabilities:
     """
     # One pool for all races: while a pool starts a thread, whoever hands another one work waits.
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="s3-probe") as writers:
-        bench = _Bench(requests, folder, patience, writers)
+        bench = _Bench(bucket, folder, patience, writers)
         try:
             bench.write("plain")
             conditional = bench.try_conditional_writes()
@@ -92,19 +92,17 @@ class _Race(NamedTuple):
 
 
 class _Bench:
-    def __init__(
-        self, requests: S3Requests, folder: str, patience: float, writers: Executor
-    ) -> None:
-        self._requests = requests
+    def __init__(self, bucket: Bucket, folder: str, patience: float, writers: Executor) -> None:
+        self._bucket = bucket
         self._patience = patience
         self._writers = writers
         self._folder = folder
         self._keys: set[str] = set()
-        self._links = LinkProbe(requests, patience, writers, self._key)
+        self._links = LinkProbe(bucket, patience, writers, self._key)
 
     def write(self, name: str, data: bytes = b"probe") -> str:
         """Returns the version."""
-        return patiently(partial(self._requests.put, self._key(name), data), self._patience)
+        return patiently(partial(self._bucket.put, self._key(name), data), self._patience)
 
     # ---- conditional writes
 
@@ -130,21 +128,19 @@ class _Bench:
             data = b"%d" % number
             start.wait(timeout=TOGETHER)
             with suppress(PreconditionRefused, ObjectNotFound, StorageUnavailable):
-                self._requests.put_if(key, data, version)
+                self._bucket.put_if(key, data, version)
                 return data
             return None
 
         racing = [self._writers.submit(write, number) for number in range(WRITERS)]
         wait(racing)  # all of them, however one has fared: what comes next is not to meet them
         winners = [data for data in (each.result() for each in racing) if data]
-        found = (
-            patiently(partial(self._requests.get, key), self._patience).data if winners else None
-        )
+        found = patiently(partial(self._bucket.get, key), self._patience).data if winners else None
         return _Race(winners, found, self._is_let_in(key, version))
 
     def _is_let_in(self, key: str, version: str | None) -> bool:
         try:
-            patiently(partial(self._requests.put_if, key, b"late", version), self._patience)
+            patiently(partial(self._bucket.put_if, key, b"late", version), self._patience)
         except (PreconditionRefused, ObjectNotFound):
             return False
         return True
@@ -172,7 +168,7 @@ class _Bench:
         key, sha256 = self._key(name), hashlib.sha256(data).hexdigest()
 
         def put() -> None:
-            self._requests.put_file(key, Body(memoryview(data), Stop()), None, sha256)
+            self._bucket.put_file(key, data, None, sha256, Stop())
 
         patiently(put, self._patience)
 
@@ -185,14 +181,14 @@ class _Bench:
             self.write(name)
         keys = [self._key(name) for name in names]
         try:
-            patiently(partial(self._requests.delete_many, keys), self._patience)
+            patiently(partial(self._bucket.delete_many, keys), self._patience)
         except StorageMisconfigured:
             return False
         return not any(map(self._is_there, keys))
 
     def _is_there(self, key: str) -> bool:
         try:
-            patiently(partial(self._requests.get, key), self._patience)
+            patiently(partial(self._bucket.get, key), self._patience)
         except ObjectNotFound:
             return False
         return True
@@ -204,7 +200,7 @@ class _Bench:
 
     def _remove(self, key: str) -> None:
         with suppress(WorkerError):
-            patiently(partial(self._requests.delete, key), CLEARING)
+            patiently(partial(self._bucket.delete, key), CLEARING)
 
     def _key(self, name: str) -> str:
         key = f"{self._folder}/{name}"

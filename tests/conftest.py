@@ -21,7 +21,7 @@ from tests.control_plane import ControlPlane
 from tests.crowd import Crowd
 from tests.endpoint import Endpoint
 from tests.faulty_s3 import FaultyS3, unsigned
-from tests.fleet import Fleet, Sent
+from tests.fleet import Fleet
 from tests.web_server import Reply, WebServer
 
 if TYPE_CHECKING:
@@ -100,14 +100,12 @@ async def crowd(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 @pytest.fixture(params=["local", "ceph"])
-async def fleet(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Fleet]:
+async def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Fleet]:
     """Workers with meters that share a folder, then a bucket."""
     there = {"root": str(tmp_path / "store")}
     if request.param != "local":
         there = request.getfixturevalue(request.param).place()
-    fleet = Fleet(there, tmp_path, Sent(monkeypatch))
+    fleet = Fleet(there, tmp_path)
     yield fleet
     await fleet.close()
 

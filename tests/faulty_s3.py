@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import http.client
 import threading
+from collections import Counter
 from contextlib import ExitStack, nullcontext
 from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +29,25 @@ class Fault(Enum):
     SLOW_DOWN = auto()  #: 503, not done
     FAILED_AFTER = auto()  #: 500, but done
     SILENT = auto()  #: not done, and no answer until `release`
+    HELD = auto()  #: done and answered, but only after `release`
     SILENT_AFTER = auto()  #: done, and no answer until `release`
     TRUNCATED = auto()  #: half of the answer's body
+
+
+#: By method and a name in the query, the first that fits.
+OPERATIONS = {
+    ("PUT", "partNumber"): "UploadPart",
+    ("PUT", None): "PutObject",
+    ("GET", "list-type"): "ListObjectsV2",
+    ("GET", "uploadId"): "ListParts",
+    ("GET", None): "GetObject",
+    ("HEAD", None): "HeadObject",
+    ("DELETE", "uploadId"): "AbortMultipartUpload",
+    ("DELETE", None): "DeleteObject",
+    ("POST", "delete"): "DeleteObjects",
+    ("POST", "uploads"): "CreateMultipartUpload",
+    ("POST", "uploadId"): "CompleteMultipartUpload",
+}
 
 
 class Asked(NamedTuple):
@@ -44,6 +62,15 @@ class Asked(NamedTuple):
     @property
     def conditional(self) -> bool:
         return bool({"if-match", "if-none-match"} & self.headers.keys())
+
+    @property
+    def operation(self) -> str:
+        """As S3 names it."""
+        query = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
+        for (method, name), operation in OPERATIONS.items():
+            if method == self.method and (name is None or name in query):
+                return operation
+        raise AssertionError(f"{self.method} {self.path}")
 
 
 class Answer(NamedTuple):
@@ -111,6 +138,12 @@ class FaultyS3:
         """Let those go that were kept silent."""
         self._released.set()
 
+    @property
+    def requests(self) -> dict[str, int]:
+        """How many have come, by operation, those by links aside."""
+        signed = [asked for asked in self.asked if "authorization" in asked.headers]
+        return dict(Counter(asked.operation for asked in signed))
+
     def verdict(self, asked: Asked) -> Verdict:
         with self._lock:
             self.asked.append(asked)
@@ -118,7 +151,7 @@ class FaultyS3:
 
     def keep_silent(self) -> None:
         self.silenced.set()
-        self._released.wait(60)
+        self._released.wait(600)
 
     def forward(self, asked: Asked, body: bytes) -> Answer:
         """What the server says."""
@@ -147,8 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.command, self.path, {name.lower(): value for name, value in self.headers.items()}
         )
         match self.proxy.verdict(asked):
-            case None:
-                self._say(self.proxy.forward(asked, body))
+            case None | Fault.HELD as fault:
+                self._pass(asked, body, held=fault is Fault.HELD)
             case Answer() as answer:
                 self._say(answer)
             case Fault.SLOW_DOWN:
@@ -165,6 +198,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self._break_off(silent=fault is Fault.SILENT)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_OPTIONS = handle_any  # noqa: N815
+
+    def _pass(self, asked: Asked, body: bytes, *, held: bool) -> None:
+        if held:
+            self.proxy.keep_silent()
+        self._say(self.proxy.forward(asked, body))
 
     def _say(self, answer: Answer, *, halved: bool = False) -> None:
         self.send_response_only(answer.status)

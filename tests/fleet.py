@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from stores import s3_requests
 from tests.crowd import CrowdWorker, until
+from tests.faulty_s3 import FaultyS3
 from tests.servers import open_place
 from worker.meter import Meter
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from storage import Store
     from tests.kit import Reply
@@ -26,12 +25,14 @@ PRICE, GPUS = 7.2, 2
 class FleetWorker(CrowdWorker):
     """Its figures, and what it really asked of its store."""
 
-    def __init__(self, store: Store, meter: Meter, scratch: Path, sent: Sent, **changes: Any):
+    def __init__(
+        self, store: Store, meter: Meter, scratch: Path, proxy: FaultyS3 | None, **changes: Any
+    ):
         super().__init__(store, scratch, meter=meter, **changes)
         self.meter = meter
         self.presence = self.handler.presence
         self._own_store = store
-        self._sent = sent
+        self._proxy = proxy
         self._keeping: asyncio.Task[None] | None = None
 
     async def present(self) -> None:
@@ -46,9 +47,9 @@ class FleetWorker(CrowdWorker):
 
     @property
     def requests(self) -> dict[str, int]:
-        """By operation, counted by somebody else: where botocore sends, or above a folder."""
-        if "S3" in type(self._own_store).__name__:
-            return dict(self._sent.by_meter[id(self.meter)])
+        """By operation, counted elsewhere: by a proxy in front of the bucket, or above a folder."""
+        if self._proxy is not None:
+            return self._proxy.requests
         return dict(Counter(call.name for call in self.store.calls))
 
     async def close(self) -> None:
@@ -61,17 +62,22 @@ class FleetWorker(CrowdWorker):
 class Fleet:
     """The workers of one endpoint."""
 
-    def __init__(self, place: Place, scratch: Path, sent: Sent) -> None:
+    def __init__(self, place: Place, scratch: Path) -> None:
         self.store = open_place(place)
-        self._place, self._scratch, self._sent = place, scratch, sent
+        self._place, self._scratch = place, scratch
+        self._proxies = ExitStack()
         self.workers: list[FleetWorker] = []
 
     def worker(self, **changes: Any) -> FleetWorker:
         meter = Meter(price_per_hour=PRICE, gpus=GPUS)
         name = f"worker-{len(self.workers)}"
         chosen = {"worker_id": name} | changes
-        store = open_place(self._place, meter)
-        worker = FleetWorker(store, meter, self._scratch / name, self._sent, **chosen)
+        proxy, place = None, self._place
+        if url := place.get("endpoint_url"):
+            proxy = self._proxies.enter_context(FaultyS3(url))
+            place = {**place, "endpoint_url": proxy.url}
+        store = open_place(place, meter)
+        worker = FleetWorker(store, meter, self._scratch / name, proxy, **chosen)
         self.workers.append(worker)
         return worker
 
@@ -85,23 +91,4 @@ class Fleet:
         for worker in self.workers:
             await worker.close()
         await self.store.close()
-
-
-class Sent:
-    """Requests by operation, of all clients that are made from here on, for each meter."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.by_meter: dict[int, Counter[str]] = {}
-        real = s3_requests.new_client
-
-        def new_client(*arguments: Any) -> Any:
-            requests = self.by_meter.setdefault(id(arguments[-1]), Counter())
-
-            def count(event_name: str, **_: Any) -> None:
-                requests[event_name.rpartition(".")[2]] += 1
-
-            client = real(*arguments)
-            client.meta.events.register("before-send.s3", count)
-            return client
-
-        monkeypatch.setattr(s3_requests, "new_client", new_client)
+        self._proxies.close()

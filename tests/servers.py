@@ -86,7 +86,7 @@ def open_place(place: Place, meter: Meter | None = None) -> Store:
     """The store there; `meter` counts what it is asked."""
     if root := place.get("root"):
         return LocalStore(Path(root), meter)
-    from stores.s3_store import S3Store
+    from stores.s3.store import S3Store
 
     return S3Store(**place, meter=meter)  # type: ignore[arg-type]  # only what is optional is None
 

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from storage import ObjectNotFound, StorageMisconfigured
-from stores.s3_files import PART
-from stores.s3_store import S3Store
+from stores.s3.files import PART
+from stores.s3.store import S3Store
 from tests import servers
 from tests.test_storage_streams import BrokenSource, Chunks, cut
 from worker.meter import Meter
@@ -59,7 +59,7 @@ def operations_in_the_code() -> set[str]:
     """Every operation that a client is asked for, or a link is made for, in `stores/`."""
     with closing(servers.client("http://127.0.0.1", servers.Keys("nobody", "nothing"))) as client:
         names = client.meta.method_to_api_mapping
-    trees = [ast.parse(path.read_text()) for path in (ROOT / "stores").glob("s3_*.py")]
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "stores" / "s3").glob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     said = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     said |= {node.value for node in nodes if isinstance(node, ast.Constant)} - {None}

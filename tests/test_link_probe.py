@@ -13,7 +13,7 @@ import pytest
 
 from storage import PresignUnsupported
 from stores.probe import NO_LINKS_TO_WRITE
-from stores.s3_store import S3Store
+from stores.s3.store import S3Store
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, conditional, unsigned
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stores.s3_store import S3Store
+from stores.s3.store import S3Store
 from tests.kit import Caller
 from tests.patience import PATIENCE
 from tests.worker_process import FOREIGN, eventually

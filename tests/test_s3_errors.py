@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from storage import StorageMisconfigured, StorageUnavailable
-from stores.s3_store import S3Store
+from stores.s3.store import S3Store
 from tests.faulty_s3 import Answer, FaultyS3
 from worker.settings import Settings
 
@@ -194,7 +194,7 @@ def test_the_environment_names_the_store_as_runpod_does(monkeypatch: pytest.Monk
     }.items():
         monkeypatch.setenv(name, value)
     store = S3Store.from_settings(Settings())
-    config = store._requests.config
+    config = store._bucket.config
     assert store.url == "s3://bucket/team/"
     assert (config.access_key_id, config.secret_access_key) == ("key", "secret")
     assert config.read_timeout == 7
@@ -210,6 +210,6 @@ async def test_an_endpoint_that_names_the_bucket_does_not_name_it_twice() -> Non
         access_key_id="key",
         secret_access_key="secret",
     )
-    url = store._requests.link("a", 60, {})
+    url = store._bucket.link("a", 60, {})
     assert url.startswith("https://pail.s3.example.com/a?")
     await store.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from storage import ObjectChanged, ObjectExists, ObjectNotFound, StorageUnavailable
-from stores.s3_store import S3Store
+from stores.s3.store import S3Store
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, conditional, every, once
 
 if TYPE_CHECKING:

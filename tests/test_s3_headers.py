@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from storage import StorageUnavailable
-from stores.s3_headers import version_of
-from stores.s3_store import S3Store
+from stores.s3.headers import version_of
+from stores.s3.store import S3Store
 from tests.faulty_s3 import Answer
 from utils import read_time
 

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from storage import FileFacts, ObjectNotFound, StorageMisconfigured, StorageUnavailable
-from stores.s3_files import PART
-from stores.s3_store import S3Store
+from stores.s3.files import PART
+from stores.s3.store import S3Store
 from tests import servers
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, every, once, unsigned
 from tests.test_s3_transfer import BREAKS, a_part, completion, unfinished
@@ -93,7 +93,7 @@ async def test_a_stream_whose_completion_got_lost_is_recognised(
 async def test_a_store_that_does_not_come_back_ends_the_stream(
     ceph: S3Server, store: S3Store, proxy: FaultyS3
 ) -> None:
-    store._files._patience = 0.2
+    store._files.patience = 0.2
     before = unfinished(ceph)
     endless = chunks()
     endless.go.clear()

@@ -6,18 +6,17 @@ On Ceph RGW, through a proxy.
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import os
+import resource
 from typing import TYPE_CHECKING
 
 import boto3
 import pytest
 
 from storage import ChecksumMismatch, FileFacts, ObjectNotFound, StorageUnavailable
-from stores.s3_files import PART
-from stores.s3_store import S3Store
-from stores.s3_transfer import PARTS_HELD
+from stores.s3.files import PART, PARTS_HELD
+from stores.s3.store import S3Store
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, every, once
 from tests.servers import upload_file
 
@@ -130,7 +129,7 @@ async def test_a_completion_whose_answer_is_lost_is_recognised(
 async def test_an_upload_that_fails_leaves_nothing(
     ceph: S3Server, store: S3Store, proxy: FaultyS3, file: Path
 ) -> None:
-    store._files._patience = 0.2
+    store._files.patience = 0.2
     before = unfinished(ceph)
     proxy.rule = always(Fault.SLOW_DOWN, a_part)
     with pytest.raises(StorageUnavailable):
@@ -143,7 +142,7 @@ async def test_an_upload_that_fails_leaves_nothing(
 async def test_a_download_that_fails_leaves_nothing(
     store: S3Store, proxy: FaultyS3, file: Path, tmp_path: Path
 ) -> None:
-    store._files._patience = 0.2
+    store._files.patience = 0.2
     await upload_file(store, file, "a")
     proxy.rule = always(Fault.TRUNCATED, a_part)
     with pytest.raises(StorageUnavailable):
@@ -155,7 +154,7 @@ async def test_failed_transfers_hold_no_memory_back(
     store: S3Store, proxy: FaultyS3, file: Path, facts: FileFacts, tmp_path: Path
 ) -> None:
     """Each failure would take a few buffers with it, until nobody could move a file."""
-    store._files._patience = 0.0
+    store._files.patience = 0.0
     await upload_file(store, file, "a")
     proxy.rule = always(Fault.SLOW_DOWN, a_part)
     for _ in range(PARTS_HELD):
@@ -206,23 +205,47 @@ async def test_a_cancelled_download_stops_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("change", [b"longer", b""], ids=["grows", "is written to"])
+@pytest.mark.parametrize("size", [1000, SIZE], ids=["small", "in parts"])
 async def test_a_file_that_changes_while_it_is_read_does_not_go_up(
-    ceph: S3Server, store: S3Store, proxy: FaultyS3, file: Path, change: bytes
+    ceph: S3Server,
+    store: S3Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    change: bytes,
 ) -> None:
-    before = unfinished(ceph)
+    before, file, pread = unfinished(ceph), tmp_path / "changing", os.pread
+    file.write_bytes(os.urandom(size))
 
-    def touch(asked: Asked) -> None:
-        if a_part(asked):
-            with file.open("ab") as writer:
-                writer.write(change)
-            os.utime(file)
+    def read_and_change(*wanted: int) -> bytes:
+        data = pread(*wanted)
+        with file.open("ab") as writer:
+            writer.write(change)
+        os.utime(file, ns=(1, 1))
+        return data
 
-    proxy.before = touch
+    monkeypatch.setattr(os, "pread", read_and_change)
     with pytest.raises(ChecksumMismatch):
         await upload_file(store, file, "a")
     assert unfinished(ceph) == before
     with pytest.raises(ObjectNotFound):
         await store.get("a")
+
+
+async def test_a_file_is_read_once(
+    store: S3Store, file: Path, facts: FileFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is hashed as it passes."""
+    came, pread = list[int](), os.pread
+
+    def counted(*wanted: int) -> bytes:
+        data = pread(*wanted)
+        came.append(len(data))
+        return data
+
+    monkeypatch.setattr(os, "pread", counted)
+    assert await upload_file(store, file, "a") == facts
+    assert sum(came) == SIZE
 
 
 async def test_an_object_that_is_replaced_while_it_comes_down_is_not_mixed(
@@ -260,20 +283,16 @@ async def test_a_store_that_heeds_no_condition_mixes_no_objects(
 
 
 async def test_a_full_disk_is_not_the_stores_failure_and_nothing_is_tried_anew(
-    store: S3Store, proxy: FaultyS3, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: S3Store, proxy: FaultyS3, file: Path, tmp_path: Path
 ) -> None:
     await upload_file(store, file, "a")
     proxy.asked.clear()
-    pwrite = os.pwrite
-
-    def full_behind_the_first(descriptor: int, data: memoryview, offset: int) -> int:
-        if offset >= PART:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return pwrite(descriptor, data, offset)
-
-    monkeypatch.setattr(os, "pwrite", full_behind_the_first)
-    with pytest.raises(OSError, match="No space left") as raised:
-        await store.download("a", tmp_path / "new" / "got")
-    assert raised.value.errno == errno.ENOSPC
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (PART, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            await store.download("a", tmp_path / "new" / "got")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(proxy.asked) <= 3
     assert list((tmp_path / "new").iterdir()) == []

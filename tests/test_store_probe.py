@@ -21,7 +21,7 @@ from storage import (
     StorageUnavailable,
 )
 from stores.probe import NO_CONDITIONS, NO_LINKS, NO_LINKS_TO_WRITE, NO_MULTI_DELETE
-from stores.s3_store import S3Store
+from stores.s3.store import S3Store
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, conditional, every
 
 if TYPE_CHECKING:

@@ -111,26 +111,23 @@ async def test_trap_10_a_list_is_one_request_however_long_it_is(crowd):
 
 @on_every_store
 async def test_trap_11_no_request_to_the_store_runs_on_the_event_loop(crowd, monkeypatch):
-    from botocore.httpsession import URLLib3Session
-
-    from stores.s3_connections import Connections
+    from urllib3.connection import HTTPConnection
 
     threads = []
 
     def spy_on(where, name):
         real = getattr(where, name)
 
-        def spied_on(self, *args):
+        def spied_on(self, *args, **options):
             threads.append(threading.current_thread())
-            return real(self, *args)
+            return real(self, *args, **options)
 
         monkeypatch.setattr(where, name, spied_on)
 
     if isinstance(crowd.store, LocalStore):
         spy_on(LocalObjects, "_opened")
     else:
-        spy_on(URLLib3Session, "send")
-        spy_on(Connections, "send")
+        spy_on(HTTPConnection, "request")  # boto3's, and that of signed calls
     worker = crowd.worker()
     await worker.start("p", artifacts=1)
     await worker("processes")

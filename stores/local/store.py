@@ -47,7 +47,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 _THREADS, _FILE_THREADS = 16, 8
-#: What came of a call, in the words that `stores.s3_metering` has for a bucket.
+#: What came of a call, in the words that `stores.s3.metering` has for a bucket.
 _OUTCOMES: dict[type[BaseException], str] = {
     ObjectNotFound: "not_found",
     ObjectExists: "conflict",

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from storage import ObjectNotFound, PartsMissing
-from stores.s3_files import MAX_PARTS
+from stores.s3.files import MAX_PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from storage import Wanted
-    from stores.s3_requests import Part, S3Requests
+    from stores.s3.bucket import Bucket, Part
 
 #: S3's limits on every part but the last.
 MIN_PART, LARGEST_PART = 5 << 20, 5 << 30
@@ -42,9 +42,9 @@ def part_sizes(size: int, part_size: int) -> list[int]:
     return [part_size] * (parts - 1) + [size - part_size * (parts - 1)]
 
 
-def links_to_read(requests: S3Requests, wanted: Sequence[Wanted], seconds: int) -> list[str]:
+def links_to_read(bucket: Bucket, wanted: Sequence[Wanted], seconds: int) -> list[str]:
     """By full keys, in their order. 0.1 ms each."""
-    return [requests.link(key, seconds, _named(filename)) for key, filename in wanted]
+    return [bucket.link(key, seconds, _named(filename)) for key, filename in wanted]
 
 
 def _named(filename: str | None) -> dict[str, str]:
@@ -58,7 +58,7 @@ def attachment(filename: str) -> str:
 
 
 def link_to_write(
-    requests: S3Requests,
+    bucket: Bucket,
     key: str,
     seconds: int,
     *,
@@ -70,45 +70,45 @@ def link_to_write(
     condition = "*" if create_only else None
     signed = {"ContentType": content_type, "ContentLength": size, "IfNoneMatch": condition}
     params = {name: value for name, value in signed.items() if value is not None}
-    return requests.presign("put_object", {"Key": key, **params}, seconds)
+    return bucket.presign("put_object", {"Key": key, **params}, seconds)
 
 
 def links_to_parts(
-    requests: S3Requests, key: str, upload_id: str, sizes: Sequence[int], seconds: int
+    bucket: Bucket, key: str, upload_id: str, sizes: Sequence[int], seconds: int
 ) -> list[str]:
     """One for each part, which must have just that size."""
     upload = {"Key": key, "UploadId": upload_id}
     return [
-        requests.presign(
+        bucket.presign(
             "upload_part", {**upload, "PartNumber": number, "ContentLength": size}, seconds
         )
         for number, size in enumerate(sizes, 1)
     ]
 
 
-def join(requests: S3Requests, key: str, upload_id: str, size: int) -> None:
+def join(bucket: Bucket, key: str, upload_id: str, size: int) -> None:
     """As `Store.join_parts`, of a full key. To be tried anew after a lost answer.
 
     Raises:
         StorageUnavailable: also when a part was sent once more in this moment.
     """
     mark, _, upload_id = upload_id.partition(".")
-    parts = _all_parts(requests, key, upload_id)
+    parts = _all_parts(bucket, key, upload_id)
     if parts is None:
-        if not _was_joined(requests, key, mark, size):
+        if not _was_joined(bucket, key, mark, size):
             raise PartsMissing(f"there is no such upload: 0 of {size} bytes came")
         return
     came = sum(part.size for part in parts)
     gapless = all(part.number == number for part, number in zip(parts, count(1), strict=False))
     if came != size or not gapless:
         raise PartsMissing(f"{came} of {size} bytes came; parts: {len(parts)}")
-    requests.complete_upload(key, upload_id, [part.tag for part in parts])
+    bucket.complete_upload(key, upload_id, [part.tag for part in parts])
 
 
-def _all_parts(requests: S3Requests, key: str, upload_id: str) -> list[Part] | None:
+def _all_parts(bucket: Bucket, key: str, upload_id: str) -> list[Part] | None:
     parts: list[Part] = []
     while True:
-        page = requests.parts(key, upload_id, parts[-1].number if parts else 0)
+        page = bucket.parts(key, upload_id, parts[-1].number if parts else 0)
         if page is None:
             return None
         parts += page.parts
@@ -116,9 +116,9 @@ def _all_parts(requests: S3Requests, key: str, upload_id: str) -> list[Part] | N
             return parts
 
 
-def _was_joined(requests: S3Requests, key: str, mark: str, size: int) -> bool:
+def _was_joined(bucket: Bucket, key: str, mark: str, size: int) -> bool:
     """Whether the object is of this very upload, and not one that was there before."""
     try:
-        return requests.stat(key).size == size and requests.mark(key) == mark
+        return bucket.stat(key).size == size and bucket.mark(key) == mark
     except ObjectNotFound:
         return False

@@ -1,4 +1,4 @@
-"""Requests about files that botocore signs and sends, but does not make."""
+"""The requests that `signed_calls` makes in boto3's place: the same, and read as carefully."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import urllib3
 
 from storage import FileFacts, StorageUnavailable, Stored, Wanted
-from stores.s3_client import S3Config, new_client, new_session
-from stores.s3_files import PART, SMALL, Body, Memory, Stop, Target
-from stores.s3_links import attachment
-from stores.s3_store import S3Store
-from stores.s3_wire import Wire
+from stores.s3.client import Clients, S3Config
+from stores.s3.files import PART, SMALL
+from stores.s3.links import attachment
+from stores.s3.near_end import Digest, Target
+from stores.s3.stopping import Stop
+from stores.s3.store import S3Store
 from tests.faulty_s3 import Answer, FaultyS3
 from tests.servers import upload_file
 from worker.meter import Meter
@@ -29,9 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from botocore.awsrequest import AWSPreparedRequest
-    from mypy_boto3_s3 import S3Client
-
+    from stores.s3.client import Client
     from tests.servers import S3Server
 
 
@@ -61,21 +61,31 @@ PLACES: list[dict[str, Any]] = [
 
 
 @contextmanager
-def wired(bucket: str, place: dict[str, Any]) -> Iterator[tuple[S3Client, Wire]]:
-    """botocore's client, and ours beside it."""
+def client_of(bucket: str, place: dict[str, Any]) -> Iterator[Client]:
+    """boto3's client, and the signed calls beside it."""
     config = S3Config(bucket=bucket, access_key_id="A/B", secret_access_key="secret", **place)
-    session = new_session(config)
-    with closing(new_client(session, config, 5.0, Meter())) as client:
-        yield client, Wire(client, session.get_credentials(), bucket)
+    with closing(Clients(config, Meter())) as clients:
+        yield clients.waiting(5.0)
 
 
 class Sent(Exception):
     """Instead of being sent."""
 
-    def __init__(self, request: AWSPreparedRequest) -> None:
-        scope = re.search(r"Credential=A/B/\d+/([^,]+),", str(request.headers["Authorization"]))
+    def __init__(self, url: str, authorization: str) -> None:
+        scope = re.search(r"Credential=A/B/\d+/([^,]+),", authorization)
         assert scope
-        self.where = request.url, scope[1]
+        self.where = url, scope[1]
+
+
+def not_sent_by_boto3(request: Any, **_: object) -> None:
+    raise Sent(request.url, str(request.headers["Authorization"]))
+
+
+def not_sent_by_urllib3(
+    pool: urllib3.HTTPConnectionPool, method: str, url: str, *, headers: Any, **_: object
+) -> None:
+    port = f":{pool.port}" if pool.port not in (80, 443) else ""
+    raise Sent(f"{pool.scheme}://{pool.host}{port}{url}", headers["Authorization"])
 
 
 @pytest.mark.parametrize(
@@ -100,15 +110,13 @@ def test_a_file_is_sent_where_botocore_would_send_it(
     monkeypatch.delenv("AWS_REGION", raising=False)
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
 
-    def instead(request: AWSPreparedRequest, **_: object) -> None:
-        raise Sent(request)
-
-    with wired(bucket, place) as (client, wire):
-        client.meta.events.register("before-send.s3", instead)
+    with client_of(bucket, place) as client:
+        client.boto3.meta.events.register("before-send.s3", not_sent_by_boto3)
         with pytest.raises(Sent) as theirs:
-            client.put_object(Bucket=bucket, Key="a b/ä", Body=b"1")
+            client.boto3.put_object(Bucket=bucket, Key="a b/ä", Body=b"1")
+        monkeypatch.setattr(urllib3.HTTPConnectionPool, "urlopen", not_sent_by_urllib3)
         with pytest.raises(Sent) as ours:
-            wire.put("PutObject", "a b/ä", Body(memoryview(b"1"), Stop()))
+            client.signed.put_object("a b/ä", b"1", None, hashlib.sha256(b"1").hexdigest(), Stop())
     assert ours.value.where == theirs.value.where
 
 
@@ -118,14 +126,14 @@ def test_a_file_is_sent_where_botocore_would_send_it(
 def test_a_link_is_the_one_that_botocore_makes(
     place: dict[str, Any], key: str, filename: str | None
 ) -> None:
-    with wired("pail", place) as (client, wire):
+    with client_of("pail", place) as client:
         params, query = {"Bucket": "pail", "Key": key}, {}
         if filename:
             params["ResponseContentDisposition"] = attachment(filename)
             query["response-content-disposition"] = attachment(filename)
         while True:  # until both were made in the same second
-            theirs = client.generate_presigned_url("get_object", Params=params, ExpiresIn=60)
-            ours = wire.link(key, 60, query)
+            theirs = client.boto3.generate_presigned_url("get_object", Params=params, ExpiresIn=60)
+            ours = client.signed.link(key, 60, query)
             dates = [parse_qs(urlsplit(link).query)["X-Amz-Date"] for link in (theirs, ours)]
             if dates[0] == dates[1]:
                 break
@@ -231,18 +239,18 @@ async def test_bytes_that_were_not_asked_for_are_not_taken(
     proxy.rule = lambda _: Answer(
         206, bytes(10 if headers else 30), tuple(({"ETag": '"x"'} | headers).items())
     )
-    fetch = partial(store._requests.get_range, "a", 0, 20, None, Stop(), Memory(1))
+    fetch = partial(store._bucket.get_range, "a", 0, 20, None, Stop())
     with pytest.raises(StorageUnavailable):
         await asyncio.to_thread(fetch)
 
 
 def test_a_thread_that_comes_late_makes_no_file(tmp_path: Path) -> None:
-    late, later = Target(tmp_path / "a"), Target(tmp_path / "b")
-    later.write(memoryview(b"1"), 0)
+    late, later = Target(tmp_path / "a", Digest()), Target(tmp_path / "b", Digest())
+    later.write([b"1"])
     for target in (late, later):
         target.discard()
     with pytest.raises(StorageUnavailable, match="stopped"):
-        late.write(memoryview(b"1"), 0)
+        late.write([b"1"])
     with pytest.raises(StorageUnavailable, match="stopped"):
         later.appear(None)
     assert list(tmp_path.iterdir()) == []
@@ -360,40 +368,3 @@ async def test_an_answer_that_s3_never_gives_is_typed(store: S3Store, proxy: Fau
     proxy.rule = lambda _: Answer(300, b"<p>choose one</p>")
     with pytest.raises(StorageUnavailable, match="answered 300"):
         await store.list("")
-
-
-# ---- memory
-
-
-def test_memory_that_was_given_back_is_used_again() -> None:
-    memory = Memory(2)
-    memory.enter()
-    part = memory.lend(PART)
-    memory.take_back(part[:10])
-    assert memory.lend(PART - 1).obj is part.obj
-
-
-def test_memory_that_was_not_given_back_is_nobody_elses() -> None:
-    memory = Memory(2)
-    memory.enter()
-    assert memory.lend(PART).obj is not memory.lend(PART).obj
-
-
-def test_no_more_memory_is_kept_than_was_allowed() -> None:
-    memory = Memory(2)
-    memory.enter()
-    parts = [memory.lend(PART) for _ in range(3)]
-    for part in parts:
-        memory.take_back(part)
-    again = [memory.lend(PART).obj for _ in range(3)]
-    assert sum(any(pages is part.obj for part in parts) for pages in again) == 2
-
-
-def test_no_memory_is_kept_when_no_transfer_runs() -> None:
-    memory = Memory(2)
-    memory.enter()
-    part = memory.lend(PART)
-    memory.take_back(part)
-    memory.leave()
-    memory.enter()
-    assert memory.lend(PART).obj is not part.obj

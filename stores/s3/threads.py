@@ -13,6 +13,11 @@ from storage import StorageUnavailable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from stores.s3.stopping import Stop
+
+#: Seconds. How long a cancelled task waits for its thread.
+STOPPING = 2.0
+
 T = TypeVar("T")
 
 
@@ -38,6 +43,21 @@ class Lane:
                 if seconds is None:  # a disk's own, over a network
                     raise
                 raise StorageUnavailable(f"the store did not answer within {seconds:g} s") from None
+
+    async def run_to_end(self, call: Callable[[], T], stop: Stop) -> T:
+        """What `call` returns. When cancelled, sets `stop` and waits until the call has ended, so
+        that nothing still uses a file whose owner believes it to be free; but not for ever."""
+        async with self._free:
+            work = asyncio.get_running_loop().run_in_executor(self._threads, call)
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                stop.set()
+                work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+                await asyncio.wait({work}, timeout=STOPPING)
+                raise
+            finally:
+                del work  # what it raised leads to this frame, and would to itself
 
     def close(self) -> None:
         """Take no more calls. Does not wait for those that are running."""

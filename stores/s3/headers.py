@@ -19,8 +19,6 @@ from utils import read_time, utc_now
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stores.s3_connections import Head
-
 #: A `Content-Range`: the first byte, the last, and how many there are in all.
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 #: An ETag as stores and proxies write it: weak where a proxy stands between, and quoted or not.
@@ -48,19 +46,19 @@ def length_of(headers: Mapping[str, str]) -> int | None:
     return int(told) if told.isascii() and told.isdecimal() else None
 
 
-def extent_of(head: Head, offset: int, length: int) -> tuple[int, int]:
-    """Bytes that come, and in all.
+def extent_of(status: int, headers: Mapping[str, str], offset: int, length: int) -> tuple[int, int]:
+    """How many bytes come, and how many the object has.
 
     Raises:
         ResponseParserError: they are not those that were asked for, or the answer does not say.
     """
-    size, told = length_of(head.headers), head.headers.get("content-range")
+    size, told = length_of(headers), headers.get("content-range")
     match = _RANGE.fullmatch(told or "")
     if size is None:
         raise ResponseParserError("the answer does not say how many bytes come")
     if match:
         start, last, total = map(int, match.groups())
-    elif head.status == 200 and told is None:
+    elif status == 200 and told is None:
         start, last, total = 0, size - 1, size
     else:
         raise ResponseParserError("it is not said which bytes come")
@@ -123,7 +121,7 @@ def offset_from(headers: Mapping[str, str]) -> float | None:
 
 
 def parse_time(text: str) -> datetime:
-    """Of a header or a list, also where botocore reads them.
+    """Of a header or a list.
 
     Raises:
         ResponseParserError: it is no time.

@@ -1,6 +1,6 @@
 """A bucket as a `Store`: what is tried again, what an unclear answer means, what a store lacks.
 
-A request's own failure is typed in `s3_requests`; here it is decided what follows from it.
+`bucket` types the failure of a request; this module decides what follows from it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 from weakref import WeakValueDictionary
@@ -32,14 +33,14 @@ from storage import (
     check_prefix,
     check_range,
 )
-from stores import s3_links
 from stores.probe import probe
-from stores.s3_calls import Lane, retrying
-from stores.s3_client import S3Config
-from stores.s3_connections import SLOW
-from stores.s3_errors import PreconditionRefused, clock_offset
-from stores.s3_requests import S3Requests
-from stores.s3_transfer import Transfers
+from stores.s3 import links
+from stores.s3.bucket import Bucket
+from stores.s3.client import S3Config
+from stores.s3.errors import PreconditionRefused, clock_offset
+from stores.s3.files import Transfers
+from stores.s3.stopping import Stop
+from stores.s3.threads import Lane, retrying
 from stores.streams import closing
 from utils import WorkerError
 from worker.meter import Meter
@@ -55,6 +56,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READERS, WRITERS = 24, 16
+#: Bytes per second that even a poor link moves; larger writes are given more time.
+SLOW = 1 << 20
 #: S3's own limit on a key, of which the prefix may take what `check_key` leaves.
 MAX_PREFIX_BYTES = 1024 - 900
 
@@ -65,7 +68,6 @@ class S3Store:
     def __init__(
         self,
         *,
-        bucket: str,
         prefix: str = "",
         retry_seconds: float = 8.0,
         meter: Meter | None = None,
@@ -76,43 +78,24 @@ class S3Store:
         Raises:
             StorageMisconfigured: the prefix cannot be one, or half of a pair of keys is missing.
         """
-        config = S3Config(bucket=bucket, **options)
-        if (config.access_key_id is None) != (config.secret_access_key is None):
-            raise StorageMisconfigured(
-                "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY go together: set both or none"
-            )
+        config = S3Config(**options)
         self._prefix = _normal_prefix(prefix)
-        self.url = f"s3://{bucket}/{self._prefix}"
-        self._requests = S3Requests(config, meter or Meter())
+        self.url = f"s3://{config.bucket}/{self._prefix}"
+        self._bucket = Bucket(config, meter or Meter())
         self._retry_seconds = retry_seconds
         #: One request, DNS included, takes no longer than this.
         self._patience = config.connect_timeout + config.read_timeout + 1.0
         self._reads = Lane("s3-read", READERS)
         self._writes = Lane("s3-write", WRITERS)
-        self._files = Transfers(self._requests)
+        self._files = Transfers(self._bucket)
         self._probing: asyncio.Task[Capabilities] | None = None
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
     def from_settings(cls, settings: Settings, meter: Meter | None = None) -> Self:
         """The bucket that the environment names."""
-        if settings.bucket is None:
-            raise StorageMisconfigured("no bucket is named: set S3_BUCKET")
-        return cls(
-            meter=meter,
-            bucket=settings.bucket,
-            prefix=settings.prefix,
-            endpoint_url=settings.endpoint_url,
-            region=settings.region,
-            access_key_id=settings.access_key_id,
-            secret_access_key=_revealed(settings.secret_access_key),
-            session_token=_revealed(settings.session_token),
-            addressing_style=settings.addressing_style,
-            tls_bundle=settings.tls_bundle,
-            connect_timeout=settings.s3_connect_timeout,
-            read_timeout=settings.s3_read_timeout,
-            transfer_timeout=settings.s3_transfer_timeout,
-        )
+        config = S3Config.from_settings(settings)
+        return cls(prefix=settings.prefix, meter=meter, **asdict(config))
 
     # ---- what the store can do
 
@@ -129,7 +112,7 @@ class S3Store:
 
     async def _probe(self) -> Capabilities:
         folder = f"{self._prefix}locks/probe-{secrets.token_hex(8)}"
-        found = await self._writes.run(partial(probe, self._requests, folder, self._retry_seconds))
+        found = await self._writes.run(partial(probe, self._bucket, folder, self._retry_seconds))
         log.info("store probed", extra={"store": self.url, "capabilities": found._asdict()})
         for sentence in found.degraded:
             log.warning("%s: %s", self.url, sentence)
@@ -146,22 +129,23 @@ class S3Store:
     ) -> Stored:
         """As `Store.get`."""
         if limit is not None:
-            return await self._read(partial(self._requests.get_start, self._full(key), limit))
-        return await self._read(partial(self._requests.get, self._full(key), cached))
+            return await self._read(partial(self._bucket.get_start, self._full(key), limit))
+        return await self._read(partial(self._bucket.get, self._full(key), cached))
 
     async def stat(self, key: str) -> ObjectFacts:
         """As `Store.stat`."""
-        return await self._read(partial(self._requests.stat, self._full(key)))
+        return await self._read(partial(self._bucket.stat, self._full(key)))
 
     async def get_range(self, key: str, *, offset: int, length: int) -> bytes:
         """As `Store.get_range`."""
         full = self._full(key)
         check_range(offset, length)
-        return await self._files.run(partial(self._requests.read_range, full, offset, length))
+        call = partial(self._bucket.get_range, full, offset, length, None, Stop())
+        return b"".join((await self._files.run(call)).bites)
 
     async def put(self, key: str, data: bytes, *, content_type: str | None = None) -> str:
         """As `Store.put`."""
-        call = partial(self._requests.put, self._full(key), data, content_type)
+        call = partial(self._bucket.put, self._full(key), data, content_type)
         return await self._write(call, len(data))
 
     async def create(self, key: str, data: bytes) -> str:
@@ -176,7 +160,7 @@ class S3Store:
         full = self._full(key)
         if not (await self.capabilities()).conditional_writes:
             return await self._put_after_looking(key, data, version)
-        call = partial(self._requests.put_if, full, data, version)
+        call = partial(self._bucket.put_if, full, data, version)
         started = time.monotonic()
         try:
             # once only: a repeated one would be refused because of its own success
@@ -201,7 +185,7 @@ class S3Store:
     async def _look(self, full: str, seconds: float) -> Stored | None:
         """What is there now. Raises StorageUnavailable when that cannot be known in time."""
         try:
-            return await self._read(partial(self._requests.get, full), seconds)
+            return await self._read(partial(self._bucket.get, full), seconds)
         except ObjectNotFound:
             return None
 
@@ -213,7 +197,7 @@ class S3Store:
         """As `Store.list`."""
         after = None if start_after is None else self._full(start_after)
         full = self._prefix + check_prefix(prefix)
-        page = await self._read(partial(self._requests.list, full, after, min(limit, MAX_PAGE)))
+        page = await self._read(partial(self._bucket.list, full, after, min(limit, MAX_PAGE)))
         own = len(self._prefix)
         rows = [row._replace(key=row.key[own:]) for row in page.objects]
         return Page(rows, page.next and page.next[own:])
@@ -226,9 +210,9 @@ class S3Store:
         # Past a folder as a whole: `0` comes after `/`. With `name/`, stores that compare keys
         # give the folder again, and with the highest character as its end, some stores choke.
         after = None if start_after is None else f"{full}{check_folder(prefix, start_after)}0"
-        page = await self._read(partial(self._requests.list_folders, full, after, limit))
+        page = await self._read(partial(self._bucket.list_folders, full, after, limit))
         while page.last and not page.names:
-            call = partial(self._requests.list_folders, full, page.last, limit)
+            call = partial(self._bucket.list_folders, full, page.last, limit)
             page = await self._read(call)
         return FolderPage([*page.names], page.names[-1] if page.last else None)
 
@@ -237,11 +221,11 @@ class S3Store:
         full = [self._full(key) for key in dict.fromkeys(keys)]
         if len(full) > 1 and (await self.capabilities()).multi_delete:
             calls = [
-                partial(self._requests.delete_many, full[start : start + MAX_PAGE])
+                partial(self._bucket.delete_many, full[start : start + MAX_PAGE])
                 for start in range(0, len(full), MAX_PAGE)
             ]
         else:
-            calls = [partial(self._requests.delete, key) for key in full]
+            calls = [partial(self._bucket.delete, key) for key in full]
         await asyncio.gather(*(self._write(call) for call in calls))
 
     # ---- files
@@ -255,7 +239,7 @@ class S3Store:
         on_bytes: Callable[[int], None] | None = None,
     ) -> FileFacts:
         """As `Store.upload`."""
-        return await self._files.upload(file, self._full(key), content_type, on_bytes or _nobody)
+        return await self._files.upload(file, self._full(key), content_type, on_bytes or _ignore)
 
     async def upload_stream(
         self,
@@ -270,7 +254,7 @@ class S3Store:
         async with closing(chunks):
             full = self._full(key)
             return await self._files.upload_stream(
-                chunks, full, size, content_type, on_bytes or _nobody
+                chunks, full, size, content_type, on_bytes or _ignore
             )
 
     async def download(
@@ -282,7 +266,7 @@ class S3Store:
         on_bytes: Callable[[int], None] | None = None,
     ) -> FileFacts:
         """As `Store.download`."""
-        return await self._files.download(self._full(key), path, expected, on_bytes or _nobody)
+        return await self._files.download(self._full(key), path, expected, on_bytes or _ignore)
 
     # ---- links; `expires_in` is 1 to 604800, or ValueError
 
@@ -295,9 +279,7 @@ class S3Store:
         """As `Store.presign_gets`."""
         full = [each._replace(key=self._full(each.key)) for each in wanted]
         await self._check_links(expires_in)
-        return await self._reads.run(
-            partial(s3_links.links_to_read, self._requests, full, expires_in)
-        )
+        return await self._reads.run(partial(links.links_to_read, self._bucket, full, expires_in))
 
     async def presign_put(
         self,
@@ -312,8 +294,8 @@ class S3Store:
         full = self._full(key)
         found = await self._check_links_to_write(expires_in)
         call = partial(
-            s3_links.link_to_write,
-            self._requests,
+            links.link_to_write,
+            self._bucket,
             full,
             expires_in,
             content_type=content_type,
@@ -332,26 +314,26 @@ class S3Store:
         content_type: str | None = None,
     ) -> PartLinks:
         """As `Store.presign_parts`."""
-        full, sizes = self._full(key), s3_links.part_sizes(size, part_size)
+        full, sizes = self._full(key), links.part_sizes(size, part_size)
         await self._check_links_to_write(expires_in)
         mark = secrets.token_hex(8)
-        begin = partial(self._requests.begin_upload, full, content_type, mark)
+        begin = partial(self._bucket.begin_upload, full, content_type, mark)
         upload_id = await self._write(begin)
-        sign = partial(s3_links.links_to_parts, self._requests, full, upload_id, sizes, expires_in)
+        sign = partial(links.links_to_parts, self._bucket, full, upload_id, sizes, expires_in)
         return PartLinks(f"{mark}.{upload_id}", await self._reads.run(sign))
 
     async def join_parts(self, key: str, upload_id: str, *, size: int) -> None:
         """As `Store.join_parts`."""
-        call = partial(s3_links.join, self._requests, self._full(key), upload_id, size)
+        call = partial(links.join, self._bucket, self._full(key), upload_id, size)
         await self._files.run(call)
 
     async def _check_links(self, seconds: int) -> None:
-        s3_links.check_life(seconds)
+        links.check_life(seconds)
         if not (await self.capabilities()).presign:
             raise PresignUnsupported(f"{self.url} has no links that can be fetched without keys")
 
     async def _check_links_to_write(self, seconds: int) -> Capabilities:
-        s3_links.check_life(seconds)
+        links.check_life(seconds)
         found = await self.capabilities()
         if not found.write_links:
             raise PresignUnsupported(f"{self.url} has no links that write only what they sign")
@@ -368,7 +350,7 @@ class S3Store:
             found = await self.get(key)
             await self.delete([key])
             took = (time.perf_counter() - started) * 1000
-            offset = await self._reads.run(self._requests.clock_offset, seconds=self._patience)
+            offset = await self._reads.run(self._bucket.clock_offset, seconds=self._patience)
         except WorkerError as error:
             return StoreHealth(False, str(error), None, clock_offset(error.__cause__))
         if found.data != data:
@@ -383,7 +365,7 @@ class S3Store:
             self._probing.cancel()
         for lane in (self._reads, self._writes, self._files):
             lane.close()
-        await asyncio.to_thread(self._requests.close)
+        await asyncio.to_thread(self._bucket.close)
 
     # ---- inside
 
@@ -426,9 +408,5 @@ def _normal_prefix(prefix: str) -> str:
     return f"{bare}/"
 
 
-def _revealed(secret: Any) -> str | None:
-    return None if secret is None else secret.get_secret_value()
-
-
-def _nobody(_count: int) -> None:
-    """Wants to know of no progress."""
+def _ignore(_count: int) -> None:
+    """Progress callback that does nothing."""

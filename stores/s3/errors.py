@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, cast
 
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
-from urllib3.exceptions import HTTPError
+from urllib3 import exceptions as urllib3
 
 from storage import ObjectNotFound, StorageMisconfigured, StorageUnavailable
-from stores.s3_headers import offset_from
+from stores.s3.headers import offset_from
 from utils import WorkerError
 
 
@@ -85,25 +85,33 @@ _PASSING = {
     "ThrottlingException",
     "TooManyRequests",
     "XAmzContentSHA256Mismatch",
-}
+}  # fmt: skip
 _PASSING_STATUS = {408, 425, 429}
 
 
+#: Nothing that could answer was reached.
+_UNREACHED = (
+    boto.EndpointConnectionError,
+    boto.ConnectTimeoutError,
+    boto.ProxyConnectionError,
+    urllib3.ConnectTimeoutError,
+    urllib3.ProxyError,
+)
 #: The connection broke, on this side or the other.
 _BROKEN_OFF = (
     boto.HTTPClientError,
     boto.ConnectionError,
     boto.IncompleteReadError,
-    HTTPError,
+    urllib3.HTTPError,
     OSError,
 )
-#: All that a request by botocore or the wire may raise: botocore's own, what of urllib3's it lets
-#: through while a body is read, and what a malformed answer or setting ends in.
+#: All that a request by boto3 or a signed call may raise: botocore's and urllib3's own, and the
+#: outcome of a malformed answer or setting.
 BOTO_ERRORS = (
     boto.ClientError,
     boto.BotoCoreError,
     ResponseParserError,
-    HTTPError,
+    urllib3.HTTPError,
     OSError,
     KeyError,
     ValueError,
@@ -114,7 +122,7 @@ def translate(error: Exception, place: Place, key: str | None = None) -> WorkerE
     """What `error`, one of `BOTO_ERRORS` about `key`, means. Gives it back, does not raise it."""
     if isinstance(error, boto.ClientError):
         return _answer(error, place, key)
-    if isinstance(error, boto.SSLError):
+    if isinstance(error, boto.SSLError | urllib3.SSLError):
         return _tls(error, place)
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return StorageMisconfigured(
@@ -131,12 +139,12 @@ def translate(error: Exception, place: Place, key: str | None = None) -> WorkerE
 
 def _no_answer(error: Exception, place: Place) -> str | None:
     """Why there was no answer, or none that can be read; None: that is not what is wrong."""
-    if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError):
+    if isinstance(error, _UNREACHED):
         return (
             f"{place} cannot be reached: if this lasts, S3_ENDPOINT_URL is wrong, its name does "
             "not resolve, or a firewall is in the way"
         )
-    if isinstance(error, boto.ReadTimeoutError):
+    if isinstance(error, boto.ReadTimeoutError | urllib3.ReadTimeoutError):
         return f"{place} did not answer in time"
     if isinstance(error, boto.CredentialRetrievalError | boto.MetadataRetrievalError):
         return (
@@ -215,7 +223,7 @@ def _verb(error: boto.ClientError) -> str:
     return f"do {error.operation_name}"
 
 
-def _tls(error: boto.SSLError, place: Place) -> WorkerError:
+def _tls(error: Exception, place: Place) -> WorkerError:
     """Certificates do not mend themselves; a broken handshake may."""
     reason = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in reason:
