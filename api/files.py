@@ -21,7 +21,7 @@ from api.actions import (
     UploadAction,
 )
 from api.parsing import InvalidRequest
-from inputs.folder_files import PREFIX, Announced, Way
+from inputs.folder_files import PREFIX, Announced, Way, file_key
 from inputs.folders import InputFolders
 from inputs.touches import Touches
 from process_manager import ProcessManager
@@ -213,6 +213,7 @@ class FileActions:
                 digest = await asyncio.to_thread(hashlib.sha256, chunk.data)
                 if digest.hexdigest() != chunk.sha256:
                     raise ChecksumMismatch("the chunk's bytes are not those that were announced")
+            file_key(folder, chunk.path)  # a path that is refused leaves no row
             await self._touches.touch(folder)  # or nothing would lead to a chunk that is left
             await self._folders.put_chunk(
                 folder, chunk.path, chunk.offset, chunk.data, overwrite=action.overwrite

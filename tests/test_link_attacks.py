@@ -15,11 +15,12 @@ import pytest
 
 from records.record import cancel_key
 from tests import servers
-from tests.test_inputs import _knows_the_kind, given  # noqa: F401 - a fixture
 from tests.test_upload import PART, announced, complete, listed, send_chunks, sha256
+from tests.with_inputs import given
 
 SECRET = b"of another tenant"
 
+pytestmark = pytest.mark.usefixtures("input_kinds")
 on_buckets = pytest.mark.parametrize("crowd", ["ceph", "strict"], indirect=True)
 on_all = pytest.mark.parametrize("crowd", ["local", "ceph", "strict"], indirect=True)
 

@@ -413,7 +413,7 @@ async def test_of_a_long_flood_no_more_is_kept_than_the_settings_say(crowd, quic
     most = 0
     while not start.done():
         for run in owner.runs():
-            most = max(most, await asyncio.to_thread(bytes_in, run.log._folder))
+            most = max(most, await asyncio.to_thread(bytes_in, run.log._folder.path / "logs"))
         await asyncio.sleep(0.01)
     assert (await start)["status"] == "completed"
     stored = await crowd.store.list("processes/p/attempts/1/logs/")
@@ -578,7 +578,7 @@ async def test_a_disk_that_takes_no_log_costs_neither_the_job_nor_its_last_words
     owner, other = crowd.worker(), crowd.worker()
     start = prints(owner, printer)
     await owner.seen("p", "running")
-    owner.runs()[0].log._folder.write_text("in the way")
+    (owner.runs()[0].log._folder.path / "logs").write_text("in the way")
     printer.count(300)
     await printed(other, 300)
     printer.end()

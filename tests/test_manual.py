@@ -11,7 +11,7 @@ import pytest
 from jobs import COMMAND, JOBS
 from tests.kit import Caller
 
-pytestmark = pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)
+pytestmark = pytest.mark.parametrize("place", ["local", "strict"], indirect=True)
 
 
 @pytest.fixture
