@@ -353,7 +353,8 @@ async def test_a_list_is_read_whatever_its_names_and_letters_are_said_to_be(
     store: S3Store, proxy: FaultyS3, answer: bytes
 ) -> None:
     key = f"{store.url.partition('//')[2].partition('/')[2]}a"
-    row = f"<Key>{key}</Key><Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified>"
+    row = f"<Key>{key}</Key><Size>1</Size><ETag>e</ETag>"
+    row += "<LastModified>2026-01-01T00:00:00Z</LastModified>"
     proxy.rule = lambda _: Answer(200, answer % row.encode())
     assert [row.key for row in (await store.list("")).objects] == ["a"]
 
