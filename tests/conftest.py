@@ -23,6 +23,7 @@ from tests.endpoint import Endpoint
 from tests.faulty_s3 import FaultyS3, unsigned
 from tests.fleet import Fleet
 from tests.web_server import Reply, WebServer
+from worker.beneath import opened, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
 
     from storage import Store
     from tests.servers import Place, S3Server
+
+
+@pytest.fixture
+def removed_however_deep(tmp_path: Path) -> Iterator[None]:
+    """Removes what a failed test leaves: pytest's own clean-up fails on very deep folders, and so
+    would every later run on this machine."""
+    yield
+    with opened(tmp_path) as within:
+        for path in list(tmp_path.iterdir()):
+            remove_tree(path.name, within)
+
 
 # ---- stores. A server starts when the first test asks for it, and serves all that follow.
 # `@pytest.mark.parametrize("place", ["local", "ceph"], indirect=True)` chooses other stores.

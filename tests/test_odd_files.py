@@ -291,7 +291,9 @@ async def test_many_odd_entries_do_not_grow_a_record(crowd):
     assert len(reply["artifacts"]["refused"]) == 50
 
 
-async def test_a_folder_deeper_than_any_path_costs_itself_alone(crowd, tmp_path):
+async def test_a_folder_deeper_than_any_path_costs_itself_alone(
+    removed_however_deep, crowd, tmp_path
+):
     worker, go_on = crowd.worker(), tmp_path / "go on"
     task = begin(worker, files={"outputs/good.txt": "good"}, waits_for=str(go_on))
     await worker.seen("p", "running", step=1)

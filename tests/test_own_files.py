@@ -200,7 +200,7 @@ def test_what_is_refused_is_counted_and_the_first_are_listed(own):
     assert (refused.count, len(refused.listed)) == (MAX_REFUSED_LISTED + 10, MAX_REFUSED_LISTED)
 
 
-def test_a_folder_too_deep_for_any_key_is_one_refused_entry(own):
+def test_a_folder_too_deep_for_any_key_is_one_refused_entry(removed_however_deep, own):
     deep_folder(own.path / "outputs", DEEP)
     (own.path / "outputs" / "good").write_text("good")
     listing = own.listing("outputs")
@@ -275,7 +275,7 @@ def test_what_took_the_folders_place_is_removed_itself(own, secret, taken):
     assert secret.exists()
 
 
-def test_no_folder_is_too_deep_to_be_removed(tmp_path):
+def test_no_folder_is_too_deep_to_be_removed(removed_however_deep, tmp_path):
     (tmp_path / "top").mkdir()
     deep_folder(tmp_path / "top", DEEP)
     with opened(tmp_path) as within:

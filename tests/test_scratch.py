@@ -61,7 +61,7 @@ def test_the_work_of_a_killed_worker_goes_and_that_of_a_living_one_stays(tmp_pat
         living.send_signal(signal.SIGKILL)
 
 
-def test_what_a_dead_worker_left_goes_whatever_it_is(tmp_path):
+def test_what_a_dead_worker_left_goes_whatever_it_is(removed_however_deep, tmp_path):
     """Deeper than a path can be long, pipes, and links, which are not followed."""
     left = tmp_path / "work" / "worker-0123456789abcdef"
     (left / "p.1").mkdir(parents=True)
