@@ -25,7 +25,7 @@ from inputs.blob_cache import BlobCache
 from inputs.touches import Touches
 from processes.cancelling import Cancelling
 from processes.links import LinkMaker, Links
-from processes.log_reading import LogLook, LogPage, Wanted
+from processes.log_reading import LogLook, LogPage
 from processes.lookup import ProcessLookup
 from processes.recovery import recover
 from processes.removal import ProcessActive, delete_process
@@ -35,7 +35,8 @@ from records.cache import RecordCache
 from records.delivery import Start
 from records.lease import Leases
 from records.manifest import Manifests
-from records.record import Record, Snapshot
+from records.record import Record
+from records.view import Snapshot
 from storage import Store
 from stores.prefixes import Removed
 from utils import Clock, utc_now
@@ -44,7 +45,7 @@ from worker.redaction import Redactor
 from worker.settings import Settings
 from worker.workplace import RECORDS, WORK, Workplace
 
-__all__ = ["LogPage", "ProcessManager", "Start", "Wanted", "WorkerBusy"]
+__all__ = ["LogPage", "ProcessManager", "Start", "WantedLines", "WorkerBusy"]
 
 log = logging.getLogger(__name__)
 

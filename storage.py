@@ -162,7 +162,7 @@ class FolderPage(NamedTuple):
     next: str | None
 
 
-class Wanted(NamedTuple):
+class WantedLink(NamedTuple):
     """A link to make: to what, and under which name it is saved (None: the key's own)."""
 
     key: str
@@ -368,7 +368,7 @@ class Store(Protocol):
         """
         ...
 
-    async def presign_gets(self, wanted: Sequence[Wanted], *, expires_in: int) -> Links:
+    async def presign_gets(self, wanted: Sequence[WantedLink], *, expires_in: int) -> Links:
         """As `presign_get`, for many at once and in their order."""
         ...
 

@@ -29,8 +29,9 @@ from process_manager import ProcessManager, Start
 from programs.declaration import Programs
 from records.index import rows_shown
 from records.reading import UnknownProcess
-from records.record import Snapshot, Status, view
+from records.record import Status
 from records.replies import Reply
+from records.view import Snapshot, view
 from storage import PresignUnsupported, StorageFailure, Store
 from utils import WorkerError
 from worker.redaction import Redactor

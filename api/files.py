@@ -27,9 +27,10 @@ from inputs.touches import Touches
 from process_manager import ProcessManager
 from records.manifest import Artifact, UnknownArtifact, artifact_key, choose
 from records.reading import RecordUnreadable, UnknownProcess
-from records.record import Record, Snapshot
-from records.replies import Page, Reply, page_of
-from storage import ChecksumMismatch, ObjectNotFound, Store, Wanted
+from records.record import Record
+from records.replies import Reply, ReplyPage, page_of
+from records.view import Snapshot
+from storage import ChecksumMismatch, ObjectNotFound, Store, WantedLink
 from utils import utc_now
 from worker.settings import Settings
 
@@ -166,7 +167,7 @@ class FileActions:
         names = [artifact.path.rpartition("/")[2] for _, artifact in pairs]
         urls = await self._store.presign_gets(
             [
-                Wanted(artifact_key(record.process_id, record.attempt, artifact.path), name)
+                WantedLink(artifact_key(record.process_id, record.attempt, artifact.path), name)
                 for (record, artifact), name in zip(pairs, names, strict=True)
             ],
             expires_in=expires_in,
@@ -241,7 +242,7 @@ class FileActions:
         return await self._upload_links(action, announced)
 
     async def _upload_links(self, action: UploadAction, announced: list[Announced]) -> Reply:
-        page = Page()
+        page = ReplyPage()
         ways = self._folders.ways(
             action.folder,
             announced,

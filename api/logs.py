@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from api.actions import MAX_LOG_LINES, LogsAction
-from process_manager import LogPage, ProcessManager, Wanted
-from records.record import Snapshot, view
+from process_manager import LogPage, ProcessManager, WantedLines
 from records.replies import MAX_PAGE_BYTES, Reply
+from records.view import Snapshot, view
 from worker.settings import Settings
 
 
@@ -33,7 +33,7 @@ class LogActions:
             record = snapshot.record
             look = look or self._manager.log_of(record, attempt or record.attempt)
             limit = action.tail if after is None else MAX_LOG_LINES
-            page = await look.page(Wanted(after, limit, MAX_PAGE_BYTES))
+            page = await look.page(WantedLines(after, limit, MAX_PAGE_BYTES))
             goes_on = action.attempt is None and look.attempt < record.attempt
             if goes_on and not page.lines.texts:
                 look, after = self._manager.log_of(record, look.attempt + 1), 0

@@ -58,7 +58,7 @@ class ArchiveParams(BaseModel, frozen=True):
     pattern: str | None = None
 
 
-class Entry(NamedTuple):
+class ZipEntry(NamedTuple):
     """A file of the zip to be."""
 
     name: str
@@ -68,17 +68,17 @@ class Entry(NamedTuple):
     sha256: str | None
 
 
-class Block(NamedTuple):
+class ReadBlock(NamedTuple):
     """A stretch of `READ_BYTES` of an object, or what is left of it."""
 
     key: str
     offset: int
 
 
-class Contents(NamedTuple):
+class ArchiveContents(NamedTuple):
     """What goes into the zip."""
 
-    entries: list[Entry]
+    entries: list[ZipEntry]
     #: Processes of which nothing can be archived, and why: told, and no reason to leave out others.
     left_out: dict[str, str]
 
@@ -126,7 +126,7 @@ class Archiver:
         await uploads.store_stream(ARCHIVE_PATH, begin, on_progress)
         return contents.summary()
 
-    async def _gather(self, params: ArchiveParams) -> Contents:
+    async def _gather(self, params: ArchiveParams) -> ArchiveContents:
         """The files of the processes, in the order in which those were named.
 
         Raises:
@@ -136,7 +136,7 @@ class Archiver:
             *(self._look(process_id, params.pattern) for process_id in params.process_ids)
         )
         named = list(zip(params.process_ids, found, strict=True))
-        contents = Contents(
+        contents = ArchiveContents(
             [entry for _, entries in named if isinstance(entries, list) for entry in entries],
             {process_id: why for process_id, why in named if isinstance(why, str)},
         )
@@ -150,7 +150,7 @@ class Archiver:
             )
         return contents
 
-    async def _look(self, process_id: str, pattern: str | None) -> list[Entry] | str:
+    async def _look(self, process_id: str, pattern: str | None) -> list[ZipEntry] | str:
         """The files of one process, or the reason why there are none."""
         try:
             record = await read_record(self._store, process_id)
@@ -164,7 +164,7 @@ class Archiver:
         if not artifacts:
             return "no such files"
         return [
-            Entry(
+            ZipEntry(
                 f"{process_id}/{artifact.path}",
                 artifact_key(process_id, record.attempt, artifact.path),
                 artifact.size,
@@ -181,7 +181,7 @@ class ArchiveStream:
         self,
         store: Store,
         patience_seconds: float,
-        entries: list[Entry],
+        entries: list[ZipEntry],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Best made in a thread: 10,000 entries take 80 ms. The store is asked in `loop`."""
@@ -189,7 +189,7 @@ class ArchiveStream:
         self._patience_seconds = patience_seconds
         self._loop = loop
         self._plan = (
-            Block(entry.key, offset)
+            ReadBlock(entry.key, offset)
             for entry in entries
             for offset in range(0, entry.size, READ_BYTES)
         )
@@ -223,7 +223,7 @@ class ArchiveStream:
                 # not for long: what its thread waits for is cancelled
                 await asyncio.gather(step, return_exceptions=True)
 
-    def _content(self, entry: Entry) -> Iterator[bytes]:
+    def _content(self, entry: ZipEntry) -> Iterator[bytes]:
         """In a thread: the bytes of one file, checked before the last of them is let go."""
         digest = hashlib.sha256()
         for offset in range(0, entry.size, READ_BYTES):
@@ -235,7 +235,7 @@ class ArchiveStream:
         if entry.sha256 not in (None, digest.hexdigest()):
             raise ArchiveFailed(f"{entry.name!r} has another sha256 than its manifest says")
 
-    async def _read(self, block: Block) -> bytes:
+    async def _read(self, block: ReadBlock) -> bytes:
         """Only what the store did not answer is read anew, not a terabyte before it."""
         try:
             async with asyncio.timeout(self._patience_seconds):
@@ -245,7 +245,7 @@ class ArchiveStream:
         except TimeoutError:
             raise ArchiveFailed("the store did not answer any more") from None
 
-    def _next_block(self, entry: Entry) -> bytes:
+    def _next_block(self, entry: ZipEntry) -> bytes:
         """The zip asks for its blocks in the order of the plan, so they are read ahead in it."""
         while len(self._reads) < READS_AHEAD and (block := next(self._plan, None)):
             self._reads.append(asyncio.run_coroutine_threadsafe(self._read(block), self._loop))

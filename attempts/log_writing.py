@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 
 from attempts.own_files import OwnFolder
 from child.job_log import Block, JobLog, Lines
+from records.keys import attempt_prefix
 from records.lease import Lease, until_answered
-from records.record import attempt_prefix
 from storage import StorageFailure, Store
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Tail(NamedTuple):
     unfinished: str | None
 
 
-class Seen(NamedTuple):
+class LogSeen(NamedTuple):
     """A log as somebody sees it now."""
 
     segments: Sequence[Segment]
@@ -222,12 +222,12 @@ class AttemptLog:
         except Exception:
             log.exception("process %s: the end of its log was not stored", self._process_id)
 
-    async def seen(self) -> Seen:
+    async def seen(self) -> LogSeen:
         """All of it, as of now. Nothing is asked of the store."""
         segments, shown, unfinished = [*self._segments], self._shown, self._printed.unfinished()
         blocks = [*self._settling, *self._printed.pending()]
         rows = await asyncio.to_thread(self._printed.told, blocks)
-        return Seen(segments, [shown, *rows], unfinished, self._read)
+        return LogSeen(segments, [shown, *rows], unfinished, self._read)
 
     async def longer_than(self, count: int) -> None:
         """Return once there are more than `count` lines."""

@@ -78,7 +78,7 @@ class Refusals:
         return tuple(self._listed.values())
 
 
-class Listing(NamedTuple):
+class FolderListing(NamedTuple):
     """What lies below a folder."""
 
     #: Paths of regular files, sorted.
@@ -158,7 +158,7 @@ class OwnFolder:
         with suppress(OSError), self._folder(above) as folder:
             remove_tree(name, folder)
 
-    def listing(self, path: str) -> Listing:
+    def listing(self, path: str) -> FolderListing:
         """What lies below the folder `path`, by paths relative to it; empty if it is missing."""
         files, refused, linked = [], Refusals(), False
         with self._folder("") as held:
@@ -168,7 +168,7 @@ class OwnFolder:
                 else:
                     files.append(entry.path)
                     linked = linked or entry.facts.st_nlink > 1
-        return Listing(sorted(files), refused, linked)
+        return FolderListing(sorted(files), refused, linked)
 
     def names(self) -> Counter[Inode]:
         """How many names each file with several of them has in this folder."""

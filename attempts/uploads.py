@@ -20,9 +20,10 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from attempts.own_files import Inode, OwnFolder, Refusals
 from child.events import CheckpointSealed
+from records.keys import attempt_prefix
 from records.lease import Lease, LeaseLost, until_answered
 from records.manifest import Manifest, artifact_key, manifest_key
-from records.record import ArtifactsSummary, Checkpoint, StoredFile, Trouble, attempt_prefix
+from records.record import ArtifactsSummary, Checkpoint, StoredFile, Trouble
 from storage import (
     ChecksumMismatch,
     FileFacts,

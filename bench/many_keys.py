@@ -13,7 +13,8 @@ from heapq import merge
 from itertools import islice
 
 from records.index import index_key
-from records.record import Record, Writer, new_record, record_key
+from records.keys import record_key
+from records.record import Record, Writer, new_record
 from storage import (
     MAX_PAGE,
     FolderPage,

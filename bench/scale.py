@@ -24,7 +24,8 @@ from bench.asked import requests_of
 from bench.figures import Figure, Goal, count, milliseconds, ratio
 from bench.in_turn import Way, bar, seconds_in_turn
 from records.index import index_key
-from records.record import Record, record_key
+from records.keys import record_key
+from records.record import Record
 from storage import Store
 from stores.local.store import LocalStore
 from tests.aged import cleaned, cleaner, ended

@@ -13,7 +13,7 @@ from bench.bucket import BucketWorker, Line, seed_rows, worker_on
 from bench.ceph import section_ceph
 from bench.figures import Figure, Goal, median, milliseconds
 from bench.in_turn import Way, seconds_in_turn
-from records.record import record_key
+from records.keys import record_key
 from tests.servers import S3Server, client
 
 DELAY_SECONDS = 0.03

@@ -95,7 +95,7 @@ class Announced(NamedTuple):
     upload_id: str | None = None
 
 
-class Contents(NamedTuple):
+class FolderContents(NamedTuple):
     """What lies in a folder now, complete or not."""
 
     #: By path; of callers only, and without hashes.
@@ -166,7 +166,7 @@ def callers_files(rows: Iterable[Listed], prefix: str) -> Iterator[InputFile]:
             yield InputFile(path, row.size, row.modified, version=row.version)
 
 
-def contents_of(folder: str, rows: list[Listed]) -> Contents:
+def contents_of(folder: str, rows: list[Listed]) -> FolderContents:
     """What `rows`, a listing of the whole folder, say."""
     chunks: dict[str, dict[int, Listed]] = {}
     for row in rows:
@@ -175,7 +175,7 @@ def contents_of(folder: str, rows: list[Listed]) -> Contents:
             chunks.setdefault(name, {})[int(offset)] = row
     files = {file.path: file for file in callers_files(rows, f"{PREFIX}{folder}/")}
     announced = [row for row in rows if row.key.startswith(announcements_prefix(folder))]
-    return Contents(files, chunks, announced)
+    return FolderContents(files, chunks, announced)
 
 
 def hashes_of(files: Iterable[InputFile]) -> Hashes:
@@ -267,7 +267,7 @@ def is_there_already(path: str) -> UploadRefused:
     return UploadRefused(f"{path!r} is there already; `overwrite: true` replaces it")
 
 
-def check_limits(announced: list[Announced], there: Contents, limits: Settings) -> None:
+def check_limits(announced: list[Announced], there: FolderContents, limits: Settings) -> None:
     """Whether `announced` may be brought to where `there` is already.
 
     Chunks count, too: those of a file that is announced as that file, all others as they lie there.

@@ -20,7 +20,7 @@ from inputs.folder_files import (
     LINK_BYTES,
     PREFIX,
     Announced,
-    Contents,
+    FolderContents,
     FolderManifest,
     Hashes,
     InputFile,
@@ -218,7 +218,7 @@ class InputFolders:
                 return manifest
 
     async def _put_together(
-        self, folder: str, file: Announced, there: Contents, overwrite: bool
+        self, folder: str, file: Announced, there: FolderContents, overwrite: bool
     ) -> bool:
         """Make one object of the parts or the chunks that a file came in, unless it is there.
 
@@ -338,7 +338,7 @@ class InputFolders:
         files = list(callers_files(page.objects, prefix))
         return files, page.next.removeprefix(prefix) if page.next else None
 
-    async def contents(self, folder: str) -> Contents:
+    async def contents(self, folder: str) -> FolderContents:
         """What lies there now, complete or not. One request for 1000 objects."""
         rows = [row async for row in list_all(self._store, f"{PREFIX}{folder}/")]
         return contents_of(folder, rows)

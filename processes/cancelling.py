@@ -13,7 +13,8 @@ from processes.settling import settle_abandoned
 from records.lease import Leases, LeaseWatch
 from records.notes import leave_note
 from records.reading import decode_record, present, read_stored
-from records.record import Snapshot, Status
+from records.record import Status
+from records.view import Snapshot
 from storage import StorageFailure
 
 

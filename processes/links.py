@@ -6,7 +6,8 @@ import time
 from collections import OrderedDict
 
 from attempts.log_writing import log_tail_key
-from records.record import Record, cancel_key, record_key
+from records.keys import cancel_key, record_key
+from records.record import Record
 from storage import PresignUnsupported, StorageFailure, Store
 
 #: A day: longer than most processes, and a view with fresh links is one poll away.

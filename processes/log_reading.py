@@ -11,7 +11,7 @@ from typing import NamedTuple
 from attempts.log_writing import (
     TAIL_NAME,
     AttemptLog,
-    Seen,
+    LogSeen,
     Segment,
     Tail,
     decoded,
@@ -38,7 +38,7 @@ class UnknownAttempt(WorkerError):
     code = "unknown_attempt"
 
 
-class Wanted(NamedTuple):
+class WantedLines(NamedTuple):
     """Which lines: those after `after`, oldest first, or the newest (`after` is None)."""
 
     after: int | None
@@ -110,7 +110,7 @@ def _adjoin(two: Sequence[_Piece]) -> bool:
 # ---- from wherever it is
 
 
-async def page_of_log(seen: Seen, wanted: Wanted) -> LogPage:
+async def page_of_log(seen: LogSeen, wanted: WantedLines) -> LogPage:
     """What is `wanted` of it, as much as fits."""
     pieces = pieces_of(seen.segments, seen.newest)
     while True:
@@ -131,7 +131,7 @@ async def page_of_log(seen: Seen, wanted: Wanted) -> LogPage:
 
 
 async def _read(
-    seen: Seen, chosen: Sequence[_Piece], wanted: Wanted
+    seen: LogSeen, chosen: Sequence[_Piece], wanted: WantedLines
 ) -> tuple[Lines, Segment | Lines | None]:
     """As many lines of `chosen` as are wanted and fit, and what was not there any more."""
     if not chosen:
@@ -158,7 +158,7 @@ async def _read(
     return Lines(chosen[0].first, texts), gone
 
 
-async def _texts_of(seen: Seen, piece: _Piece) -> list[str]:
+async def _texts_of(seen: LogSeen, piece: _Piece) -> list[str]:
     source = piece.source
     lines = await seen.read(source) if isinstance(source, Segment) else source
     return lines.texts[piece.first - lines.first : piece.last - lines.first + 1]
@@ -180,7 +180,7 @@ class LogLook:
         self._prefix = logs_prefix(record.process_id, attempt)
         self._tail: Stored | None = None
 
-    async def page(self, wanted: Wanted) -> LogPage:
+    async def page(self, wanted: WantedLines) -> LogPage:
         """What is wanted of it, as of now.
 
         The worker that runs the attempt asks nobody. Any other asks for `tail.txt`, and for more
@@ -205,7 +205,7 @@ class LogLook:
         run = self._runs.held(self._process_id)
         return run.log if run and run.lease.record.attempt == self.attempt else None
 
-    async def _stored(self, wanted: Wanted) -> Seen:
+    async def _stored(self, wanted: WantedLines) -> LogSeen:
         try:
             self._tail = await self._store.get(self._prefix + TAIL_NAME, cached=self._tail)
             tail = decoded_tail(self._tail.data)
@@ -218,7 +218,7 @@ class LogLook:
             rows = [row async for row in list_all(self._store, self._prefix)]
             named = (segment_of(row.key.removeprefix(self._prefix), row.size) for row in rows)
             segments = [segment for segment in named if segment]
-        return Seen(segments, [lines], tail.unfinished, self._read)
+        return LogSeen(segments, [lines], tail.unfinished, self._read)
 
     async def _read(self, segment: Segment) -> Lines:
         return decoded(segment, (await self._store.get(self._prefix + segment.name)).data)

@@ -11,7 +11,8 @@ from records.cache import Copy, RecordCache
 from records.index import Row, read_rows
 from records.manifest import Artifact, Manifests, find
 from records.reading import UnknownProcess, decode_record, present, read_stored
-from records.record import Snapshot, Status
+from records.record import Status
+from records.view import Snapshot
 from records.why import NO_PROGRESS, Why, why
 from storage import StorageFailure, Store
 from worker.settings import Settings

@@ -8,9 +8,9 @@ from functools import partial
 from processes.lookup import ProcessLookup
 from records.cache import Unsent
 from records.index import repair
+from records.keys import record_key
 from records.lease import Leases, until_answered
 from records.reading import RecordUnreadable, UnknownProcess, decode_record, read_stored
-from records.record import record_key
 from storage import ObjectChanged, StorageFailure, Store
 
 #: So many of the newest records are read ahead.

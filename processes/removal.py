@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from attempts.archive import ARCHIVE, archive_row
 from records.index import DELETED, age_key, rows_of
+from records.keys import record_key
 from records.lease import Leases
 from records.reading import decode_record, read_stored
-from records.record import Record, record_key
+from records.record import Record
 from storage import Listed, ObjectChanged, StorageUnavailable, Store
 from stores.prefixes import Removed, list_all
 from utils import Stopwatch, WorkerError, side_by_side

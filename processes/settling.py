@@ -9,7 +9,8 @@ from datetime import datetime
 
 from records.index import repair
 from records.lease import Leases
-from records.record import Record, Snapshot, clock_of
+from records.record import Record, clock_of
+from records.view import Snapshot
 from storage import ObjectChanged, StorageFailure, Store, Stored
 
 

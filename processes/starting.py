@@ -26,10 +26,12 @@ from records.delivery import (
     decide_delivery,
     takeover_reason,
 )
+from records.keys import record_key
 from records.lease import Lease, Leases, LeaseWatch
 from records.notes import leave_platform_note, read_note
 from records.reading import UnknownProcess, decode_record, present, read_record
-from records.record import Record, Snapshot, clock_of, new_record, record_key
+from records.record import Record, clock_of, new_record
+from records.view import Snapshot
 from storage import ObjectChanged, ObjectExists, ObjectNotFound, StorageUnavailable, Stored
 from utils import WorkerError
 

@@ -86,7 +86,7 @@ class Unsent(BaseModel, frozen=True):
     version: str
 
 
-class Entry(NamedTuple):
+class JournalEntry(NamedTuple):
     """An unsent write in the journal of a dead worker."""
 
     path: Path
@@ -138,7 +138,7 @@ class RecordCache:
         await asyncio.to_thread(_unlink, self._path(process_id, UNSENT))
 
     @asynccontextmanager
-    async def left_behind(self) -> AsyncIterator[list[Entry]]:
+    async def left_behind(self) -> AsyncIterator[list[JournalEntry]]:
         """Adopt the copies of dead workers; what is in their journals, held while this lasts.
 
         A journal with entries that are not `settled` is left to the next worker.
@@ -149,7 +149,7 @@ class RecordCache:
             for folder in folders:
                 await asyncio.to_thread(_remove_unless_owing, folder)
 
-    async def settled(self, entry: Entry) -> None:
+    async def settled(self, entry: JournalEntry) -> None:
         """The store has it, or the process has moved on; a copy from before says less."""
         await asyncio.to_thread(_unlink, entry.path)
         await self.drop(entry.unsent.record.process_id)
@@ -218,10 +218,10 @@ def _unlink(path: Path) -> None:
         path.unlink()
 
 
-def _entries(folder: Path) -> list[Entry]:
+def _entries(folder: Path) -> list[JournalEntry]:
     """Those that can be read; others may be of a newer worker."""
     found = [(path, _read(path, Unsent)) for path in sorted(folder.glob(f"*{UNSENT}"))]
-    return [Entry(path, unsent) for path, unsent in found if unsent]
+    return [JournalEntry(path, unsent) for path, unsent in found if unsent]
 
 
 def _remove_unless_owing(folder: Path) -> bool:

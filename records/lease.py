@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from records.cache import Copy, RecordCache, Unsent
+from records.keys import record_key
 from records.reading import RecordUnreadable, decode_record
-from records.record import Record, Trouble, Writer, record_key
+from records.record import Record, Trouble, Writer
 from storage import (
     ObjectChanged,
     ObjectNotFound,

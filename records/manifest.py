@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from records.record import Record, RefusedFile, StoredFile, attempt_prefix
+from records.keys import attempt_prefix
+from records.record import Record, RefusedFile, StoredFile
 from storage import ObjectNotFound, Store
 from stores.prefixes import list_all
 from utils import WorkerError, did_you_mean

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from records.record import attempt_prefix, cancel_key
+from records.keys import attempt_prefix, cancel_key
 from storage import ObjectNotFound, Store
 from utils import Frozen, new_nonce
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ValidationError
 
-from records.record import FORMAT, Record, record_key
+from records.keys import record_key
+from records.record import FORMAT, Record
 from storage import ObjectNotFound, Store, Stored
 from utils import WorkerError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, Field, JsonValue
 
@@ -436,87 +436,3 @@ def clock_of(record: Record, age_seconds: float | None, clock: Clock) -> Clock:
     else:
         ahead = record.updated_at + timedelta(seconds=age_seconds) - clock()
     return lambda: clock() + ahead
-
-
-# ---- what callers see
-
-
-class Snapshot(NamedTuple):
-    """A record with how it came to be known."""
-
-    record: Record
-    source: Literal["memory", "storage", "cache"]
-    #: Seconds since its last write: by the store's clock, or this worker's if it is the writer.
-    #: None: the store did not tell.
-    age_seconds: float | None
-    #: Whether the store could not be asked, so that this may have been overtaken.
-    stale: bool = False
-    queue_position: int | None = None
-
-    def lost(self, lease_seconds: float) -> bool:
-        """Whether its owner is known not to have written for a lease.
-
-        From memory it is the owner who speaks: it knows that the process lives, store or no store.
-        """
-        if self.source != "storage" or self.age_seconds is None:
-            return False
-        return self.age_seconds > lease_seconds and not self.record.released
-
-    @property
-    def heartbeat_age_seconds(self) -> float | None:
-        """What a view says: None of a process that nobody holds, or if it is unknown."""
-        if self.record.released or self.age_seconds is None:
-            return None
-        return round(self.age_seconds, 1)
-
-
-def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
-    """A process as every reply shows it. JSON-ready."""
-    record = snapshot.record
-    fields = record.model_dump(
-        mode="json",
-        include={
-            "process_id",
-            "kind",
-            "status",
-            "revision",
-            "attempt",
-            "created_at",
-            "started_at",
-            "updated_at",
-            "finished_at",
-            "progress",
-            "cancel_requested",
-            "failure",
-            "result",
-            "artifacts",
-            "labels",
-            "history",
-        },
-    )
-    lost = snapshot.lost(lease_seconds)
-    return {
-        **fields,
-        "status": (Status.INTERRUPTED if lost else record.status).value,
-        "worker_id": record.writer.worker_id,
-        "queue_position": snapshot.queue_position,
-        "resumable": lost or record.resumable,
-        "heartbeat_age_seconds": snapshot.heartbeat_age_seconds,
-        "source": snapshot.source,
-        "stale": snapshot.stale,
-    }
-
-
-# ---- keys
-
-
-def record_key(process_id: str) -> str:
-    return f"processes/{process_id}/record.json"
-
-
-def cancel_key(process_id: str) -> str:
-    return f"processes/{process_id}/cancel"
-
-
-def attempt_prefix(process_id: str, attempt: int) -> str:
-    return f"processes/{process_id}/attempts/{attempt}/"

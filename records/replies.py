@@ -36,7 +36,7 @@ def encoded(reply: Reply) -> str:
     return text
 
 
-class Page:
+class ReplyPage:
     """Rows of one reply, as long as there is room for more."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Page:
 
 def page_of(rows: Iterable[Reply]) -> list[JsonValue]:
     """The rows from the first on that one reply can carry."""
-    page = Page()
+    page = ReplyPage()
     for row in rows:
         if not page.add(row):
             break

@@ -9,14 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from records.record import (
-    STOPPED_BY_PLATFORM,
-    TOO_MANY_ATTEMPTS,
-    Record,
-    Snapshot,
-    Status,
-    Trouble,
-)
+from records.record import STOPPED_BY_PLATFORM, TOO_MANY_ATTEMPTS, Record, Status, Trouble
+from records.view import Snapshot
 from storage import StorageMisconfigured
 
 

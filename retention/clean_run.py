@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from records.lease import Leases
-from retention.last_clean import LastClean, Place
+from retention.last_clean import LastClean, SweepPlace
 from storage import StorageFailure
 from utils import Stopwatch, side_by_side
 
@@ -90,7 +90,7 @@ class CleanRun:
         await self.delete(keys)
         return True
 
-    async def came_to(self, sweep: str, place: Place) -> bool:
+    async def came_to(self, sweep: str, place: SweepPlace) -> bool:
         """Write down how far a sweep has come; False: another worker cleans as well."""
         return self.dry or await self.last.write(**{sweep: place})
 

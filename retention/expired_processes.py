@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator
 from attempts.archive import ARCHIVE
 from processes.removal import ERASED_SECONDS, Found, files_of, leads_of, remove_all
 from records.index import ARCHIVES, DELETED, PREFIX, Lead, leads_before
+from records.keys import cancel_key, record_key
 from records.reading import RecordUnreadable, UnknownProcess, decode_record, read_stored
-from records.record import Record, cancel_key, record_key
+from records.record import Record
 from retention.clean_run import DAY, CleanRun, each_apart, in_batches
 from storage import Listed
 from utils import Stopwatch

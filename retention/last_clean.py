@@ -18,7 +18,7 @@ from utils import new_nonce
 KEY = "locks/retention"
 
 
-class Place(BaseModel, frozen=True):
+class SweepPlace(BaseModel, frozen=True):
     """How far a sweep has come."""
 
     #: The name after which it goes on; empty: a round begins.
@@ -32,7 +32,7 @@ class State(BaseModel, frozen=True):
 
     #: No two versions are the same bytes.
     nonce: str = ""
-    places: dict[str, Place] = {}
+    places: dict[str, SweepPlace] = {}
 
 
 def can_follow(name: str) -> bool:
@@ -68,11 +68,11 @@ class LastClean:
         """Whether a worker has ever cleaned."""
         return bool(self._version)
 
-    def place(self, sweep: str) -> Place:
-        place = self._state.places.get(sweep, Place())
-        return place if can_follow(place.after) else Place()
+    def place(self, sweep: str) -> SweepPlace:
+        place = self._state.places.get(sweep, SweepPlace())
+        return place if can_follow(place.after) else SweepPlace()
 
-    async def write(self, **places: Place) -> bool:
+    async def write(self, **places: SweepPlace) -> bool:
         """Say that this worker cleans and has come so far; False: another worker cleans, too."""
         self._state = State(nonce=new_nonce(), places={**self._state.places, **places})
         data = self._state.model_dump_json().encode()

@@ -29,7 +29,7 @@ from records.reading import (
 from records.record import Record
 from retention.clean_run import AT_ONCE, DAY, MOST, CleanRun, each_apart
 from retention.expired_processes import is_expired, remove
-from retention.last_clean import Place, can_follow
+from retention.last_clean import SweepPlace, can_follow
 from storage import MAX_PAGE
 from stores.prefixes import list_all
 from utils import Stopwatch
@@ -91,7 +91,7 @@ async def in_turn(
         after = [name for name in page.items if can_follow(name)]
         more = page.more and bool(after)
         seen = place.seen + len(page.items)
-        place = Place(after=after[-1], seen=seen) if more else Place()
+        place = SweepPlace(after=after[-1], seen=seen) if more else SweepPlace()
         if not await run.came_to(sweep, place) or not more:
             return
         left -= len(page.items)

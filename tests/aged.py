@@ -14,8 +14,9 @@ from attempts.archive import archive_row
 from inputs.touches import Touches
 from process_manager import new_leases
 from records.index import index_key
+from records.keys import record_key
 from records.lease import Leases
-from records.record import Record, Status, Writer, new_record, record_key
+from records.record import Record, Status, Writer, new_record
 from retention.clean_run import DAY, CleanReport
 from retention.cleaner import clean
 from retention.last_clean import KEY as LOCK

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from process_manager import Start
-from records.record import Record, Status, record_key
+from records.keys import record_key
+from records.record import Record, Status
 from storage import ObjectNotFound
 from tests.faulty_store import FaultyStore
 from tests.kit import Caller, Reply

@@ -7,8 +7,9 @@ import itertools
 from typing import TYPE_CHECKING
 
 from attempts.uploads import checkpoint_key
+from records.keys import attempt_prefix, record_key
 from records.manifest import Manifest, artifact_key, manifest_key
-from records.record import Record, Status, attempt_prefix, record_key
+from records.record import Record, Status
 from storage import ObjectNotFound
 from tests.servers import keys_of
 

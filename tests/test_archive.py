@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from attempts.archive import READ_BYTES, ArchiveFailed, ArchiveStream, Entry
+from attempts.archive import READ_BYTES, ArchiveFailed, ArchiveStream, ZipEntry
 from records.manifest import artifact_key
 from tests.crowd import on_every_store
 from tests.test_download import fetched, made
@@ -170,7 +170,7 @@ async def test_names_that_differ_only_in_case_are_two_files_of_a_zip(crowd):
     entries = []
     for name in ("a", "A"):
         await store.put(name, name.encode())
-        entries.append(Entry(name, name, 1, None))
+        entries.append(ZipEntry(name, name, 1, None))
     data = b"".join([chunk async for chunk in stream_of(crowd.worker(), entries).chunks()])
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {"a": b"a", "A": b"A"}
@@ -182,14 +182,14 @@ async def test_a_zip_is_of_the_announced_size(crowd):
     for number in range(50):
         name = f"folder/\u00e9-{number}"
         await store.put(name, b"x" * number)
-        entries.append(Entry(name, name, number, None))
+        entries.append(ZipEntry(name, name, number, None))
     stream = stream_of(crowd.worker(), entries)
     assert sum([len(chunk) async for chunk in stream.chunks()]) == stream.size
 
 
 async def test_whoever_stops_listening_leaves_no_thread_waiting(crowd):
     await crowd.store.put("a", b"x" * (READ_BYTES * 4))
-    chunks = stream_of(crowd.worker(), [Entry("a", "a", READ_BYTES * 4, None)]).chunks()
+    chunks = stream_of(crowd.worker(), [ZipEntry("a", "a", READ_BYTES * 4, None)]).chunks()
     await anext(chunks)
     await chunks.aclose()
     with pytest.raises(StopAsyncIteration):
@@ -218,7 +218,7 @@ async def test_a_record_that_cannot_be_read_is_left_out_and_told(crowd):
 
 async def test_a_file_that_shrinks_while_it_is_read_ends_the_stream(crowd):
     await crowd.store.put("a", b"short")
-    stream = stream_of(crowd.worker(), [Entry("a", "a", 100, None)])
+    stream = stream_of(crowd.worker(), [ZipEntry("a", "a", 100, None)])
     with pytest.raises(ArchiveFailed, match="size"):
         [chunk async for chunk in stream.chunks()]
 

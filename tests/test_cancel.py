@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from records.keys import cancel_key
 from records.notes import leave_note, leave_platform_note, platform_stop_key, read_note
-from records.record import cancel_key
 from tests.crowd import on_every_store, start_of, until
 from tests.faulty_s3 import FaultyS3
 from tests.servers import open_place

@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from records.index import DELETED, age_key, index_key
-from records.record import Record, Writer, cancel_key, record_key
+from records.keys import cancel_key, record_key
+from records.record import Record, Writer
 from retention.clean_run import CleanReport
 from retention.cleaner import Cleaner, clean, clean_if_due
 from storage import StorageUnavailable

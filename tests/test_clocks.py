@@ -6,7 +6,9 @@ from datetime import timedelta
 import pytest
 
 from process_manager import ProcessManager
-from records.record import Status, record_key, view
+from records.keys import record_key
+from records.record import Status
+from records.view import view
 from tests.crowd import on_every_store, start_of, until
 from tests.faulty_store import FaultyStore
 from tests.kit import settings

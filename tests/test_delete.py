@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from records.index import index_key
-from records.record import cancel_key, record_key
+from records.keys import cancel_key, record_key
 from tests import servers
 from tests.crowd import on_every_store
 from tests.test_complete import in_manifest

@@ -10,7 +10,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from records.record import attempt_prefix
+from records.keys import attempt_prefix
 from tests.endpoint import SHORT_LEASE, Endpoint
 from tests.invariants import violations
 from tests.servers import keys_of, on_ceph, on_local

@@ -11,7 +11,8 @@ from attempts.fetching import Inputs
 from inputs.errors import InputRefused
 from inputs.sources import Input
 from process_manager import ProcessManager
-from records.record import Status, record_key
+from records.keys import record_key
+from records.record import Status
 from storage import StorageMisconfigured, StorageUnavailable
 from tests.crowd import on_every_store
 from tests.web_server import Reply

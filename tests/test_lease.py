@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 
 from process_manager import new_leases
+from records.keys import record_key
 from records.lease import LeaseLost, LeaseWatch
-from records.record import ProgressSeen, Record, Status, Writer, new_record, record_key
+from records.record import ProgressSeen, Record, Status, Writer, new_record
 from tests.crowd import until
 from tests.faulty_store import FaultyStore
 from tests.kit import settings

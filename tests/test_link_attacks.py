@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from records.record import cancel_key
+from records.keys import cancel_key
 from tests import servers
 from tests.test_upload import PART, announced, complete, listed, send_chunks, sha256
 from tests.with_inputs import given

@@ -5,12 +5,21 @@ from __future__ import annotations
 import pytest
 
 from attempts import log_writing as logs
-from attempts.log_writing import Seen, Segment, Tail, joined, seal, segment_of, shown_end, too_many
+from attempts.log_writing import (
+    LogSeen,
+    Segment,
+    Tail,
+    joined,
+    seal,
+    segment_of,
+    shown_end,
+    too_many,
+)
 from child.job_log import Lines
-from processes.log_reading import LogPage, Wanted, page_of_log
+from processes.log_reading import LogPage, WantedLines, page_of_log
 from storage import ObjectNotFound
 
-ALL = Wanted(0, 10_000, 1_000_000)
+ALL = WantedLines(0, 10_000, 1_000_000)
 
 
 def lines(first: int, last: int, size: int = 0) -> Lines:
@@ -18,7 +27,7 @@ def lines(first: int, last: int, size: int = 0) -> Lines:
     return Lines(first, [str(number).ljust(size, ".") for number in range(first, last + 1)])
 
 
-def seen(*parts: Segment | Lines, gone: int = 0) -> Seen:
+def seen(*parts: Segment | Lines, gone: int = 0) -> LogSeen:
     """A log of segments and of what is at hand; the segment that begins at `gone` is gone."""
 
     async def read(segment: Segment) -> Lines:
@@ -27,7 +36,7 @@ def seen(*parts: Segment | Lines, gone: int = 0) -> Seen:
         return lines(segment.first, segment.last)
 
     segments = [part for part in parts if isinstance(part, Segment)]
-    return Seen(segments, [part for part in parts if isinstance(part, Lines)], None, read)
+    return LogSeen(segments, [part for part in parts if isinstance(part, Lines)], None, read)
 
 
 # ---- how it is written down
@@ -120,7 +129,7 @@ async def test_a_page_ends_at_a_gap_and_the_next_one_says_how_many_were_left_out
 
 async def test_the_newest_lines_are_those_after_the_last_gap() -> None:
     log = seen(Segment(1, 3, 0), Segment(10, 12, 0), lines(13, 14))
-    newest = Wanted(None, 3, 1_000_000)
+    newest = WantedLines(None, 3, 1_000_000)
     assert await page_of_log(log, newest) == LogPage(lines(12, 14), 0, True, None)
     assert await page_of_log(log, newest._replace(limit=99)) == LogPage(
         lines(10, 14), 6, True, None
@@ -131,10 +140,10 @@ async def test_the_newest_lines_are_those_after_the_last_gap() -> None:
 async def test_a_page_has_no_more_bytes_than_asked_for_but_always_a_line(after: int | None) -> None:
     log = seen(Lines(1, ["ä" * 10, "ö" * 10, "ü" * 10]))
     as_json = 10 * len("\\u00e4") + 4  # quotes, comma, space
-    two = await page_of_log(log, Wanted(after, 99, 2 * as_json))
+    two = await page_of_log(log, WantedLines(after, 99, 2 * as_json))
     assert len(two.lines.texts) == 2
     assert two.at_end == (after is None)
-    assert len((await page_of_log(log, Wanted(after, 99, 1))).lines.texts) == 1
+    assert len((await page_of_log(log, WantedLines(after, 99, 1))).lines.texts) == 1
 
 
 async def test_a_segment_that_is_removed_while_it_is_read_counts_as_left_out() -> None:
@@ -142,10 +151,10 @@ async def test_a_segment_that_is_removed_while_it_is_read_counts_as_left_out() -
     assert await page_of_log(log, ALL) == LogPage(lines(1, 3), 0, at_end=False, unfinished=None)
     after = ALL._replace(after=3)
     assert await page_of_log(log, after) == LogPage(lines(7, 8), 3, at_end=True, unfinished=None)
-    assert (await page_of_log(log, Wanted(None, 99, 1_000_000))).lines == lines(7, 8)
+    assert (await page_of_log(log, WantedLines(None, 99, 1_000_000))).lines == lines(7, 8)
 
 
 async def test_a_log_without_lines_is_an_empty_page() -> None:
     assert await page_of_log(seen(Lines(1, [])), ALL) == LogPage(Lines(1, []), 0, True, None)
-    newest = Wanted(None, 99, 1_000_000)
+    newest = WantedLines(None, 99, 1_000_000)
     assert await page_of_log(seen(), newest) == LogPage(Lines(1, []), 0, True, None)

@@ -5,8 +5,9 @@ import copy
 
 import pytest
 
+from records.keys import record_key
 from records.reading import RecordUnreadable, UnknownProcess
-from records.record import Status, record_key
+from records.record import Status
 from tests.crowd import on_every_store
 from tests.test_cancel import start_of
 

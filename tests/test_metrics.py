@@ -12,7 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from health.metrics import figures, merged
-from records.record import Record, record_key
+from records.keys import record_key
+from records.record import Record
 from storage import ObjectExists, StorageUnavailable
 from stores.s3.store import S3Store
 from tests.crowd import until

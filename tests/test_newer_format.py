@@ -6,8 +6,9 @@ import json
 import pytest
 
 from records.index import DELETED, age_key, index_key
+from records.keys import record_key
 from records.reading import RecordNewer, RecordUnreadable, decode_record
-from records.record import FORMAT, Record, record_key
+from records.record import FORMAT, Record
 from tests.aged import cleaned, cleaner, days_ago, ended, seed
 from tests.crowd import on_every_store
 from tests.servers import keys_of, on_local

@@ -19,16 +19,8 @@ from records.delivery import (
     decide_delivery,
     hash_request,
 )
-from records.record import (
-    Checkpoint,
-    ProgressSeen,
-    Record,
-    Snapshot,
-    Writer,
-    clock_of,
-    new_record,
-    view,
-)
+from records.record import Checkpoint, ProgressSeen, Record, Writer, clock_of, new_record
+from records.view import Snapshot, view
 
 NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 ME, YOU = Writer(worker_id="me", nonce="1"), Writer(worker_id="you", nonce="2")

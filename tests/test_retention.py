@@ -8,7 +8,8 @@ import pytest
 
 from inputs.touches import Touches, used_key
 from records.index import ARCHIVES, DELETED, age_key, index_key
-from records.record import Status, Writer, cancel_key, record_key
+from records.keys import cancel_key, record_key
+from records.record import Status, Writer
 from retention.expired_processes import is_expired
 from retention.lifecycle import lifecycle_rules
 from storage import InvalidKey, ObjectChanged, StorageUnavailable

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import urllib3
 
-from storage import FileFacts, StorageUnavailable, Stored, Wanted
+from storage import FileFacts, StorageUnavailable, Stored, WantedLink
 from stores.s3.client import Clients, S3Config
 from stores.s3.files import PART, SMALL
 from stores.s3.links import attachment
@@ -219,7 +219,9 @@ async def test_a_file_has_the_type_that_it_was_given(
 
 
 async def test_a_link_in_a_batch_is_for_its_own_file(store: S3Store, tmp_path: Path) -> None:
-    links = await store.presign_gets([Wanted("a", None), Wanted("b", "b.png")], expires_in=60)
+    links = await store.presign_gets(
+        [WantedLink("a", None), WantedLink("b", "b.png")], expires_in=60
+    )
     assert [urlsplit(link).path.rpartition("/")[2] for link in links] == ["a", "b"]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from storage import MAX_KEY_BYTES, MAX_PART_BYTES, InvalidKey, Wanted, check_key, check_prefix
+from storage import MAX_KEY_BYTES, MAX_PART_BYTES, InvalidKey, WantedLink, check_key, check_prefix
 from tests import servers
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ CALLS: dict[str, Callable[[Store, str, Path], Awaitable[object]]] = {
     "download": lambda store, key, file: store.download(key, file),
     "presign_get": lambda store, key, _: store.presign_get(key, expires_in=60),
     "presign_gets": lambda store, key, _: store.presign_gets(
-        [Wanted("good"), Wanted(key)], expires_in=60
+        [WantedLink("good"), WantedLink(key)], expires_in=60
     ),
     "presign_put": lambda store, key, _: store.presign_put(key, expires_in=60),
     "presign_parts": lambda store, key, _: store.presign_parts(

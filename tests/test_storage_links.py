@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from storage import MAX_PAGE, ObjectNotFound, PartsMissing, PresignUnsupported, Wanted
+from storage import MAX_PAGE, ObjectNotFound, PartsMissing, PresignUnsupported, WantedLink
 from tests import servers
 from tests.test_storage_contract import AWKWARD, fetch
 
@@ -70,14 +70,14 @@ async def test_many_links_come_in_the_order_of_what_they_lead_to(store: Store) -
     keys = [key for key in AWKWARD if "/" in key]
     for key in keys:
         await store.put(key, key.encode())
-    links = await store.presign_gets([Wanted(key) for key in keys], expires_in=60)
+    links = await store.presign_gets([WantedLink(key) for key in keys], expires_in=60)
     assert [await fetch(link) for link in links] == [key.encode() for key in keys]
 
 
 @pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
 async def test_each_of_many_links_knows_its_own_name(store: Store) -> None:
     await store.put("a", b"1")
-    wanted = [Wanted("a", "one.txt"), Wanted("a"), Wanted("a", "näme.txt")]
+    wanted = [WantedLink("a", "one.txt"), WantedLink("a"), WantedLink("a", "näme.txt")]
     links = await store.presign_gets(wanted, expires_in=60)
     async with httpx.AsyncClient() as client:
         answers = [(await client.get(link)).raise_for_status() for link in links]
@@ -94,7 +94,7 @@ async def test_no_links_are_wanted(store: Store) -> None:
 @pytest.mark.parametrize("place", servers.S3_STORES, indirect=True)
 async def test_a_thousand_links_do_not_hold_the_event_loop(store: Store) -> None:
     await store.capabilities()
-    wanted = [Wanted(f"folder/{number}", "name.txt") for number in range(MAX_PAGE)]
+    wanted = [WantedLink(f"folder/{number}", "name.txt") for number in range(MAX_PAGE)]
     minting = asyncio.create_task(store.presign_gets(wanted, expires_in=60))
     turns = 0
     while not minting.done():

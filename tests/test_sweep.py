@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from records.index import index_key, read_rows
-from records.record import Status, Writer, cancel_key, record_key
+from records.keys import cancel_key, record_key
+from records.record import Status, Writer
 from retention.clean_run import AT_ONCE, MOST, CleanReport, CleanRun
-from retention.last_clean import LastClean, Place
+from retention.last_clean import LastClean, SweepPlace
 from retention.sweep import Names, in_turn, pace
 from tests.aged import (
     LATER_DAYS,
@@ -139,20 +140,20 @@ def put_folders(place, there):
 @on_local
 async def test_a_round_grows_and_the_next_one_begins_small_again(store, place, tmp_path):
     names = put_folders(place, 900)
-    sweep = _Sweep(cleaner(store, tmp_path), Place(after=names[199], seen=14_400))
+    sweep = _Sweep(cleaner(store, tmp_path), SweepPlace(after=names[199], seen=14_400))
     # A 72nd of 14,400, of 14,600, of 14,802, and what is left.
     assert [await sweep.go(100) for _ in range(4)] == [200, 202, 205, 93]
     assert sweep.shown == names[200:]
-    assert sweep.place == Place()
+    assert sweep.place == SweepPlace()
     assert await sweep.go(100) == 100
-    assert sweep.place == Place(after=names[99], seen=100)
+    assert sweep.place == SweepPlace(after=names[99], seen=100)
 
 
 @on_local
 async def test_a_large_run_comes_by_the_page(store, place, tmp_path):
     names = put_folders(place, 1500)
     worker = cleaner(store, tmp_path)
-    sweep = _Sweep(worker, Place(after=names[0], seen=72 * 1100))
+    sweep = _Sweep(worker, SweepPlace(after=names[0], seen=72 * 1100))
     assert await sweep.go(100) == 1100
     assert sweep.shown == names[1:1101]
     assert len(worker.store.asked("list_folders")) == 2
@@ -185,9 +186,9 @@ async def place_in(store):
 @on_local
 async def test_the_next_cleaner_goes_on_where_the_last_one_came_to(store, place, tmp_path):
     names = put_folders(place, 400)
-    await LastClean(store).write(processes=Place(after=names[49], seen=10_800))
+    await LastClean(store).write(processes=SweepPlace(after=names[49], seen=10_800))
     assert await cleaned(cleaner(store, tmp_path)) == {"orphans": 150}
-    assert await place_in(store) == Place(after=names[199], seen=10_950)
+    assert await place_in(store) == SweepPlace(after=names[199], seen=10_950)
     assert await cleaned(cleaner(store, tmp_path)) == {"orphans": 152}
     assert await keys_of(store, "processes/") == [
         f"processes/{name}/x" for name in names[:50] + names[352:]
@@ -207,7 +208,7 @@ async def test_a_sweep_that_is_broken_off_has_lost_its_page_and_no_more(
     worker.store.away = True
     cleaning.cancel()
     await asyncio.wait([cleaning])
-    assert await place_in(store) == Place(after=names[2 * AT_ONCE - 1], seen=2 * AT_ONCE)
+    assert await place_in(store) == SweepPlace(after=names[2 * AT_ONCE - 1], seen=2 * AT_ONCE)
 
 
 @on_local

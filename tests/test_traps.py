@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from records.index import index_key
-from records.record import Status, record_key
+from records.keys import record_key
+from records.record import Status
 from stores.local.objects import LocalObjects
 from stores.local.store import LocalStore
 from tests.crowd import on_every_store, start_of, until

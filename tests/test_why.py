@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from child.verdict import Failure
-from records.record import ProgressSeen, Snapshot, Trouble, Writer, new_record
+from records.record import ProgressSeen, Trouble, Writer, new_record
+from records.view import Snapshot
 from records.why import why
 from tests.crowd import on_every_store
 

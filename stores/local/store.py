@@ -30,7 +30,7 @@ from storage import (
     StorageUnavailable,
     Stored,
     StoreHealth,
-    Wanted,
+    WantedLink,
 )
 from stores.local import files as local_files
 from stores.local.objects import LocalObjects
@@ -220,7 +220,7 @@ class LocalStore:
         """A `file://` URL. It neither expires nor renames; there is no server to see to that."""
         return self._objects.link(key)
 
-    async def presign_gets(self, wanted: Sequence[Wanted], *, expires_in: int) -> Links:
+    async def presign_gets(self, wanted: Sequence[WantedLink], *, expires_in: int) -> Links:
         """See `presign_get`."""
         return await self._run(lambda: [self._objects.link(each.key) for each in wanted])
 

@@ -21,7 +21,7 @@ from botocore.exceptions import NoCredentialsError, UnknownSignatureVersionError
 from urllib3.connection import HTTPConnection
 
 from storage import StorageMisconfigured
-from stores.s3.errors import BOTO_ERRORS, Place, translate
+from stores.s3.errors import BOTO_ERRORS, BucketPlace, translate
 from stores.s3.metering import RequestCounter
 from stores.s3.signed_calls import Destination, SignedCalls
 from stores.s3.stopping import StoppableHTTP, StoppableHTTPS
@@ -84,9 +84,9 @@ class S3Config:
         )
 
     @property
-    def place(self) -> Place:
+    def place(self) -> BucketPlace:
         """For sentences."""
-        return Place(self.bucket, _without_login(self.endpoint_url), self.region)
+        return BucketPlace(self.bucket, _without_login(self.endpoint_url), self.region)
 
 
 class Client(NamedTuple):

@@ -26,7 +26,7 @@ class Unsupported(StorageMisconfigured):
     """This store has no such operation."""
 
 
-class Place(NamedTuple):
+class BucketPlace(NamedTuple):
     """Where the store is, for sentences: nothing secret."""
 
     bucket: str
@@ -118,7 +118,7 @@ BOTO_ERRORS = (
 )
 
 
-def translate(error: Exception, place: Place, key: str | None = None) -> WorkerError:
+def translate(error: Exception, place: BucketPlace, key: str | None = None) -> WorkerError:
     """What `error`, one of `BOTO_ERRORS` about `key`, means. Gives it back, does not raise it."""
     if isinstance(error, boto.ClientError):
         return _answer(error, place, key)
@@ -137,7 +137,7 @@ def translate(error: Exception, place: Place, key: str | None = None) -> WorkerE
     )
 
 
-def _no_answer(error: Exception, place: Place) -> str | None:
+def _no_answer(error: Exception, place: BucketPlace) -> str | None:
     """Why there was no answer, or none that can be read; None: that is not what is wrong."""
     if isinstance(error, _UNREACHED):
         return (
@@ -165,7 +165,7 @@ def clock_offset(error: BaseException | None) -> float | None:
     return offset_from(error.response["ResponseMetadata"]["HTTPHeaders"])
 
 
-def _answer(error: boto.ClientError, place: Place, key: str | None) -> WorkerError:
+def _answer(error: boto.ClientError, place: BucketPlace, key: str | None) -> WorkerError:
     """The store answered, with something else than success."""
     code = error.response.get("Error", {}).get("Code", "")
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
@@ -185,7 +185,7 @@ def _answer(error: boto.ClientError, place: Place, key: str | None) -> WorkerErr
     return StorageMisconfigured(_sentence(error, code, place))
 
 
-def _sentence(error: boto.ClientError, code: str, place: Place) -> str:
+def _sentence(error: boto.ClientError, code: str, place: BucketPlace) -> str:
     """What to change."""
     known = _ALIASES.get(code, code)
     if known == "AccessDenied" and error.operation_name in ("GetObject", "HeadObject"):
@@ -223,7 +223,7 @@ def _verb(error: boto.ClientError) -> str:
     return f"do {error.operation_name}"
 
 
-def _tls(error: Exception, place: Place) -> WorkerError:
+def _tls(error: Exception, place: BucketPlace) -> WorkerError:
     """Certificates do not mend themselves; a broken handshake may."""
     reason = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in reason:

@@ -13,7 +13,7 @@ from stores.s3.files import MAX_PARTS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from storage import Wanted
+    from storage import WantedLink
     from stores.s3.bucket import Bucket, Part
 
 #: S3's limits on every part but the last.
@@ -42,7 +42,7 @@ def part_sizes(size: int, part_size: int) -> list[int]:
     return [part_size] * (parts - 1) + [size - part_size * (parts - 1)]
 
 
-def links_to_read(bucket: Bucket, wanted: Sequence[Wanted], seconds: int) -> list[str]:
+def links_to_read(bucket: Bucket, wanted: Sequence[WantedLink], seconds: int) -> list[str]:
     """By full keys, in their order. 0.1 ms each."""
     return [bucket.link(key, seconds, _named(filename)) for key, filename in wanted]
 

@@ -27,7 +27,7 @@ from storage import (
     StorageMisconfigured,
     StorageUnavailable,
     StoreHealth,
-    Wanted,
+    WantedLink,
     check_folder,
     check_key,
     check_prefix,
@@ -272,10 +272,10 @@ class S3Store:
 
     async def presign_get(self, key: str, *, expires_in: int, filename: str | None = None) -> str:
         """As `Store.presign_get`."""
-        (link,) = await self.presign_gets([Wanted(key, filename)], expires_in=expires_in)
+        (link,) = await self.presign_gets([WantedLink(key, filename)], expires_in=expires_in)
         return link
 
-    async def presign_gets(self, wanted: Sequence[Wanted], *, expires_in: int) -> Links:
+    async def presign_gets(self, wanted: Sequence[WantedLink], *, expires_in: int) -> Links:
         """As `Store.presign_gets`."""
         full = [each._replace(key=self._full(each.key)) for each in wanted]
         await self._check_links(expires_in)
