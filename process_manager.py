@@ -25,7 +25,7 @@ from inputs.blob_cache import BlobCache
 from inputs.touches import Touches
 from processes.cancelling import Cancelling
 from processes.links import LinkMaker, Links
-from processes.log_reading import LogLook, LogPage
+from processes.log_reading import LogLook, LogPage, WantedLines
 from processes.lookup import ProcessLookup
 from processes.recovery import recover
 from processes.removal import ProcessActive, delete_process
