@@ -268,8 +268,8 @@ async def test_of_an_error_of_cuda_what_happened_is_shown_and_not_its_advice():
 
 
 async def test_what_cannot_compute_is_broken(crowd, monkeypatch, tmp_path):
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "compute_check.py").write_text("raise RuntimeError('no kernel image')")
+    (tmp_path / "child").mkdir()
+    (tmp_path / "child" / "compute_check.py").write_text("raise RuntimeError('no kernel image')")
     monkeypatch.setattr(checks, "_ROOT", tmp_path)
     reply = await crowd.worker()("health", deep=True)
     assert reply["status"] == "broken"
