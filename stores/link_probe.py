@@ -8,9 +8,9 @@ the worker's key may read. The rule: a store gives links to write to only if no 
 - opens an object to others (`x-amz-acl`, `x-amz-grant-*`),
 
 and the signed size binds. Metadata, tags, storage class, redirects, locks and the holder's own
-encryption key are harmless: they describe the one object that the holder writes anyway, and the
-worker reads none of them. The status of an answer proves nothing, so the probe reads what the store
-holds afterwards.
+encryption key are no lack: they describe the one object that the holder writes anyway. They may
+make it one that the store refuses to give or to remove; the worker logs that and goes on. The
+status of an answer proves nothing, so the probe reads what the store holds afterwards.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from stores.s3.bucket import Bucket
     from stores.s3.client import S3Config
 
-#: Seconds that a link lives which is used at once.
+#: Lifetime of the probe's links, in seconds.
 LIFE = 60
 #: An object to copy, the stretch of it that is copied, and a body to send: no two of one length.
 SOURCE, STRETCH, SENT = b"another object's bytes", "bytes=0-6", b"sent"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from records.record import Record
-from storage import StorageUnavailable, StoreHealth
+from storage import StorageMisconfigured, StorageUnavailable, StoreHealth
 from stores.streams import closing
 
 if TYPE_CHECKING:
@@ -91,6 +91,10 @@ class FaultyStore:
     def fail(self, name: str, key: str = "", *, nth: int | None = 1) -> None:
         """The `nth` such call fails and has no effect; None: every one."""
         self._rules.append(_Rule(name, key, nth, before=_unavailable))
+
+    def refuse(self, name: str, key: str = "") -> None:
+        """Every such call is refused for good, as by a policy of the bucket."""
+        self._rules.append(_Rule(name, key, None, before=_misconfigured))
 
     def lose_answer(self, name: str, key: str = "", *, nth: int | None = 1) -> None:
         """The `nth` such call takes effect, but its caller hears that it may not have."""
@@ -243,6 +247,10 @@ class FaultyStore:
 
 async def _unavailable() -> None:
     raise StorageUnavailable("the test switched the store off")
+
+
+async def _misconfigured() -> None:
+    raise StorageMisconfigured("the test lets the store refuse this")
 
 
 async def _wait(pause: Pause) -> None:
