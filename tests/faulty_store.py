@@ -29,7 +29,7 @@ class Call(NamedTuple):
     """One call, as it was asked for."""
 
     name: str
-    #: The first of the keys, for `delete`; the prefix, for `list` and `list_folders`.
+    #: All keys, for `delete`, one a line; the prefix, for `list` and `list_folders`.
     key: str
     #: What was to be written, if the call carried bytes.
     data: bytes | None = None
@@ -196,7 +196,7 @@ class FaultyStore:
             return await self._behind.list_folders(prefix, **options)
 
     async def delete(self, keys: Any) -> None:
-        async with self._on_its_way("delete", keys[0] if keys else "", None):
+        async with self._on_its_way("delete", "\n".join(keys), None):
             await self._behind.delete(keys)
 
     async def upload(self, file: Any, key: str, **options: Any) -> Any:
