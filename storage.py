@@ -108,10 +108,6 @@ class Stored(NamedTuple):
         """When it was read, by the store's clock, as `modified` is; None: unknown."""
         return None if self.age_seconds is None else self.modified + self.age_seconds
 
-    def older_than(self, seconds: float) -> bool:
-        """Whether it was written longer ago. If its age is unknown it was not: for removals."""
-        return self.age_seconds is not None and self.age_seconds > seconds
-
 
 def age_at(now: float | None, modified: float) -> float | None:
     """Seconds from `modified` to `now`, both by the store's clock and at least 0; None: unknown.
@@ -131,7 +127,8 @@ class Listed(NamedTuple):
     size: int
     #: Seconds since the Unix epoch, by the store's clock.
     modified: float
-    #: Opaque; differs whenever the bytes differ. Comparable with those of other rows alone.
+    #: Opaque; differs whenever the bytes differ. Comparable with those of other rows alone. Empty:
+    #: the store did not tell it.
     version: str = ""
 
 
@@ -422,7 +419,7 @@ class Store(Protocol):
         ...
 
     async def check(self) -> StoreHealth:
-        """Write, read and remove one small object. Never raises what a store can do to us."""
+        """Write, read and remove one small object. Never raises."""
         ...
 
     async def close(self) -> None:

@@ -387,10 +387,18 @@ class ProcessRun:
 
     async def _watch_note(self) -> None:
         """See a cancel note within one poll, also while the process is queued."""
+        readable = True
         while not self._stopping.is_set():
-            with suppress(StorageFailure):
+            try:
                 note = await read_note(self._store, self.process_id)
-                if note is not None and note.version != self.lease.record.settled_note:
+            except StorageFailure as error:
+                if readable:  # the first failure of a row; more would fill the log
+                    text = "process %s: its cancel note cannot be read: %s"
+                    log.warning(text, self.process_id, error)
+                readable = False
+            else:
+                readable = True
+                if note is not None and note.concerns(self.lease.record):
                     reason = StopReason.PLATFORM if note.by_platform else StopReason.CANCEL
                     self.stop(reason, asked_seconds_ago=note.age_seconds)
                     return

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from functools import partial
 
 from processes.lookup import ProcessLookup
-from records.cache import Unsent
+from records.cache import JournalEntry, Unsent
 from records.index import repair
 from records.keys import record_key
 from records.lease import Leases, until_answered
 from records.reading import RecordUnreadable, UnknownProcess, decode_record, read_stored
-from storage import ObjectChanged, StorageFailure, Store
+from storage import ObjectChanged, StorageFailure, StorageMisconfigured, Store
+
+log = logging.getLogger(__name__)
 
 #: So many of the newest records are read ahead.
 RECOVERED_RECORDS = 50
@@ -24,10 +27,19 @@ async def recover(leases: Leases, lookup: ProcessLookup) -> None:
     """
     async with leases.cache.left_behind() as entries:
         for entry in entries:
-            await until_answered(partial(_send, leases, entry.unsent), StorageFailure)
-            await leases.cache.settled(entry)
+            await _settle(leases, entry)
     with suppress(StorageFailure):
         await _read_ahead(leases.store, lookup)
+
+
+async def _settle(leases: Leases, entry: JournalEntry) -> None:
+    """Send one write; what the store refuses stays in its journal, for the next worker."""
+    try:
+        await until_answered(partial(_send, leases, entry.unsent))
+    except StorageMisconfigured as error:
+        log.warning("the end of process %s stays unsent: %s", entry.unsent.record.process_id, error)
+    else:
+        await leases.cache.settled(entry)
 
 
 async def _send(leases: Leases, unsent: Unsent) -> None:

@@ -28,7 +28,7 @@ from records.delivery import (
 )
 from records.keys import record_key
 from records.lease import Lease, Leases, LeaseWatch
-from records.notes import leave_platform_note, read_note
+from records.notes import leave_platform_note, read_note_if_readable
 from records.reading import UnknownProcess, decode_record, present, read_record
 from records.record import Record, clock_of, new_record
 from records.view import Snapshot
@@ -129,8 +129,8 @@ class Delivery:
         """Leave a note: the job runs on a worker that RunPod considers lost."""
         if not self._owns(record):
             return
-        note = await read_note(self._store, record.process_id)
-        if note is None or note.version == record.settled_note:  # a caller's cancel is stronger
+        note = await read_note_if_readable(self._store, record.process_id)
+        if note is None or not note.concerns(record):  # a caller's cancel is stronger
             await leave_platform_note(self._store, record.process_id, record.attempt)
 
     def _owns(self, record: Record) -> bool:
@@ -255,7 +255,7 @@ class Delivery:
         """
         if self._followed:
             present(erased)
-        note = await read_note(self._store, erased.process_id)
+        note = await read_note_if_readable(self._store, erased.process_id)
         first = self._first_record().after(erased, settled_note=note.version if note else None)
         try:
             clock = self._leases.clock
@@ -268,7 +268,7 @@ class Delivery:
         """Take the process over, or end it if a caller has cancelled it."""
         # A caller's cancel outlives its worker, but not an end that came first. RunPod's cancel
         # ends with the job that it stopped: this delivery is of another job, or a retry.
-        note = await read_note(self._store, record.process_id)
+        note = await read_note_if_readable(self._store, record.process_id)
         settled = note is not None and (record.terminal or note.by_platform)
         if note and not settled and note.version != record.settled_note:
             ended = await settle_abandoned(  # no child for it, not even for a moment

@@ -16,11 +16,13 @@ import logging
 import os
 import re
 import shutil
+import stat
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -37,6 +39,8 @@ T = TypeVar("T", bound=BaseModel)
 MAX_IN_MEMORY = 1000
 #: How the names of copies and of unsent writes end, after the process id.
 COPY, UNSENT = ".json", ".unsent"
+#: A larger file is none that a worker wrote.
+MAX_FILE_BYTES = 16 << 20
 #: What either is called while it is written.
 PARTIAL_NAME = re.compile(r"\..+\.(json|unsent)\.\d+\.\d+")
 
@@ -185,7 +189,8 @@ class RecordCache:
                 if not hold.enter_context(held_if_abandoned(folder)):
                     continue
                 for path in folder.glob(f"*{COPY}"):
-                    self._adopt_copy(path)
+                    with suppress(OSError):  # a full disk costs the copy, and no unsent write
+                        self._adopt_copy(path)
                 if not _remove_unless_owing(folder):
                     owing.append(folder)
                     held.push(hold.pop_all())
@@ -206,10 +211,20 @@ class RecordCache:
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
+    """None: it is not there or not to be read. Other programs may write to a scratch disk."""
     try:
-        return kind.model_validate_json(path.read_text())
+        with FileIO(path, opener=_no_links) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            data = file.read(MAX_FILE_BYTES + 1)
+        return kind.model_validate_json(data) if len(data) <= MAX_FILE_BYTES else None
     except (OSError, ValidationError):
         return None
+
+
+def _no_links(path: str, flags: int) -> int:
+    """An `opener` that refuses a link and does not wait for a pipe's other end."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _unlink(path: Path) -> None:

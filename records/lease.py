@@ -1,7 +1,7 @@
 """The right to write one record, and the only code that writes one.
 
 A worker holds a process by rewriting its record, each time on top of exactly the version it wrote
-last. Whoever finds another version there has lost the process and writes nothing more. What is to
+last. A worker that finds another version has lost the process. It writes nothing more. What is to
 be written is kept as one wish, the newest record: changes made while the store is away are merged,
 in order, and arrive with the next write that gets through.
 """

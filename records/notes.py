@@ -8,20 +8,26 @@ forms that this worker writes:
   The same bytes must lie among the files of the attempt, where no link writes. The holder of a
   link, who learns neither the bytes nor their nonce, cannot forge them.
 
-Any other object at the key is no note and stops nothing. At most `NOTE_BYTES` of it are read.
+Any other object at the key is no note and stops nothing. At most `NOTE_BYTES` of it are read. The
+holder of a link can also write an object that the store gives to nobody without a key or a restore
+(SSE-C, an archive's storage class); it stops nothing either.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from records.keys import attempt_prefix, cancel_key
-from storage import ObjectNotFound, Store
+from records.record import Record
+from storage import ObjectNotFound, StorageMisconfigured, Store
 from utils import Frozen, new_nonce
 
-#: A note of this worker has a tenth of that.
+log = logging.getLogger(__name__)
+
+#: This worker's notes have about 100 bytes.
 NOTE_BYTES = 1024
 
 
@@ -30,10 +36,22 @@ class Note(NamedTuple):
 
     #: Names this very note: bytes and time, since two empty notes have the same bytes.
     version: str
-    #: RunPod stopped the job somewhere else; a later delivery may resume the process.
-    by_platform: bool
+    #: The attempt whose job RunPod stopped; a later delivery may resume the process. None: a
+    #: caller cancels the process.
+    attempt: int | None
     #: Seconds since it was laid there, by the store's clock; None: unknown.
     age_seconds: float | None
+
+    @property
+    def by_platform(self) -> bool:
+        return self.attempt is not None
+
+    def concerns(self, record: Record) -> bool:
+        """Whether the owner of `record` has to stop.
+
+        A worker that was frozen may write the platform's note for an attempt that is over.
+        """
+        return self.version != record.settled_note and self.attempt in (None, record.attempt)
 
 
 class _ByCaller(Frozen):
@@ -59,7 +77,11 @@ def platform_stop_key(process_id: str, attempt: int) -> str:
 
 
 async def read_note(store: Store, process_id: str) -> Note | None:
-    """The note at a process. One request; another for a note that is empty or the platform's."""
+    """The note at a process. One request; another for a note that is empty or the platform's.
+
+    Raises:
+        StorageMisconfigured: the store refuses this object, or all that the worker asks for.
+    """
     try:
         stored = await store.get(cancel_key(process_id), limit=NOTE_BYTES)
         words = _WORDS.validate_json(stored.data) if stored.data else _ByCaller()
@@ -69,12 +91,21 @@ async def read_note(store: Store, process_id: str) -> Note | None:
                 return None
     except (ObjectNotFound, ValidationError):
         return None
-    by_platform = isinstance(words, _ByPlatform)
-    return Note(f"{stored.version}@{stored.modified}", by_platform, stored.age_seconds)
+    attempt = words.attempt if isinstance(words, _ByPlatform) else None
+    return Note(f"{stored.version}@{stored.modified}", attempt, stored.age_seconds)
+
+
+async def read_note_if_readable(store: Store, process_id: str) -> Note | None:
+    """As `read_note`; an object that the store refuses is no note, and is logged."""
+    try:
+        return await read_note(store, process_id)
+    except StorageMisconfigured as error:
+        log.warning("process %s: its cancel note cannot be read: %s", process_id, error)
+        return None
 
 
 async def leave_note(store: Store, process_id: str) -> None:
-    """Ask the owner to cancel, for a caller. Asking twice is asking once."""
+    """Ask the owner to cancel, for a caller. Idempotent."""
     await _lay(store, cancel_key(process_id), _ByCaller(nonce=new_nonce()))
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from records.lease import Leases
 from retention.last_clean import LastClean, SweepPlace
-from storage import StorageFailure
+from storage import StorageMisconfigured, StorageUnavailable
 from utils import Stopwatch, side_by_side
 
 log = logging.getLogger(__name__)
@@ -79,16 +79,32 @@ class CleanRun:
     def moment(self, days_ago: float) -> datetime:
         return datetime.fromtimestamp(self.now - days_ago * DAY, UTC)
 
-    async def delete(self, keys: list[str]) -> None:
-        if keys and not self.dry:
+    async def delete(self, keys: list[str]) -> bool:
+        """Remove these; False: the store refuses some of them for good, which are reported."""
+        if not keys or self.dry:
+            return True
+        try:
             await self.store.delete(keys)
+        except StorageMisconfigured:
+            return all([await self._delete_alone(key) for key in keys])
+        return True
+
+    async def _delete_alone(self, key: str) -> bool:
+        try:
+            await self.store.delete([key])
+        except StorageMisconfigured as error:
+            self.refused(key, error)
+            return False
+        return True
+
+    def refused(self, name: str, error: StorageMisconfigured) -> None:
+        """Report what the store refuses to remove, as by a lock on an object or by a policy."""
+        log.warning("%s cannot be removed: %s", name, error)
+        self.report.add("refused by the store", name)
 
     async def delete_if_just_seen(self, keys: list[str], seen: Stopwatch) -> bool:
-        """Remove what was looked at when `seen` was started, unless that is too long ago."""
-        if seen.seconds() > BREATH_SECONDS:
-            return False
-        await self.delete(keys)
-        return True
+        """Remove what was looked at when `seen` was started; False: as `delete`, or too late."""
+        return seen.seconds() <= BREATH_SECONDS and await self.delete(keys)
 
     async def came_to(self, sweep: str, place: SweepPlace) -> bool:
         """Write down how far a sweep has come; False: another worker cleans as well."""
@@ -96,10 +112,10 @@ class CleanRun:
 
 
 async def each_apart(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of those calls that have one: what one object causes ends no loop over many.
+    """The results of those calls that have one. An error in one object does not stop the others.
 
     Raises:
-        StorageUnavailable, StorageMisconfigured: that concerns all of them.
+        StorageUnavailable: that concerns all of them.
     """
     return [each for found in await side_by_side(_apart(call) for call in calls) for each in found]
 
@@ -107,8 +123,11 @@ async def each_apart(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 async def _apart(call: Coroutine[Any, Any, T]) -> list[T]:
     try:
         return [await call]
-    except StorageFailure:
+    except StorageUnavailable:
         raise
+    except StorageMisconfigured as error:
+        log.warning("the store refuses an object, which is passed over in cleaning: %s", error)
+        return []
     except Exception:
         log.exception("something was passed over in cleaning")
         return []

@@ -16,7 +16,7 @@ from records.keys import cancel_key, record_key
 from records.reading import RecordUnreadable, UnknownProcess, decode_record, read_stored
 from records.record import Record
 from retention.clean_run import DAY, CleanRun, each_apart, in_batches
-from storage import Listed
+from storage import Listed, StorageMisconfigured
 from utils import Stopwatch
 from worker.settings import Settings
 
@@ -82,9 +82,9 @@ async def _look_at(run: CleanRun, process_id: str, leads: list[str]) -> Found | 
     except RecordUnreadable:  # of a newer version, perhaps
         return None
     if strangers:
-        await run.delete([*strangers])
-        for lead in strangers:
-            run.report.add("rows that led nowhere", lead, objects=1)
+        if await run.delete([*strangers]):
+            for lead in strangers:
+                run.report.add("rows that led nowhere", lead, objects=1)
         return None
     if record.deleted or is_expired(record, stored.age_seconds, run.now, run.settings):
         return Found(record, stored.version)
@@ -97,11 +97,33 @@ async def remove(run: CleanRun, found: list[Found]) -> None:
         files = [await files_of(run.store, each.record) for each in found]
         removed = {each.record.process_id: f for each, f in zip(found, files, strict=True)}
     else:
-        removed = await remove_all(run.leases, found, run.moment(0))
+        removed = await _remove_all(run, found)
     for record in (each.record for each in found):
         if record.process_id in removed:
             run.gone.add(record.process_id)
             _report(run, record, removed[record.process_id])
+
+
+async def _remove_all(run: CleanRun, found: list[Found]) -> dict[str, list[Listed]]:
+    """As `remove_all`; what the store refuses of one process does not stop the others."""
+    try:
+        return await remove_all(run.leases, found, run.moment(0))
+    except StorageMisconfigured as error:
+        if len(found) == 1:
+            run.refused(f"process {found[0].record.process_id}", error)
+            return {}
+    again = await each_apart(_seen_again(run, each) for each in found)
+    apart = [await _remove_all(run, [each]) for each in again if each]
+    return {name: files for removed in apart for name, files in removed.items()}
+
+
+async def _seen_again(run: CleanRun, found: Found) -> Found | None:
+    """A process whose removal may have begun; None: it has gone on meanwhile, and stays."""
+    stored = await read_stored(run.store, found.record.process_id)
+    record = decode_record(found.record.process_id, stored.data)
+    return (
+        Found(record, stored.version) if record.deleted or stored.version == found.version else None
+    )
 
 
 def _report(run: CleanRun, record: Record, files: list[Listed]) -> None:

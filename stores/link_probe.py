@@ -8,9 +8,9 @@ the worker's key may read. The rule: a store gives links to write to only if no 
 - opens an object to others (`x-amz-acl`, `x-amz-grant-*`),
 
 and the signed size binds. Metadata, tags, storage class, redirects, locks and the holder's own
-encryption key are harmless: they describe the one object that the holder writes anyway, and the
-worker reads none of them. The status of an answer proves nothing, so the probe reads what the store
-holds afterwards.
+encryption key are no lack: they describe the one object that the holder writes anyway. They may
+make it one that the store refuses to give or to remove; the worker logs that and goes on. The
+status of an answer proves nothing, so the probe reads what the store holds afterwards.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import ssl
 from concurrent.futures import wait
 from contextlib import suppress
+from enum import Enum
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,15 +39,28 @@ if TYPE_CHECKING:
     from stores.s3.bucket import Bucket
     from stores.s3.client import S3Config
 
-#: Seconds that a link lives which is used at once.
+#: Lifetime of the probe's links, in seconds.
 LIFE = 60
 #: An object to copy, the stretch of it that is copied, and a body to send: no two of one length.
 SOURCE, STRETCH, SENT = b"another object's bytes", "bytes=0-6", b"sent"
+_EVERYBODY = 'uri="http://acs.amazonaws.com/groups/global/AllUsers"'
 #: Each opens an object to everybody.
 OPENING = (
     {"x-amz-acl": "public-read"},
-    {"x-amz-grant-read": 'uri="http://acs.amazonaws.com/groups/global/AllUsers"'},
+    {"x-amz-grant-read": _EVERYBODY},
+    {"x-amz-grant-full-control": _EVERYBODY},
+    {"x-amz-grant-write-acp": _EVERYBODY},
 )
+CHUNKED = {"Transfer-Encoding": "chunked"}
+
+
+class WriteLinks(Enum):
+    """What a store does with links to write."""
+
+    SAFE = "write what was signed and nothing else"
+    REFUSED = "do not work"
+    UNSAFE = "write more than was signed"
+    UNPROVEN = "work, but the store only fails when asked for more than was signed"
 
 
 class _Form(NamedTuple):
@@ -84,40 +98,52 @@ class LinkProbe:
         url = self._bucket.link(key, LIFE, {})
         return patiently(partial(self._fetch, url), self._patience) == data
 
-    def write_only_what_was_signed(self, *, create_only: bool) -> bool:
+    def try_writing(self, *, create_only: bool) -> WriteLinks:
         """Whether links to write work, and their holders can do no more by them.
 
         `create_only`: whether the links to files sign `If-None-Match`.
 
         Raises:
-            StorageUnavailable: the store failed on the way; nothing is known.
+            StorageUnavailable: the store failed on the way, also at a plain link; nothing is known.
         """
         source = self._key("source")
         patiently(partial(self._bucket.put, source, SOURCE), self._patience)
         file, cancel = _Form(len(SENT), "text/plain", create_only), _Form(0)
         if not self._is_written("file", file):
-            return False
+            return WriteLinks.REFUSED
         copying = _copying(self._bucket.config.bucket, source)
         forms = [(file, SENT), (file._replace(size=0), b""), (cancel, b"")]
         tries: list[Callable[[], bool]] = [
             partial(self._keeps, f"copy-{number}", form, body, added)
             for number, ((form, body), added) in enumerate(product(forms, copying))
         ]
-        tries += [partial(self._keeps, "longer", cancel, SENT, {}), self._parts_keep]
+        tries += [
+            partial(self._keeps, "longer", cancel, SENT, {}),
+            partial(self._keeps, "shorter", file, SENT[:-1], {}),
+            partial(self._keeps, "chunked", file, SENT + SENT, CHUNKED),
+            self._parts_keep,
+        ]
         tries += [
             partial(self._stays_closed, f"opened-{number}", file, added)
             for number, added in enumerate(OPENING)
         ]
         trying = [self._pool.submit(self._proves, each) for each in tries]
         wait(trying)  # all of them: what is cleared up afterwards is to stay away
-        return all(each.result() for each in trying)
+        proven = [each.result() for each in trying]
+        if False in proven:
+            return WriteLinks.UNSAFE
+        if None not in proven:
+            return WriteLinks.SAFE
+        if not self._is_written("again", file):  # else the store is away, and this raises
+            raise StorageUnavailable("the store takes no link any more that it took before")
+        return WriteLinks.UNPROVEN
 
-    def _proves(self, attempt: Callable[[], bool]) -> bool:
-        """A store that answers an attempt with nothing but failures has not proven to be safe."""
+    def _proves(self, attempt: Callable[[], bool]) -> bool | None:
+        """None: the store answers the attempt with nothing but failures."""
         try:
             return patiently(attempt, self._patience)
         except StorageUnavailable:
-            return False
+            return None
 
     # ---- attempts
 
@@ -142,7 +168,13 @@ class LinkProbe:
         """Whether the object is no more open than one that was written without `added`."""
         url, plain = (self._link(self._key(each), form) for each in (name, "file"))
         self._put(url, SENT, {**form.headers, **added})
-        return self._fetch(_bare(url)) is None or self._fetch(_bare(plain)) is not None
+        return not self._is_open(_bare(url)) or self._is_open(_bare(plain))
+
+    def _is_open(self, url: str) -> bool:
+        """Whether everybody can read an object, or can open it first."""
+        if self._fetch(url) is None:
+            self._put(f"{url}?acl", b"", {"x-amz-acl": "public-read"})
+        return self._fetch(url) is not None
 
     def _parts_keep(self) -> bool:
         """Whether parts have just the bytes that were sent: by their sizes, which all differ."""
@@ -179,7 +211,9 @@ class LinkProbe:
             return None
 
     def _put(self, url: str, body: bytes, headers: Mapping[str, str]) -> None:
-        self._send("PUT", url, content=body, headers={**headers})
+        # httpx sends an iterator in chunks, without its length
+        content = iter([body]) if CHUNKED.items() <= headers.items() else body
+        self._send("PUT", url, content=content, headers={**headers})
 
     def _fetch(self, url: str) -> bytes | None:
         """None: the store does not honour it."""
@@ -219,8 +253,14 @@ def _bare(url: str) -> str:
 
 def _client(config: S3Config) -> httpx.Client:
     bundle = config.tls_bundle or os.environ.get("AWS_CA_BUNDLE")
+    try:
+        trusted = ssl.create_default_context(cafile=bundle) if bundle else True
+    except OSError:
+        raise StorageMisconfigured(
+            "S3_TLS_BUNDLE (or AWS_CA_BUNDLE) is not a file with certificates that can be read"
+        ) from None
     return httpx.Client(
         timeout=httpx.Timeout(config.read_timeout, connect=config.connect_timeout),
-        verify=ssl.create_default_context(cafile=bundle) if bundle else True,
+        verify=trusted,
         follow_redirects=True,
     )

@@ -14,7 +14,7 @@ from threading import Barrier
 from typing import TYPE_CHECKING, NamedTuple
 
 from storage import Capabilities, ObjectNotFound, StorageMisconfigured, StorageUnavailable
-from stores.link_probe import LinkProbe
+from stores.link_probe import LinkProbe, WriteLinks
 from stores.s3.errors import PreconditionRefused
 from stores.s3.stopping import Stop
 from stores.s3.threads import patiently
@@ -37,10 +37,23 @@ NO_CONDITIONS = (
 NO_LINKS = (
     "links cannot be fetched here: `download` refuses; fetch results with the store's own keys"
 )
+_INSTEAD = "`upload` takes chunks, and `cancel` is an action only"
 NO_LINKS_TO_WRITE = (
-    "there are no links to write to, because this store heeds headers that a link does not sign: a "
-    "link to upload could copy any object; `upload` takes chunks, and `cancel` is an action only"
+    "there are no links to write to, because this store heeds headers or a size that a link does "
+    f"not sign: a link to upload could copy any object; {_INSTEAD}"
 )
+LINKS_TO_WRITE_REFUSED = (
+    "there are no links to write to, because this store refuses a write by a link; " + _INSTEAD
+)
+LINKS_TO_WRITE_UNPROVEN = (
+    "there are no links to write to, because this store fails when a link is used for more than it "
+    f"signs, so that it is not known what the link writes; {_INSTEAD}"
+)
+_LACKS = {
+    WriteLinks.UNSAFE: NO_LINKS_TO_WRITE,
+    WriteLinks.REFUSED: LINKS_TO_WRITE_REFUSED,
+    WriteLinks.UNPROVEN: LINKS_TO_WRITE_UNPROVEN,
+}
 NO_MULTI_DELETE = "objects are deleted one by one, because this store has no DeleteObjects"
 
 
@@ -60,7 +73,7 @@ def probe(bucket: Bucket, folder: str, patience: float) -> Capabilities:
             bench.write("plain")
             conditional = bench.try_conditional_writes()
             presign = bench.try_links()
-            write_links = presign and bench.try_links_to_write(create_only=conditional)
+            writing = bench.try_links_to_write(create_only=conditional) if presign else None
             multi_delete = bench.try_multi_delete()
             bench.write("plain")  # what was refused above was not refused because all is refused
         finally:
@@ -68,11 +81,11 @@ def probe(bucket: Bucket, folder: str, patience: float) -> Capabilities:
     lacks = [
         (conditional, NO_CONDITIONS),
         (presign, NO_LINKS),
-        (write_links or not presign, NO_LINKS_TO_WRITE),
+        *((False, sentence) for lack, sentence in _LACKS.items() if lack is writing),
         (multi_delete, NO_MULTI_DELETE),
     ]
     degraded = tuple(text for can, text in lacks if not can)
-    return Capabilities(conditional, presign, multi_delete, write_links, degraded)
+    return Capabilities(conditional, presign, multi_delete, writing is WriteLinks.SAFE, degraded)
 
 
 class _Race(NamedTuple):
@@ -81,7 +94,7 @@ class _Race(NamedTuple):
     #: Those that were told they had written.
     winners: list[bytes]
     found: bytes | None
-    #: Somebody who came when all was over was let in.
+    #: A conditional write after the race was accepted.
     late: bool
 
     @property
@@ -155,12 +168,12 @@ class _Bench:
         except StorageMisconfigured:
             return False
 
-    def try_links_to_write(self, *, create_only: bool) -> bool:
+    def try_links_to_write(self, *, create_only: bool) -> WriteLinks:
         """Whether a link to write writes what was signed, and nothing else."""
         try:
-            return self._links.write_only_what_was_signed(create_only=create_only)
+            return self._links.try_writing(create_only=create_only)
         except StorageMisconfigured:
-            return False
+            return WriteLinks.REFUSED
 
     def _write_file(self, name: str, data: bytes) -> None:
         """As files are. boto3 follows a bucket into another region, where links do not lead, and

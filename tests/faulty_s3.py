@@ -155,7 +155,11 @@ class FaultyS3:
 
     def forward(self, asked: Asked, body: bytes) -> Answer:
         """What the server says."""
-        headers = {k: v for k, v in asked.headers.items() if k not in {*self.hidden, "expect"}}
+        headers = {
+            k: v
+            for k, v in asked.headers.items()
+            if k not in {*self.hidden, "expect", "transfer-encoding"}
+        }
         self.before(asked)
         with self._one if self.one_at_a_time else nullcontext():
             connection = http.client.HTTPConnection(self._upstream, timeout=60)
@@ -175,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: ClassVar[FaultyS3]
 
     def handle_any(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self._body()
         asked = Asked(
             self.command, self.path, {name.lower(): value for name, value in self.headers.items()}
         )
@@ -196,6 +200,15 @@ class _Handler(BaseHTTPRequestHandler):
                 self._break_off(silent=fault is Fault.SILENT_AFTER)
             case Fault.LOST_REQUEST | Fault.SILENT as fault:
                 self._break_off(silent=fault is Fault.SILENT)
+
+    def _body(self) -> bytes:
+        if self.headers.get("transfer-encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size + 2)[:-2]
+        self.rfile.readline()
+        return body
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_OPTIONS = handle_any  # noqa: N815
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from records.record import Record
-from storage import StorageUnavailable, StoreHealth
+from storage import StorageMisconfigured, StorageUnavailable, StoreHealth
 from stores.streams import closing
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Call(NamedTuple):
     """One call, as it was asked for."""
 
     name: str
-    #: The first of the keys, for `delete`; the prefix, for `list` and `list_folders`.
+    #: All keys, for `delete`, one a line; the prefix, for `list` and `list_folders`.
     key: str
     #: What was to be written, if the call carried bytes.
     data: bytes | None = None
@@ -91,6 +91,10 @@ class FaultyStore:
     def fail(self, name: str, key: str = "", *, nth: int | None = 1) -> None:
         """The `nth` such call fails and has no effect; None: every one."""
         self._rules.append(_Rule(name, key, nth, before=_unavailable))
+
+    def refuse(self, name: str, key: str = "") -> None:
+        """Every such call is refused for good, as by a policy of the bucket."""
+        self._rules.append(_Rule(name, key, None, before=_misconfigured))
 
     def lose_answer(self, name: str, key: str = "", *, nth: int | None = 1) -> None:
         """The `nth` such call takes effect, but its caller hears that it may not have."""
@@ -192,7 +196,7 @@ class FaultyStore:
             return await self._behind.list_folders(prefix, **options)
 
     async def delete(self, keys: Any) -> None:
-        async with self._on_its_way("delete", keys[0] if keys else "", None):
+        async with self._on_its_way("delete", "\n".join(keys), None):
             await self._behind.delete(keys)
 
     async def upload(self, file: Any, key: str, **options: Any) -> Any:
@@ -243,6 +247,10 @@ class FaultyStore:
 
 async def _unavailable() -> None:
     raise StorageUnavailable("the test switched the store off")
+
+
+async def _misconfigured() -> None:
+    raise StorageMisconfigured("the test lets the store refuse this")
 
 
 async def _wait(pause: Pause) -> None:

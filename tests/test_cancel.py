@@ -6,6 +6,7 @@ import pytest
 
 from records.keys import cancel_key
 from records.notes import leave_note, leave_platform_note, platform_stop_key, read_note
+from records.record import STOPPED_BY_PLATFORM
 from tests.crowd import on_every_store, start_of, until
 from tests.faulty_s3 import FaultyS3
 from tests.servers import open_place
@@ -124,6 +125,35 @@ async def test_a_platform_note_counts_by_its_proof_alone(crowd):
     await crowd.store.put(cancel_key("p"), note.data)
     await crowd.store.delete([platform_stop_key("p", 1)])
     assert await read_note(crowd.store, "p") is None
+
+
+async def test_a_platform_note_for_an_attempt_that_is_over_stops_nothing(crowd):
+    """A worker that was frozen between its read and its writes leaves one."""
+    first, second = crowd.worker(), crowd.worker(cancel_poll_seconds=0.05)
+    await first.running("p", step=1)
+    await first.manager.drain()
+    start = await second.running("p")
+    await leave_platform_note(crowd.store, "p", 1)
+    second.store.forget_calls()
+    await until(lambda: len(second.store.asked("get", key="stopped_by_platform")) > 2)
+    assert not start.done()
+    await leave_platform_note(crowd.store, "p", 2)
+    assert (await start)["history"][-1]["reason"] == STOPPED_BY_PLATFORM
+
+
+@pytest.mark.parametrize("key", ["/cancel", "stopped_by_platform"])
+async def test_a_note_that_the_store_refuses_to_read_stops_no_takeover(crowd, caplog, key):
+    """The holder of a link can encrypt a note with a key of their own, or archive it."""
+    first, second = crowd.worker(), crowd.worker(cancel_poll_seconds=0.05)
+    params = {"steps": 10, "seconds": 1}
+    await first.running("p", **params)
+    await first.manager.drain()
+    await leave_platform_note(crowd.store, "p", 1)
+    second.store.refuse("get", key)
+    view = await second.start("p", **params)
+    assert (view["status"], view["attempt"]) == ("completed", 2)
+    assert len(second.store.asked("get", key=key)) > 2
+    assert caplog.text.count("its cancel note cannot be read") == 2  # by the claim, by the attempt
 
 
 async def test_a_look_for_a_note_is_one_request_of_at_most_a_kilobyte(ceph):

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from storage import PresignUnsupported
-from stores.probe import NO_LINKS_TO_WRITE
+from storage import PresignUnsupported, StorageMisconfigured, StorageUnavailable
+from stores.probe import LINKS_TO_WRITE_REFUSED, LINKS_TO_WRITE_UNPROVEN, NO_LINKS_TO_WRITE
 from stores.s3.store import S3Store
 from tests.faulty_s3 import Answer, Fault, FaultyS3, always, conditional, unsigned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from storage import Store
     from tests.faulty_s3 import Asked, Verdict
@@ -59,7 +60,9 @@ HEEDED: dict[str, Callable[[Asked], bool]] = {
     "a copy into a part": lambda asked: copies(asked) and to_part(asked),
     "another spelling": lambda asked: "x_amz_copy_source" in asked.headers,
     "an ACL": lambda asked: "x-amz-acl" in asked.headers,
-    "a grant": lambda asked: "x-amz-grant-read" in asked.headers,
+    "a grant to read": lambda asked: "x-amz-grant-read" in asked.headers,
+    "a grant of all": lambda asked: "x-amz-grant-full-control" in asked.headers,
+    "a grant to write grants": lambda asked: "x-amz-grant-write-acp" in asked.headers,
 }
 
 
@@ -121,7 +124,47 @@ async def test_a_status_proves_nothing(store: S3Store, proxy: FaultyS3) -> None:
     """A store may copy and then say that it failed."""
     proxy.rule = lambda asked: Fault.FAILED_AFTER if copies(asked) else unsigned(asked)
     store._retry_seconds = 0.5
-    assert not (await store.capabilities()).write_links
+    found = await store.capabilities()
+    assert (found.write_links, found.degraded) == (False, (LINKS_TO_WRITE_UNPROVEN,))
+
+
+async def test_a_store_that_goes_away_meanwhile_is_asked_again(
+    store: S3Store, proxy: FaultyS3
+) -> None:
+    """Its links work before, and they do not once a copy was tried."""
+    tried = False
+
+    def rule(asked: Asked) -> Verdict:
+        nonlocal tried
+        tried = tried or copies(asked)
+        return Fault.SLOW_DOWN if tried else unsigned(asked)
+
+    proxy.rule = rule
+    store._retry_seconds = 0.5
+    with pytest.raises(StorageUnavailable):
+        await store.capabilities()
+    proxy.rule = unsigned
+    assert (await store.capabilities()).write_links
+
+
+async def test_a_store_that_refuses_a_plain_write_by_a_link_is_said_to(
+    store: S3Store, proxy: FaultyS3
+) -> None:
+    refusal = always(
+        Answer.error(403, "AccessDenied"),
+        lambda asked: asked.method == "PUT" and "X-Amz-Signature=" in asked.path,
+    )
+    proxy.rule = refusal
+    assert (await store.capabilities()).degraded == (LINKS_TO_WRITE_REFUSED,)
+
+
+async def test_a_bundle_of_certificates_that_is_not_there_is_a_wrong_setting(
+    ceph: S3Server, tmp_path: Path
+) -> None:
+    store = S3Store(**ceph.place(), tls_bundle=str(tmp_path / "none"))  # type: ignore[arg-type]
+    with pytest.raises(StorageMisconfigured):
+        await store.capabilities()
+    await store.close()
 
 
 async def test_a_link_that_only_creates_signs_no_condition_that_the_store_does_not_know(

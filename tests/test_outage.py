@@ -1,6 +1,8 @@
 """The store goes away and comes back: jobs go on, nothing is lost, nothing is made up."""
 
 import asyncio
+import errno
+import os
 
 import pytest
 
@@ -174,6 +176,28 @@ async def test_what_is_owed_is_sent_by_one_of_the_workers_that_start_and_then_fo
     assert not dead.manager.leases.cache._place.folder.exists()
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+async def test_odd_files_beside_a_journal_keep_nothing_from_being_sent(crowd, make):
+    dead = await owing(crowd, steps=20, seconds=1, fail_at=20)
+    for name in ("q.json", "q.unsent"):
+        make(dead.manager.leases.cache._place.folder / name)
+    await crowd.worker("worker-0").manager.recover()
+    assert (await crowd.record("p")).status is Status.FAILED
+
+
+async def test_a_copy_that_cannot_be_adopted_keeps_no_end_from_being_sent(crowd, monkeypatch):
+    """The disk is full: no folder can be made for it."""
+    await owing(crowd, steps=20, seconds=1, fail_at=20)
+    reborn = crowd.worker("worker-0")
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reborn.manager.leases.cache._place, "claim", full)
+    await reborn.manager.recover()
+    assert (await crowd.record("p")).status is Status.FAILED
+
+
 async def test_a_worker_that_dies_while_it_sends_leaves_it_to_the_next(crowd):
     await owing(crowd, steps=20, seconds=1, fail_at=20)
     first, second = crowd.worker("worker-0"), crowd.worker("worker-0")
@@ -294,6 +318,19 @@ async def test_what_is_owed_waits_for_the_store(crowd):
     await until(lambda: reborn.store.asked("replace"))
     reborn.store.away = False
     await recovery
+    assert (await crowd.record("p")).status is Status.FAILED
+
+
+async def test_an_end_that_the_store_refuses_stays_in_its_journal_and_delays_no_other(
+    crowd, caplog
+):
+    await owing(crowd, steps=20, seconds=1, fail_at=20)
+    reborn = crowd.worker("worker-0")
+    reborn.store.refuse("replace", "processes/p/")
+    await reborn.manager.recover()
+    assert "the end of process p stays unsent" in caplog.text
+    assert reborn.store.asked("list")  # what follows the journals
+    await crowd.worker("worker-0").manager.recover()
     assert (await crowd.record("p")).status is Status.FAILED
 
 

@@ -406,6 +406,41 @@ async def test_a_fault_of_one_object_stops_no_loop_over_many(
     assert "passed over" in caplog.text
 
 
+@on_local
+async def test_a_file_that_cannot_be_removed_keeps_no_other_process(store, tmp_path, caplog):
+    """The holder of a link can lock an object, and a policy of the bucket can protect some."""
+    for name in ("a", "b", "c"):
+        await seed(store, ended(name, 60), files=2)
+    worker = cleaner(store, tmp_path)
+    worker.store.refuse("delete", "processes/b/attempts/")
+    assert await cleaned(worker) == {"processes": 2, "refused by the store": 1}
+    assert "process b cannot be removed" in caplog.text
+    assert {key.split("/")[1] for key in await keys_of(store) if "/attempts/" in key} == {"b"}
+    await cleaned(cleaner(store, tmp_path))
+    assert not any("/attempts/" in key for key in await keys_of(store))
+
+
+@on_local
+async def test_a_note_that_cannot_be_removed_keeps_no_erased_record(store, tmp_path):
+    for name in ("a", "b", "c"):
+        await seed(store, ended(name, 31))
+    await store.put(cancel_key("b"), b"{}")
+    await cleaned(cleaner(store, tmp_path))
+    worker = cleaner(store, tmp_path, later=LATER_DAYS + 2)
+    worker.store.refuse("delete", cancel_key("b"))
+    assert (await cleaned(worker))["refused by the store"] >= 1
+    assert await keys_of(store) == ["locks/retention", cancel_key("b")]
+
+
+@on_local
+async def test_a_record_that_cannot_be_read_keeps_no_other_process(store, tmp_path):
+    for name in ("a", "b", "c"):
+        await seed(store, ended(name, 60))
+    worker = cleaner(store, tmp_path)
+    worker.store.refuse("get", record_key("b"))
+    assert await cleaned(worker) == {"processes": 2}
+
+
 # ---- two at once
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tests.servers import S3Server
 
 HUGE_ZONE = "Wed, 21 Oct 2026 07:28:00 +99999999999999999999"
+GOOD_TIME = "2026-10-21T07:28:00.000Z"
 NO_TIMES = [None, "", "0", "yesterday", "Thu, 01 Jan 1970 00:00:00 GMT", HUGE_ZONE]
 
 
@@ -169,13 +170,30 @@ async def test_bytes_without_their_place_are_not_taken(
 # ---- lists
 
 
+def lists(modified: str | None, etag: str = "<ETag>1</ETag>") -> Answer:
+    time = "" if modified is None else f"<LastModified>{modified}</LastModified>"
+    row = f"<Contents><Key>a</Key><Size>1</Size>{etag}{time}</Contents>"
+    return Answer(200, f"<ListBucketResult>{row}</ListBucketResult>".encode())
+
+
+async def test_a_row_of_a_list_has_its_time_and_version(store: S3Store, proxy: FaultyS3) -> None:
+    proxy.rule = lambda _: lists(GOOD_TIME)
+    assert [row[1:] for row in (await store.list("")).objects] == [(1, 1792567680.0, "1")]
+
+
+@pytest.mark.parametrize("etag", ["", "<ETag/>", "<ETag>&quot;&quot;</ETag>"])
+async def test_a_row_without_a_version_has_size_and_time(
+    store: S3Store, proxy: FaultyS3, etag: str
+) -> None:
+    proxy.rule = lambda _: lists(GOOD_TIME, etag)
+    assert [row[1:] for row in (await store.list("")).objects] == [(1, 1792567680.0, "")]
+
+
 @pytest.mark.parametrize("modified", NO_TIMES)
 async def test_a_list_without_times_is_no_list(
     store: S3Store, proxy: FaultyS3, modified: str | None
 ) -> None:
-    time = "" if modified is None else f"<LastModified>{modified}</LastModified>"
-    row = f"<Contents><Key>a</Key><Size>1</Size>{time}</Contents>"
-    proxy.rule = lambda _: Answer(200, f"<ListBucketResult>{row}</ListBucketResult>".encode())
+    proxy.rule = lambda _: lists(modified)
     with pytest.raises(StorageUnavailable, match="not S3's"):
         await store.list("")
 
@@ -184,8 +202,7 @@ async def test_a_list_without_times_is_no_list(
 async def test_a_list_of_folders_with_wrong_times_is_not_a_wrong_setting(
     store: S3Store, proxy: FaultyS3, modified: str
 ) -> None:
-    row = f"<Contents><Key>a</Key><LastModified>{modified}</LastModified></Contents>"
-    proxy.rule = lambda _: Answer(200, f"<ListBucketResult>{row}</ListBucketResult>".encode())
+    proxy.rule = lambda _: lists(modified)
     with pytest.raises(StorageUnavailable, match="not S3's"):
         await store.list_folders("")
 

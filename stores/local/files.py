@@ -15,7 +15,8 @@ from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from storage import FileFacts, InvalidKey, Listed, StorageUnavailable, check_key
+from storage import FileFacts, Listed, StorageUnavailable
+from stores.prefixes import is_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -192,7 +193,7 @@ def _in_order(folder: Path, prefix: str, start_after: str) -> Iterator[Listed]:
         name = heappop(names)
         if name.endswith("/"):
             yield Listed(prefix + name, 0, 0.0)
-        elif _is_key(prefix + name) and (facts := _facts(folder / name)):
+        elif prefix + name != HIDDEN and is_key(prefix + name) and (facts := _facts(folder / name)):
             if stat.S_ISREG(facts.st_mode) and name > after:
                 yield Listed(prefix + name, facts.st_size, facts.st_mtime, version_of(facts))
             elif stat.S_ISDIR(facts.st_mode) and (
@@ -222,25 +223,14 @@ def _facts(path: Path) -> os.stat_result | None:
     return None
 
 
-def _is_key(name: str) -> bool:
-    """Whether it is one, and no stranger's file."""
-    if name == HIDDEN:
-        return False
-    try:
-        check_key(name)
-    except InvalidKey:
-        return False
-    return True
-
-
-def no_links(path: str, flags: int) -> int:
-    """An `opener` that refuses a link (ELOOP) and does not wait for a pipe's other end."""
+def no_links(path: str | Path, flags: int) -> int:
+    """Open a file. Refuses a link (ELOOP) and does not wait for a pipe's other end."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def is_regular(file: FileIO) -> bool:
+def is_regular(descriptor: int) -> bool:
     """Whether an open file is one, and no pipe or device."""
-    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def state(descriptor: int) -> tuple[int, int]:

@@ -235,9 +235,12 @@ class LocalObjects:
 
         Raises:
             FileNotFoundError: the store as a whole is gone.
+            OSError: the clock is no regular file.
         """
-        clock = os.open(self._hidden / "clock", os.O_WRONLY)
+        clock = local_files.no_links(self._hidden / "clock", os.O_WRONLY)
         try:
+            if not local_files.is_regular(clock):
+                raise OSError(errno.EINVAL, "the store's clock is no regular file")
             os.utime(clock)
             return os.fstat(clock).st_mtime
         finally:
@@ -263,7 +266,7 @@ class LocalObjects:
                 self._now()
                 raise ObjectNotFound(f"there is no object {key!r}") from None
             with file:
-                if not local_files.is_regular(file):
+                if not local_files.is_regular(file.fileno()):
                     raise ObjectNotFound(f"there is no object {key!r}")
                 yield file
 

@@ -2,7 +2,8 @@
 
 One rule for all of them: a value that cannot be read is as missing as one that is not there, and
 no other value takes its place. Without an ETag, a time of writing or a length the answer is not
-S3's, and counts as none (`ResponseParserError`). Without a `Date` only the age is unknown.
+S3's, and counts as none (`ResponseParserError`). Without a `Date` only the age is unknown. A row of
+a list may lack its ETag, since size and time tell it from others.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def stored_of(data: bytes, headers: Mapping[str, str]) -> Stored:
 def still(cached: Stored, headers: Mapping[str, str]) -> Stored:
     """`cached`, its age made new by a 304, which may leave out when it was written: Ceph RGW's do.
 
-    The same bytes may have been written anew since, and a 304 that tells the time tells that.
+    The same bytes may have been written anew since. If the 304 has `Last-Modified`, that time is
+    used.
     """
     told = read_time(headers.get("last-modified", ""))
     modified = told.timestamp() if told else cached.modified

@@ -69,7 +69,7 @@ def _listing(root: ElementTree.Element) -> Listing:
             decode(row.findtext("Key", "")),
             int(row.findtext("Size", "")),
             parse_time(row.findtext("LastModified", "")).timestamp(),
-            version_of(row.findtext("ETag", "")),
+            _version(row.findtext("ETag", "")),
         )
         for row in root.iter("Contents")
     ]
@@ -77,6 +77,14 @@ def _listing(root: ElementTree.Element) -> Listing:
     if not all(row.key for row in rows) or not all(folders):
         raise ValueError("a row without a key")
     return Listing(rows, folders, root.findtext("IsTruncated") == "true")
+
+
+def _version(etag: str) -> str:
+    """Empty without an ETag: such a row is told from others by its size and time."""
+    try:
+        return version_of(etag)
+    except ResponseParserError:
+        return ""
 
 
 def _unescaped(key: str) -> str:
