@@ -284,7 +284,7 @@ async def main(place, folder):
     facts = await upload_file(store, folder / "file", "b")
     assert await store.download("b", folder / "got") == facts
     assert [row.key for row in (await store.list("")).objects] == ["a", "b"]
-    assert (await store.capabilities()).degraded == ()
+    assert (await store.capabilities()).conditional_writes
     await store.close()
 
 asyncio.run(main({place!r}, Path({folder!r})))
