@@ -147,6 +147,7 @@ async def test_an_abort_that_gets_lost_is_repeated(
     task = asyncio.create_task(upload_file(store, file, "a", on_bytes=lambda _: gone.set()))
     await gone.wait()
     await cancelled(task)
+    await until(lambda: any(abort(asked) for asked, _ in proxy.done))
     assert sum(map(abort, proxy.asked)) == 2
     assert unfinished(ceph) == before
 

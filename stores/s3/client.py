@@ -20,7 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import NoCredentialsError, UnknownSignatureVersionError
 from urllib3.connection import HTTPConnection
 
-from storage import StorageMisconfigured
+from storage import InvalidKey, StorageMisconfigured, check_key
 from stores.s3.errors import BOTO_ERRORS, BucketPlace, translate
 from stores.s3.metering import RequestCounter
 from stores.s3.signed_calls import Destination, SignedCalls
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: More than all threads that share a client, so that none waits for a connection.
 CONNECTIONS = 64
+#: S3's own limit on a key, of which the prefix may take what `check_key` leaves.
+MAX_PREFIX_BYTES = 1024 - 900
 _KEEPALIVE = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
@@ -296,3 +298,17 @@ def _without_login(url: str | None) -> str | None:
 
 def _revealed(secret: Any) -> str | None:
     return None if secret is None else secret.get_secret_value()
+
+
+def normal_prefix(prefix: str) -> str:
+    """Empty, or with exactly one `/` at its end: without it `foo` would read `foobar`."""
+    bare = prefix.strip("/")
+    if not bare:
+        return ""
+    try:
+        check_key(bare)
+    except InvalidKey as error:
+        raise StorageMisconfigured(f"S3_PREFIX cannot begin a key: {error}") from None
+    if len(bare.encode()) >= MAX_PREFIX_BYTES:
+        raise StorageMisconfigured(f"S3_PREFIX is longer than {MAX_PREFIX_BYTES - 1} bytes")
+    return f"{bare}/"

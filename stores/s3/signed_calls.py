@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from botocore.auth import UNSIGNED_PAYLOAD, S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.exceptions import ClientError
+from urllib3 import Retry
 
 from stores.s3.listing import Listing, read_listing, read_xml
 from stores.s3.metering import NO_ANSWER, OK, RequestCounter, outcome_of
@@ -30,6 +31,8 @@ EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 #: Bytes handed to the socket at a time. One bite has to pass within the time of silence, so it is
 #: small enough for a slow wire.
 BITE = 128 << 10
+#: What `retries=False` means to urllib3, made once.
+ONCE = Retry(total=False, redirect=False)
 #: Bytes of a refusal that are read; S3's have some hundreds.
 MAX_REFUSAL = 1 << 20
 
@@ -149,7 +152,7 @@ class SignedCalls:
             body=None if data is None else cast("Any", _bites(data, stop)),
             headers=dict(signed.headers.items()),
             timeout=self._timeout,
-            retries=False,
+            retries=ONCE,
             redirect=False,
             assert_same_host=False,  # a proxy is asked for another host than its own
             preload_content=False,

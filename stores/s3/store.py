@@ -17,14 +17,12 @@ from weakref import WeakValueDictionary
 from storage import (
     MAX_PAGE,
     FolderPage,
-    InvalidKey,
     ObjectChanged,
     ObjectExists,
     ObjectNotFound,
     Page,
     PartLinks,
     PresignUnsupported,
-    StorageMisconfigured,
     StorageUnavailable,
     StoreHealth,
     WantedLink,
@@ -36,7 +34,7 @@ from storage import (
 from stores.probe import probe
 from stores.s3 import links
 from stores.s3.bucket import Bucket
-from stores.s3.client import S3Config
+from stores.s3.client import S3Config, normal_prefix
 from stores.s3.errors import PreconditionRefused, clock_offset
 from stores.s3.files import Transfers
 from stores.s3.stopping import Stop
@@ -58,8 +56,6 @@ T = TypeVar("T")
 READERS, WRITERS = 24, 16
 #: Bytes per second that even a poor link moves; larger writes are given more time.
 SLOW = 1 << 20
-#: S3's own limit on a key, of which the prefix may take what `check_key` leaves.
-MAX_PREFIX_BYTES = 1024 - 900
 
 
 class S3Store:
@@ -79,7 +75,7 @@ class S3Store:
             StorageMisconfigured: the prefix cannot be one, or half of a pair of keys is missing.
         """
         config = S3Config(**options)
-        self._prefix = _normal_prefix(prefix)
+        self._prefix = normal_prefix(prefix)
         self.url = f"s3://{config.bucket}/{self._prefix}"
         self._bucket = Bucket(config, meter or Meter())
         self._retry_seconds = retry_seconds
@@ -292,7 +288,7 @@ class S3Store:
     ) -> str:
         """As `Store.presign_put`."""
         full = self._full(key)
-        found = await self._check_links_to_write(expires_in)
+        found = await self._check_links(expires_in, to_write=True)
         call = partial(
             links.link_to_write,
             self._bucket,
@@ -315,7 +311,7 @@ class S3Store:
     ) -> PartLinks:
         """As `Store.presign_parts`."""
         full, sizes = self._full(key), links.part_sizes(size, part_size)
-        await self._check_links_to_write(expires_in)
+        await self._check_links(expires_in, to_write=True)
         mark = secrets.token_hex(8)
         begin = partial(self._bucket.begin_upload, full, content_type, mark)
         upload_id = await self._write(begin)
@@ -327,15 +323,12 @@ class S3Store:
         call = partial(links.join, self._bucket, self._full(key), upload_id, size)
         await self._files.run(call)
 
-    async def _check_links(self, seconds: int) -> None:
-        links.check_life(seconds)
-        if not (await self.capabilities()).presign:
-            raise PresignUnsupported(f"{self.url} has no links that can be fetched without keys")
-
-    async def _check_links_to_write(self, seconds: int) -> Capabilities:
+    async def _check_links(self, seconds: int, *, to_write: bool = False) -> Capabilities:
         links.check_life(seconds)
         found = await self.capabilities()
-        if not found.write_links:
+        if not found.presign:
+            raise PresignUnsupported(f"{self.url} has no links that can be fetched without keys")
+        if to_write and not found.write_links:
             raise PresignUnsupported(f"{self.url} has no links that write only what they sign")
         return found
 
@@ -392,20 +385,6 @@ def _verdict(key: str, version: str | None, found: Stored | None) -> WorkerError
     if version is None:
         return ObjectExists(f"{key!r} is taken")
     return ObjectChanged(f"{key!r} has another version" if found else f"{key!r} is gone")
-
-
-def _normal_prefix(prefix: str) -> str:
-    """Empty, or with exactly one `/` at its end: without it `foo` would read `foobar`."""
-    bare = prefix.strip("/")
-    if not bare:
-        return ""
-    try:
-        check_key(bare)
-    except InvalidKey as error:
-        raise StorageMisconfigured(f"S3_PREFIX cannot begin a key: {error}") from None
-    if len(bare.encode()) >= MAX_PREFIX_BYTES:
-        raise StorageMisconfigured(f"S3_PREFIX is longer than {MAX_PREFIX_BYTES - 1} bytes")
-    return f"{bare}/"
 
 
 def _ignore(_count: int) -> None:
