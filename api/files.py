@@ -257,7 +257,9 @@ class FileActions:
                 break
         end = action.cursor + len(page.rows)
         await self._touches.touch(action.folder)  # before anybody has a link to it
-        await self._folders.announcements.keep(action.folder, announced[action.cursor : end])
+        told = zip(announced[action.cursor : end], page.rows, strict=True)
+        if wanted := [file for file, row in told if row["via"] not in ("exists", "differs")]:
+            await self._folders.announcements.keep(action.folder, wanted)
         return {
             "folder": action.folder,
             "files": page.rows,
