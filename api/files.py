@@ -242,7 +242,7 @@ class FileActions:
         return await self._upload_links(action, announced)
 
     async def _upload_links(self, action: UploadAction, announced: list[Announced]) -> Reply:
-        page = ReplyPage()
+        page, told = ReplyPage(), list[Way]()
         ways = self._folders.ways(
             action.folder,
             announced,
@@ -255,9 +255,12 @@ class FileActions:
         async for way in ways:  # one at a time: a link to parts is also an upload begun
             if not page.add(_way_row(way, expires_at)):
                 break
+            told.append(way)
         end = action.cursor + len(page.rows)
         await self._touches.touch(action.folder)  # before anybody has a link to it
-        await self._folders.announcements.keep(action.folder, announced[action.cursor : end])
+        pairs = zip(announced[action.cursor : end], told, strict=True)
+        if wanted := [file for file, way in pairs if way.via not in ("exists", "differs")]:
+            await self._folders.announcements.keep(action.folder, wanted)
         return {
             "folder": action.folder,
             "files": page.rows,

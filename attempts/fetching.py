@@ -56,8 +56,8 @@ class FileToBring(NamedTuple):
 
     #: Below the folder `inputs`: the input's name, and for a file of a folder its path there.
     path: str
-    #: Names the bytes and where they come from; see `BlobCache.place`. Who knows the sha256 of
-    #: somebody else's file does not get it by that, and nobody waits for another one's dead link.
+    #: Names the bytes and where they come from; see `BlobCache.place`. The source is part
+    #: of the identity: knowing a file's sha256 gives no access to it.
     identity: str
     immutable: bool
     #: None: nobody knows before it is there.

@@ -1,6 +1,6 @@
 """What callers announced of a folder's files. It stays in the folder and binds `complete`.
 
-Links are for whom the caller gives them to. So the size and the sha256 that the caller announced
+A caller may pass its links on. So the size and the sha256 that the caller announced
 count, and not the object that a link's holder left. Of several announcements the newest counts.
 """
 
@@ -67,7 +67,7 @@ class Announcements:
 
 
 def news(announced: list[Announced], promised: Promises) -> list[Announced]:
-    """Those of which something else was promised, or nothing."""
+    """Files whose announcement is new or has changed."""
     return [file for file in announced if promised.get(file.path) != _promise(file)]
 
 

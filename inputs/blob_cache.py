@@ -1,7 +1,8 @@
 """Files that more than one process needs: fetched once for a worker, copied for each.
 
 Every process gets a copy and never a link: it may write to its inputs. Workers may share the
-folder, so nothing in it is believed to stay: a file that vanished is fetched again.
+folder, and jobs run as the same user, so nothing in it is trusted: every copy is checked against
+the sha256 in the blob's name, and a blob that vanished or has other bytes is fetched again.
 
 A blob is two files. `{key}-{sha256}.blob` has the bytes, and was last modified when it was last
 used; `{key}.json` says which bytes are the newest. The key is a hash of the identity, which may be
@@ -32,6 +33,7 @@ from inputs.files import (
     disk_errors,
     make_empty,
     new_part_beside,
+    open_regular,
     part_beside,
     remove,
     to_the_end,
@@ -156,7 +158,7 @@ class BlobCache:
         return share, mine
 
     async def _leave(self, key: str, share: _Share) -> None:
-        """The last one turns off the light."""
+        """The last waiter cancels the fetch and removes an uncached file."""
         share.waiting -= 1
         if share.waiting:
             return
@@ -194,13 +196,16 @@ class BlobCache:
         return _Found(blob, self._content(key, blob), kept=True)
 
     async def _deliver(self, share: _Share, found: _Found, target: Path) -> bool:
-        """Whether `target` is it now; False if the bytes vanished or are not what they were."""
+        """Whether `target` is it now; False, and the blob is gone, if it has not these bytes."""
         if not found.kept and share.waiting == 1:
             with suppress(OSError):  # another file system, say: then it is copied
                 found.path.replace(target)
                 return True
         with disk_errors():
-            return await _copied(found.path, target, found.blob.size)
+            if await _copied(found.path, target, found.blob):
+                return True
+            await asyncio.to_thread(found.path.unlink, missing_ok=True)
+            return False
 
     # ---- the folder
 
@@ -233,10 +238,11 @@ class BlobCache:
     def _look_up(self, key: str) -> Blob | None:
         """What is here and whole. To look is to use."""
         try:
-            blob = Blob.model_validate_json(self._side(key).read_bytes())
+            with open_regular(self._side(key)) as side:
+                blob = Blob.model_validate_json(side.read(CHUNK) or b"")
             content = self._content(key, blob)
-            os.utime(content)
-            return blob if content.stat().st_size == blob.size else None
+            os.utime(content, follow_symlinks=False)
+            return blob if content.lstat().st_size == blob.size else None
         except (OSError, ValidationError):
             return None
 
@@ -291,37 +297,38 @@ class BlobCache:
         self._max_bytes = min(self._max_bytes, ours // 2)
 
 
-async def _copied(source: Path, target: Path, size: int) -> bool:
-    """Whether `target` is a whole copy of `source`, which should have `size` bytes.
+async def _copied(source: Path, target: Path, blob: Blob) -> bool:
+    """Whether `target` is a whole copy of `source`, whose bytes should be those of `blob`.
 
     A thread for each piece and not for all: a few large copies would keep every thread that the
     worker has for small things. Which are copied by one thread, from the first step to the last:
     among thousands of them, handing over costs more than copying.
     """
-    if size < CHUNK:
-        return await to_the_end(partial(_copy_small, source, target, size))
-    copied = 0
+    if blob.size < CHUNK:
+        return await to_the_end(partial(_copy_small, source, target, blob))
+    copied, digest = 0, hashlib.sha256()
     async with new_part_beside(target) as part:
         try:
-            while copied < size:
-                count = await asyncio.to_thread(_copy_some, source, part, copied)
+            while copied < blob.size:
+                count = await asyncio.to_thread(_copy_some, source, part, copied, digest)
                 if not count:
                     return False
                 copied += count
         except FileNotFoundError:
             return False
-        if copied != size:
+        if (copied, digest.hexdigest()) != (blob.size, blob.sha256):
             return False
         part.replace(target)
         return True
 
 
-def _copy_small(source: Path, target: Path, size: int) -> bool:
+def _copy_small(source: Path, target: Path, blob: Blob) -> bool:
     """As `_copied`, for less than a CHUNK."""
-    part = part_beside(target)
+    part, digest = part_beside(target), hashlib.sha256()
     make_empty(part)
     try:
-        if _copy_some(source, part, 0) != size:
+        count = _copy_some(source, part, 0, digest)
+        if (count, digest.hexdigest()) != (blob.size, blob.sha256):
             return False
         part.replace(target)
     except FileNotFoundError:
@@ -331,10 +338,11 @@ def _copy_small(source: Path, target: Path, size: int) -> bool:
     return True
 
 
-def _copy_some(source: Path, part: Path, offset: int) -> int:
-    """Bytes copied; 0 at the end."""
-    with source.open("rb", buffering=0) as original:
+def _copy_some(source: Path, part: Path, offset: int, digest: hashlib._Hash) -> int:
+    """Copy a piece and add it to `digest`. Bytes copied; 0 at the end."""
+    with open_regular(source) as original:
         original.seek(offset)
-        data = original.read(CHUNK)
+        data = original.read(CHUNK) or b""
+    digest.update(data)
     write_at(part, offset, data)
     return len(data)

@@ -6,7 +6,9 @@ import asyncio
 import errno
 import os
 import secrets
+import stat
 from contextlib import asynccontextmanager, contextmanager
+from io import FileIO
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field
@@ -75,6 +77,25 @@ async def to_the_end(call: Callable[[], T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait({work})
         raise
+
+
+def open_regular(path: Path) -> FileIO:
+    """Open a regular file to read, without following a link and without waiting for a writer.
+
+    Raises:
+        FileNotFoundError: there is none; a link, a FIFO or an unreadable file counts as none.
+    """
+    missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO, errno.EACCES}:
+            raise missing from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise missing
+    return FileIO(handle, "rb")
 
 
 def write_at(path: Path, offset: int, data: bytes) -> None:

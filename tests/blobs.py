@@ -61,13 +61,13 @@ class HeldUp:
         self._copy_some = blob_cache._copy_some
         monkeypatch.setattr(blob_cache, "_copy_some", self)
 
-    def __call__(self, source: Path, part: Path, offset: int) -> int:
+    def __call__(self, source: Path, part: Path, offset: int, digest: hashlib._Hash) -> int:
         if self.started.is_set():
-            return self._copy_some(source, part, offset)
+            return self._copy_some(source, part, offset, digest)
         self.started.set()
         try:
             assert self.go_on.wait(60)
-            return self._copy_some(source, part, offset)
+            return self._copy_some(source, part, offset, digest)
         finally:
             self.ended.set()
 

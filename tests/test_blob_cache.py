@@ -128,7 +128,36 @@ def mislead(blob: Path) -> None:
     blob.with_name(blob.name[:64] + ".json").write_text('{"size": 7, "sha256": "../../etc"}')
 
 
-@pytest.mark.parametrize("harm", [cut_off, mislead, os.unlink])
+def overwrite(blob: Path) -> None:
+    blob.write_bytes(b"CONTENT")
+
+
+def point_elsewhere(blob: Path) -> None:
+    blob.rename(blob.with_name("elsewhere"))
+    blob.symlink_to("elsewhere")
+
+
+def replace_by_a_fifo(blob: Path) -> None:
+    blob.unlink()
+    os.mkfifo(blob)
+
+
+def replace_its_word_by_a_fifo(blob: Path) -> None:
+    replace_by_a_fifo(blob.with_name(blob.name[:64] + ".json"))
+
+
+HARMS = [
+    cut_off,
+    mislead,
+    os.unlink,
+    overwrite,
+    point_elsewhere,
+    replace_by_a_fifo,
+    replace_its_word_by_a_fifo,
+]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 async def test_a_damaged_blob_is_fetched_again(
     cache: BlobCache, origin: Origin, inputs: Path, folder: Path, harm: Callable[[Path], None]
 ) -> None:
@@ -139,6 +168,40 @@ async def test_a_damaged_blob_is_fetched_again(
     assert origin.asked == [None, None]
     assert (inputs / "b").read_bytes() == b"content"
     assert contents(folder) == [b"content"]
+
+
+@pytest.mark.parametrize("harm", [overwrite, replace_by_a_fifo])
+async def test_a_blob_that_is_changed_before_it_is_copied_is_fetched_again(
+    cache: BlobCache,
+    origin: Origin,
+    inputs: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path], None],
+) -> None:
+    copy = HeldUp(monkeypatch)
+    placing = asyncio.create_task(cache.place("x", inputs / "a", origin.fetch, immutable=True))
+    await until(copy.started.is_set)
+    (blob,) = folder.glob("*.blob")
+    harm(blob)
+    copy.go_on.set()
+    await placing
+    assert origin.asked == [None, None]
+    assert (inputs / "a").read_bytes() == b"content"
+
+
+async def test_a_large_blob_that_was_overwritten_is_fetched_again(
+    inputs: Path, folder: Path
+) -> None:
+    cache, large = BlobCache(folder, 10 * CHUNK), Origin(bytes(2 * CHUNK + 1))
+    await cache.place("x", inputs / "a", large.fetch, immutable=True)
+    (blob,) = folder.glob("*.blob")
+    with blob.open("r+b") as file:
+        file.seek(CHUNK)
+        file.write(b"other")
+    await cache.place("x", inputs / "b", large.fetch, immutable=True)
+    assert large.asked == [None, None]
+    assert (inputs / "b").read_bytes() == large.content
 
 
 async def test_a_blob_that_vanishes_before_it_is_copied_is_fetched_again(

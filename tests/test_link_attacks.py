@@ -160,6 +160,16 @@ async def test_what_was_announced_of_a_completed_folder_still_binds(crowd):
     assert (await complete(worker, "f"))["error"]["code"] == "upload_mismatch"
 
 
+async def test_an_upload_that_got_no_way_to_bring_a_file_announces_nothing(crowd):
+    worker = crowd.worker()
+    await worker("upload", folder="f", files=[{"path": "a.bin", "size": 5}])
+    await crowd.store.put("inputs/f/a.bin", b"first")
+    assert (await complete(worker, "f"))["complete"]
+    [row] = (await worker("upload", folder="f", files=[{"path": "a.bin", "size": 9}]))["files"]
+    assert row["via"] == "differs"
+    assert (await complete(worker, "f"))["complete"]
+
+
 async def test_a_file_that_was_announced_and_never_came_binds_nothing(crowd):
     worker = crowd.worker()
     await worker("upload", folder="f", files=announced(a=b"1", b=b"2"))
