@@ -31,6 +31,7 @@ from records.record import RefusedFile
 from worker.beneath import (
     FOLDER_FLAGS,
     FileRefused,
+    empty_folder,
     ignore,
     open_folder,
     refusing,
@@ -108,12 +109,21 @@ class OwnFolder:
             raise OSError(errno.ESTALE, "the worker's folder was moved or replaced")
 
     def discard(self) -> None:
-        """Close and remove it. Idempotent; what a disk does not remove stays."""
+        """Remove and close it. Idempotent; content that a disk does not remove stays.
+
+        The open folder is emptied before its name is removed: a job may have renamed it.
+        """
         with self._turn:
             descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
+        if descriptor is None:
+            return
+        try:
+            with suppress(OSError):
+                os.fchmod(descriptor, 0o700)
+                empty_folder(descriptor)
+        finally:
             os.close(descriptor)
-            remove_tree(self.path.name, self._workplace.descriptor)
+        remove_tree(self.path.name, self._workplace.descriptor)
 
     def open(self, path: str, names: Mapping[Inode, int] | None = None) -> FileIO:
         """The regular file at `path`, opened for reading. Close it.

@@ -5,6 +5,8 @@ Every test runs both ways of opening a folder: `openat2`, and one component at a
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -273,6 +275,53 @@ def test_what_took_the_folders_place_is_removed_itself(own, secret, taken):
     own.discard()
     assert not os.path.lexists(own.path)
     assert secret.exists()
+
+
+def test_a_folder_that_the_job_renamed_is_emptied(own):
+    """Only the open descriptor still leads to it."""
+    moved = own.path.with_name("moved")
+    (own.path / "outputs" / "big").write_bytes(b"x" * 1000)
+    own.path.rename(moved)
+    own.discard()
+    assert list(moved.iterdir()) == []
+
+
+def test_a_removal_that_is_killed_leaves_nothing_beside_the_folder(tmp_path, monkeypatch):
+    """Nested folders wait for their turn inside of it."""
+    (tmp_path / "top" / "a" / "b").mkdir(parents=True)
+    remove, seen = os.rmdir, []
+
+    def look_and_remove(name, **options):
+        seen.append([path.name for path in tmp_path.iterdir()])
+        remove(name, **options)
+
+    monkeypatch.setattr(os, "rmdir", look_and_remove)
+    with opened(tmp_path) as within:
+        assert remove_tree("top", within)
+    assert seen == [["top"]] * 3
+
+
+REMOVE_CLOSED = """
+import ctypes, os, sys
+from worker.beneath import remove_tree
+os.setuid(int(sys.argv[1]))
+PR_SET_DUMPABLE = 4  # else /proc/self belongs to root
+ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)
+os.makedirs("top/closed/inner")
+for folder in ("top/closed/inner", "top/closed", "top"):
+    os.chmod(folder, 0)
+assert remove_tree("top", os.open(".", os.O_RDONLY))
+"""
+
+
+def test_a_folder_that_denies_all_access_is_removed(tmp_path):
+    """By a user that is not root, as root may do anything in any folder."""
+    user = 65534 if os.getuid() == 0 else os.getuid()
+    os.chown(tmp_path, user, -1)
+    environment = {"PYTHONPATH": str(Path(beneath.__file__).parent.parent)}
+    command = [sys.executable, "-c", REMOVE_CLOSED, str(user)]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_folder_is_too_deep_to_be_removed(removed_however_deep, tmp_path):
