@@ -12,13 +12,13 @@ import logging
 import mimetypes
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar
 
-from attempts.own_files import Inode, OwnFolder, Refusals
+from attempts.own_files import NO_LINKS, NameCount, OwnFolder, Refusals
 from child.events import CheckpointSealed
 from records.keys import attempt_prefix
 from records.lease import Lease, LeaseLost, until_answered
@@ -105,7 +105,10 @@ class Uploads:
         self._sending: asyncio.Task[None] | None = None
 
     def offer(self, path: str) -> None:
-        """Send an artifact now. If that fails, `finish` tries again and tells."""
+        """Send an artifact now. If that fails, `finish` tries again and tells.
+
+        A file with several names waits for `finish`.
+        """
         if path not in self._offers:
             task = asyncio.create_task(self._send_offered(path))
             self._offers[path] = task
@@ -135,15 +138,15 @@ class Uploads:
         while self._offers:
             await asyncio.wait(list(self._offers.values()))
         listing = await asyncio.to_thread(self._folder.listing, OUTPUTS)
-        names = await asyncio.to_thread(self._folder.names) if listing.linked else {}
+        count = await asyncio.to_thread(self._folder.names_at_end) if listing.linked else NO_LINKS
         self._refused = listing.refused
-        await self._send_all(listing.files, names)
+        await self._send_all(listing.files, count)
         for gone in set(self._stored) - set(listing.files):
             self._forget_artifact(gone)
 
-    async def _send_all(self, paths: list[str], names: Mapping[Inode, int]) -> None:
+    async def _send_all(self, paths: list[str], count: NameCount) -> None:
         """All of them; one that fails is told when the others had a chance to arrive."""
-        sends = [asyncio.create_task(self._send(path, names)) for path in paths]
+        sends = [asyncio.create_task(self._send(path, count)) for path in paths]
         try:
             if not sends:
                 return
@@ -247,9 +250,9 @@ class Uploads:
         except (WorkerError, OSError) as error:
             log.warning("artifact %s did not go up yet: %s", path, error)
 
-    async def _send(self, path: str, names: Mapping[Inode, int] | None = None) -> None:
+    async def _send(self, path: str, count: NameCount | None = None) -> None:
         try:
-            async with self._slots, self._opened(f"{OUTPUTS}/{path}", names) as source:
+            async with self._slots, self._opened(f"{OUTPUTS}/{path}", count) as source:
                 seen = _look(source)
                 if path in self._stored and self._stored[path][0] == seen:
                     return
@@ -281,9 +284,9 @@ class Uploads:
         )
 
     @asynccontextmanager
-    async def _opened(self, path: str, names: Mapping[Inode, int] | None) -> AsyncIterator[FileIO]:
+    async def _opened(self, path: str, count: NameCount | None) -> AsyncIterator[FileIO]:
         """As `OwnFolder.open`, off the event loop, and closed in the end."""
-        opening = asyncio.ensure_future(asyncio.to_thread(self._folder.open, path, names))
+        opening = asyncio.ensure_future(asyncio.to_thread(self._folder.open, path, count))
         try:
             file = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -314,15 +317,19 @@ class Uploads:
         checkpoint = Checkpoint(attempt=self._attempt, seq=sealed.seq, files=())
         for path in listing.files:
             check_key(checkpoint_key(self._process_id, checkpoint, path))
-        files = [await self._send_part(checkpoint, sealed.path, path) for path in listing.files]
+        folder, names = sealed.path, self._folder.names_while_job_lives
+        count = await asyncio.to_thread(names) if listing.linked else NO_LINKS
+        files = [await self._send_part(checkpoint, folder, path, count) for path in listing.files]
         checkpoint = checkpoint.model_copy(update={"files": tuple(files)})
         before = self._lease.wish.checkpoints
         after = (await self._lease.change(lambda r: r.with_checkpoint(checkpoint))).checkpoints
         await self._forget([old for old in before if old not in after])
 
-    async def _send_part(self, checkpoint: Checkpoint, folder: str, path: str) -> StoredFile:
+    async def _send_part(
+        self, checkpoint: Checkpoint, folder: str, path: str, count: NameCount
+    ) -> StoredFile:
         key = checkpoint_key(self._process_id, checkpoint, path)
-        async with self._opened(f"{folder}/{path}", None) as source:
+        async with self._opened(f"{folder}/{path}", count) as source:
             facts = await self._patiently(lambda: self._store.upload(source, key))
         return StoredFile(path=path, size=facts.size, sha256=facts.sha256)
 

@@ -172,6 +172,45 @@ async def test_hard_links_to_foreign_files_are_refused_and_to_own_ones_are_not(c
     assert refused(reply) == {"stolen": reason}
 
 
+async def test_an_offered_file_with_several_names_waits_for_the_end(crowd, tmp_path):
+    """While the job lives, its names cannot be counted for each offer."""
+    worker, go_on = crowd.worker(), tmp_path / "go on"
+    task = begin(
+        worker,
+        files={"outputs/a": "mine", "outputs/last": "last"},
+        hard_links={"outputs/b": "outputs/a"},
+        offers=["a", "b", "last"],
+        waits_for=str(go_on),
+    )
+    await worker.seen("p", "running", step=1)
+    uploads = worker.runs()[0].uploads
+    await until(lambda: uploads.files() and not uploads._offers)
+    assert [file.path for file in uploads.files()] == ["last"]
+    assert uploads.summary().refused_count == 0
+    go_on.touch()
+    reply = await task
+    assert contents(reply) == {"a": "mine", "b": "mine", "last": "last"}
+
+
+@pytest.mark.parametrize(("target", "kept"), [("outputs/a", True), ("secret", False)])
+async def test_a_checkpoint_with_hard_links_is_kept_if_all_names_are_the_jobs(
+    crowd, secret, tmp_path, target, kept
+):
+    worker, go_on = crowd.worker(), tmp_path / "go on"
+    task = begin(
+        worker,
+        files={"outputs/a": "mine", "sealed/000001/c/w": "mine"},
+        hard_links={"sealed/000001/c/x": str(secret) if target == "secret" else target},
+        seals="sealed/000001",
+        waits_for=str(go_on),
+    )
+    await worker.seen("p", "running", step=1)
+    await worker.runs()[0].uploads.checkpoints_stored()
+    assert bool((await crowd.record("p")).checkpoints) == kept
+    go_on.touch()
+    assert (await task)["status"] == "completed"
+
+
 # ---- checkpoints elsewhere
 
 

@@ -8,11 +8,20 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from attempts.own_files import MAX_REFUSED_LISTED, MAX_REFUSED_PATH, OwnFolder, printable
+from attempts import own_files
+from attempts.own_files import (
+    MAX_REFUSED_LISTED,
+    MAX_REFUSED_PATH,
+    FileWaits,
+    NameCount,
+    OwnFolder,
+    printable,
+)
 from worker import beneath
 from worker.beneath import FileRefused, opened, remove_tree
 from worker.workplace import Workplace
@@ -56,8 +65,13 @@ def reasons(listing):
     return {each.path: each.reason for each in listing.refused.listed}
 
 
-def open_descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
+def descriptors_below(folder):
+    """Targets of this process's descriptors; others come and go with other tests."""
+    targets = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            targets.append(link.readlink())
+    return [target for target in targets if target.is_relative_to(folder)]
 
 
 def deep_folder(within, depth):
@@ -158,10 +172,9 @@ def test_what_takes_a_files_place_between_look_and_opening_is_not_read(own, secr
 def test_a_hard_link_to_a_foreign_file_is_refused(own, secret):
     for name in ("x", "y"):
         (own.path / "outputs" / name).hardlink_to(secret)
-    with pytest.raises(FileRefused, match="hard link"):
-        own.open("outputs/x")
-    with pytest.raises(FileRefused, match="hard link"):
-        own.open("outputs/x", own.names())
+    for count in (own.names_at_end(), own.names_while_job_lives()):
+        with pytest.raises(FileRefused, match="hard link"):
+            own.open("outputs/x", count)
 
 
 def test_a_file_whose_names_all_lie_in_the_folder_is_read(own):
@@ -169,27 +182,52 @@ def test_a_file_whose_names_all_lie_in_the_folder_is_read(own):
     (own.path / "work").mkdir()
     (own.path / "work" / "x").write_text("mine")
     (own.path / "outputs" / "y").hardlink_to(own.path / "work" / "x")
-    assert content(own, "outputs/y") == b"mine"
     assert own.listing("outputs").linked
-    with own.open("outputs/y", own.names()) as file:
-        assert file.read() == b"mine"
+    for count in (own.names_at_end(), own.names_while_job_lives()):
+        with own.open("outputs/y", count) as file:
+            assert file.read() == b"mine"
 
 
-def test_a_file_whose_names_move_while_they_are_counted_is_refused(own, secret, monkeypatch):
-    """One name could be seen in two places and make up for the name outside."""
-    (own.path / "outputs" / "x").hardlink_to(secret)
-    began = secret.stat().st_ctime_ns
-
-    def count_while_it_moves(self):
-        while secret.stat().st_ctime_ns == began:
-            (own.path / "outputs" / "x").rename(own.path / "outputs" / "y")
-            (own.path / "outputs" / "y").rename(own.path / "outputs" / "x")
-        facts = secret.stat()
-        return {(facts.st_dev, facts.st_ino): 2}
-
-    monkeypatch.setattr(OwnFolder, "names", count_while_it_moves)
-    with pytest.raises(FileRefused):
+def test_without_a_count_a_file_with_several_names_waits_and_no_folder_is_walked(own, monkeypatch):
+    """A folder of 100,000 links is not walked for each of them."""
+    (own.path / "outputs" / "x").write_text("mine")
+    (own.path / "outputs" / "y").hardlink_to(own.path / "outputs" / "x")
+    monkeypatch.setattr(own_files, "walk", lambda *_: pytest.fail("a folder was walked"))
+    with pytest.raises(FileWaits):
         own.open("outputs/x")
+
+
+def test_a_name_that_moves_while_names_are_counted_is_not_counted_twice(own, secret, monkeypatch):
+    """In two folders it would make up for the name outside. The ctime need not change: the file
+    system may stamp the move and the link before it with the same tick."""
+    for name in ("a", "b"):
+        (own.path / "outputs" / name).mkdir()
+    place = own.path / "outputs" / "a" / "x"
+    place.hardlink_to(secret)
+    walk_all = own_files.walk
+
+    def walk_while_it_moves(folder, root, refuse):
+        entries = [*walk_all(folder, root, refuse)]
+        moved = place.rename(own.path / "outputs" / "b" / "x")
+        yield from entries
+        yield from walk_all(folder, root, refuse)
+        monkeypatch.setattr(own_files, "walk", walk_all)
+        assert moved.stat().st_nlink == 2
+
+    monkeypatch.setattr(own_files, "walk", walk_while_it_moves)
+    count = own.names_while_job_lives()
+    assert set(count.names.values()) == {2}
+    with pytest.raises(FileRefused):
+        own.open("outputs/b/x", count)
+
+
+def test_a_change_within_a_tick_of_the_count_is_taken_for_a_later_one(secret):
+    facts = secret.stat()
+    inode = (facts.st_dev, facts.st_ino)
+    count = NameCount({inode: 1}, unchanged_since_ns=facts.st_ctime_ns)
+    assert not count.holds_all_names(facts)
+    assert count._replace(unchanged_since_ns=facts.st_ctime_ns + 1).holds_all_names(facts)
+    assert count._replace(unchanged_since_ns=None).holds_all_names(facts)
 
 
 # ---- listing
@@ -366,7 +404,6 @@ def test_a_reader_keeps_its_folder_while_another_thread_discards_it(own):
 
 
 def test_no_descriptor_stays_open(tmp_path, secret):
-    before = open_descriptors()
     workplace = Workplace(tmp_path / "work")
     own = OwnFolder(workplace, "p.1")
     own.make()
@@ -374,9 +411,9 @@ def test_no_descriptor_stays_open(tmp_path, secret):
     (own.path / "outputs" / "x").hardlink_to(secret)
     os.mkfifo(own.path / "outputs" / "pipe")
     own.listing("outputs")
+    count = own.names_at_end()
     for path in ("outputs/x", "outputs/pipe", "outputs/none", "none/x", "outputs/x/y"):
         with pytest.raises((FileRefused, FileNotFoundError)):
-            own.open(path)
+            own.open(path, count)
     own.discard()
-    assert open_descriptors() == before + 1  # the workplace's
-    assert workplace.folder.exists()
+    assert descriptors_below(tmp_path) == [workplace.folder]
