@@ -45,8 +45,12 @@ from worker.workplace import Workplace
 
 #: Entries that are listed with their reasons; the others are only counted.
 MAX_REFUSED_LISTED: Final = 50
+#: Refused paths that are remembered, so that one that is refused again is not counted again.
+MAX_REFUSED_KNOWN: Final = 10_000
 #: Characters of a refused path that are shown.
 MAX_REFUSED_PATH: Final = 200
+#: Errors of a disk, and not of a path or of its permissions.
+READ_ERRORS: Final = frozenset({errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.EBADMSG})
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SECOND_NAME: Final = "it is a hard link to a file outside of the attempt's folder"
@@ -100,18 +104,21 @@ class Refusals:
 
     def __init__(self) -> None:
         self.count = 0
-        self._listed: dict[str, RefusedFile] = {}
+        self._known: set[str] = set()
+        self._listed: list[RefusedFile] = []
 
     def add(self, path: str, reason: str) -> None:
-        if path in self._listed:
+        if path in self._known:
             return
         self.count += 1
+        if len(self._known) < MAX_REFUSED_KNOWN:
+            self._known.add(path)
         if len(self._listed) < MAX_REFUSED_LISTED:
-            self._listed[path] = RefusedFile(path=printable(path), reason=reason)
+            self._listed.append(RefusedFile(path=printable(path), reason=reason))
 
     @property
     def listed(self) -> tuple[RefusedFile, ...]:
-        return tuple(self._listed.values())
+        return tuple(self._listed)
 
 
 class FolderListing(NamedTuple):
@@ -204,13 +211,19 @@ class OwnFolder:
         with suppress(OSError), self._folder(above) as folder:
             remove_tree(name, folder)
 
-    def listing(self, path: str) -> FolderListing:
-        """What lies below the folder `path`, by paths relative to it; empty if it is missing."""
-        files, refused, linked = [], Refusals(), False
+    def listing(self, path: str, most: int) -> FolderListing:
+        """What lies below the folder `path`, by paths relative to it; empty if it is missing.
+
+        Beyond the first `most` files, all are refused.
+        """
+        files: list[str] = []
+        refused, linked = Refusals(), False
         with self._folder("") as held:
             for entry in walk(held, path, refused.add):
                 if reason := _odd(entry.facts):
                     refused.add(entry.path, reason)
+                elif len(files) == most:
+                    refused.add(entry.path, f"there are more than {most} files")
                 else:
                     files.append(entry.path)
                     linked = linked or entry.facts.st_nlink > 1
@@ -251,6 +264,16 @@ class OwnFolder:
             yield opened
         finally:
             os.close(opened)
+
+
+def check_readable(file: FileIO) -> None:
+    """Read all of an open file and drop it. Raises FileRefused if the disk cannot."""
+    buffer, offset = bytearray(1 << 20), 0
+    try:
+        while count := os.preadv(file.fileno(), [buffer], offset):
+            offset += count
+    except OSError as error:
+        raise FileRefused(f"the disk cannot read it: {error.strerror}") from error
 
 
 def printable(path: str) -> str:

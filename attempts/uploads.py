@@ -18,7 +18,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar
 
-from attempts.own_files import NO_LINKS, NameCount, OwnFolder, Refusals
+from attempts.own_files import NO_LINKS, READ_ERRORS, NameCount, OwnFolder, Refusals, check_readable
 from child.events import CheckpointSealed
 from records.keys import attempt_prefix
 from records.lease import Lease, LeaseLost, until_answered
@@ -45,6 +45,11 @@ OnProgress = Callable[[int, int], None]
 CONCURRENT_FILES = 16
 #: When an artifact has failed, the others have this long to be stored all the same.
 LAST_CHANCE_SECONDS = 60.0
+#: Files that are stored of the outputs, and of a checkpoint: a job can make millions.
+MAX_ARTIFACTS = 100_000
+MAX_CHECKPOINT_FILES = 10_000
+#: Distinct paths that are sent as they are offered; others wait for the end.
+MAX_OFFERED = 10_000
 #: In the attempt's folder.
 OUTPUTS: Final = "outputs"
 
@@ -69,11 +74,16 @@ class Content(Protocol):
     def chunks(self) -> AsyncIterator[bytes]: ...
 
 
-class _Seen(NamedTuple):
-    """How a file looked when it went up; different means changed."""
+class _FileState(NamedTuple):
+    """The state of a file when it was stored; another one means that it changed.
+
+    Size and time of modification are not enough, because a job can set both.
+    """
 
     size: int
     modified_ns: int
+    changed_ns: int
+    inode: int
 
 
 class Uploads:
@@ -88,7 +98,7 @@ class Uploads:
         self._patience_seconds = patience_seconds
         self._process_id = lease.record.process_id
         self._attempt = lease.record.attempt
-        self._stored: dict[str, tuple[_Seen, StoredFile]] = {}
+        self._stored: dict[str, tuple[_FileState, StoredFile]] = {}
         #: Artifacts that never were files here.
         self._streamed: dict[str, StoredFile] = {}
         #: Of all artifacts.
@@ -99,6 +109,7 @@ class Uploads:
         self._moved_at = 0.0
         self._slots = asyncio.Semaphore(CONCURRENT_FILES)
         self._offers: dict[str, asyncio.Task[None]] = {}
+        self._offered: set[str] = set()
         self._newest: CheckpointSealed | None = None
         #: Sealed folders that nobody needs any more, to be removed off the event loop.
         self._overtaken: list[str] = []
@@ -109,7 +120,9 @@ class Uploads:
 
         A file with several names waits for `finish`.
         """
-        if path not in self._offers:
+        if len(self._offered) < MAX_OFFERED:
+            self._offered.add(path)
+        if path in self._offered and path not in self._offers:
             task = asyncio.create_task(self._send_offered(path))
             self._offers[path] = task
             task.add_done_callback(lambda _: self._offers.pop(path, None))
@@ -137,7 +150,7 @@ class Uploads:
         """
         while self._offers:
             await asyncio.wait(list(self._offers.values()))
-        listing = await asyncio.to_thread(self._folder.listing, OUTPUTS)
+        listing = await asyncio.to_thread(self._folder.listing, OUTPUTS, MAX_ARTIFACTS)
         count = await asyncio.to_thread(self._folder.names_at_end) if listing.linked else NO_LINKS
         self._refused = listing.refused
         await self._send_all(listing.files, count)
@@ -145,22 +158,26 @@ class Uploads:
             self._forget_artifact(gone)
 
     async def _send_all(self, paths: list[str], count: NameCount) -> None:
-        """All of them; one that fails is told when the others had a chance to arrive."""
-        sends = [asyncio.create_task(self._send(path, count)) for path in paths]
+        """Send all of them. Raises the first failure once the others had a chance to arrive."""
+        left, failed = iter(paths), asyncio.get_running_loop().create_future()
+
+        async def send_next() -> None:
+            for path in left:
+                try:
+                    await self._send(path, count)
+                except Exception as error:  # noqa: BLE001 - raised below
+                    if not failed.done():
+                        failed.set_result(error)
+
+        senders = asyncio.gather(*(send_next() for _ in range(CONCURRENT_FILES)))
         try:
-            if not sends:
-                return
-            done, others = await asyncio.wait(sends, return_when=asyncio.FIRST_EXCEPTION)
-            if others:
-                more, _ = await asyncio.wait(others, timeout=LAST_CHANCE_SECONDS)
-                done |= more
-            for send in sends:
-                if send in done:
-                    send.result()
+            await asyncio.wait([senders, failed], return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                await asyncio.wait([senders], timeout=LAST_CHANCE_SECONDS)
+                raise failed.result()
         finally:
-            for send in sends:
-                send.cancel()
-            await asyncio.gather(*sends, return_exceptions=True)
+            senders.cancel()
+            await asyncio.gather(senders, return_exceptions=True)
 
     async def store_stream(
         self, path: str, begin: Callable[[], Awaitable[Content]], on_progress: OnProgress
@@ -213,7 +230,7 @@ class Uploads:
         await self._patiently(lambda: self._store.put(key, data, content_type="application/json"))
 
     def summary(self) -> ArtifactsSummary:
-        """As often as bytes go up: adds nothing up itself."""
+        """Called for every chunk, so it uses running totals."""
         return ArtifactsSummary(
             count=len(self._stored) + len(self._streamed),
             total_bytes=self._total_bytes,
@@ -232,7 +249,7 @@ class Uploads:
             self._total_bytes -= self._stored.pop(path)[1].size
 
     def _count(self, sent: int) -> None:
-        """A long upload is seen to move."""
+        """Counts sent bytes, so a long upload shows progress."""
         self._sent_bytes += sent
         self._moved_at = time.monotonic()
         self._lease.report(lambda record: record.with_artifacts(self.summary()))
@@ -253,8 +270,8 @@ class Uploads:
     async def _send(self, path: str, count: NameCount | None = None) -> None:
         try:
             async with self._slots, self._opened(f"{OUTPUTS}/{path}", count) as source:
-                seen = _look(source)
-                if path in self._stored and self._stored[path][0] == seen:
+                state = _state_of(source)
+                if path in self._stored and self._stored[path][0] == state:
                     return
                 file = await self._store_file(source, path)
         except FileRefused as error:
@@ -265,7 +282,7 @@ class Uploads:
             raise UploadFailed(f"artifact {path!r} could not be stored: {error}") from error
         else:
             self._forget_artifact(path)
-            self._stored[path] = (seen, file)
+            self._stored[path] = (state, file)
             self._total_bytes += file.size
         self._lease.report(lambda record: record.with_artifacts(self.summary()))
 
@@ -277,11 +294,33 @@ class Uploads:
         key = artifact_key(self._process_id, self._attempt, path)
         content_type = _content_type(path)
         facts = await self._patiently(
-            lambda: self._store.upload(source, key, content_type=content_type, on_bytes=self._count)
+            lambda: self._upload(source, key, content_type=content_type, on_bytes=self._count)
         )
         return StoredFile(
             path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
         )
+
+    async def _upload(
+        self,
+        source: FileIO,
+        key: str,
+        *,
+        content_type: str | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> FileFacts:
+        """As `Store.upload`. Raises FileRefused if the file is at fault, not the store."""
+        try:
+            return await self._store.upload(
+                source, key, content_type=content_type, on_bytes=on_bytes
+            )
+        except StorageFailure as error:
+            # A folder store cannot tell which of the two files failed.
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in READ_ERRORS:
+                await asyncio.to_thread(check_readable, source)
+            raise
+        except OSError as error:
+            raise FileRefused(f"the disk cannot read it: {error.strerror}") from error
 
     @asynccontextmanager
     async def _opened(self, path: str, count: NameCount | None) -> AsyncIterator[FileIO]:
@@ -309,7 +348,7 @@ class Uploads:
                     await asyncio.to_thread(self._folder.remove, self._overtaken.pop())
 
     async def _send_checkpoint(self, sealed: CheckpointSealed) -> None:
-        listing = await asyncio.to_thread(self._folder.listing, sealed.path)
+        listing = await asyncio.to_thread(self._folder.listing, sealed.path, MAX_CHECKPOINT_FILES)
         if listing.refused.count or not listing.files:
             odd = "; ".join(f"{each.path}: {each.reason}" for each in listing.refused.listed)
             log.warning("checkpoint %d is not kept: %s", sealed.seq, odd or "it is empty")
@@ -330,7 +369,7 @@ class Uploads:
     ) -> StoredFile:
         key = checkpoint_key(self._process_id, checkpoint, path)
         async with self._opened(f"{folder}/{path}", count) as source:
-            facts = await self._patiently(lambda: self._store.upload(source, key))
+            facts = await self._patiently(lambda: self._upload(source, key))
         return StoredFile(path=path, size=facts.size, sha256=facts.sha256)
 
     async def _forget(self, checkpoints: list[Checkpoint]) -> None:
@@ -378,7 +417,8 @@ async def restore(
     """Fetch the newest checkpoint that is whole.
 
     Returns what the job had handed over (a file or a folder) and the checkpoint it came from;
-    both None if there is none. Waits for a store that is away, or refuses: rather late than anew.
+    both None if there is none. Waits for a store that is away or refuses: a late resume costs less
+    than a restart.
     """
     for checkpoint in reversed(checkpoints):
         target = folder / f"resume-{checkpoint.attempt}-{checkpoint.seq}"
@@ -405,9 +445,9 @@ def _content_type(path: str) -> str:
     return mimetypes.guess_type(path)[0] or "application/octet-stream"
 
 
-def _look(file: FileIO) -> _Seen:
+def _state_of(file: FileIO) -> _FileState:
     facts = os.fstat(file.fileno())
-    return _Seen(facts.st_size, facts.st_mtime_ns)
+    return _FileState(facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
 
 
 def _close_opened(opening: asyncio.Future[FileIO]) -> None:

@@ -20,6 +20,7 @@ from attempts.own_files import (
     FileWaits,
     NameCount,
     OwnFolder,
+    Refusals,
     printable,
 )
 from worker import beneath
@@ -27,6 +28,8 @@ from worker.beneath import FileRefused, opened, remove_tree
 from worker.workplace import Workplace
 
 DEEP = 3000
+#: Files of a listing, more than any test here makes.
+MOST = 1000
 
 
 @pytest.fixture(params=["openat2", "by parts"], autouse=True)
@@ -121,7 +124,7 @@ def test_an_odd_entry_is_refused_with_its_kind_and_never_waited_for(own, odd):
     (own.path / "outputs" / "good").write_text("good")
     with pytest.raises(FileRefused, match=f"it is {kind}"):
         own.open("outputs/odd")
-    listing = own.listing("outputs")
+    listing = own.listing("outputs", MOST)
     assert (listing.files, reasons(listing)) == (["good"], {"odd": f"it is {kind}"})
 
 
@@ -132,7 +135,7 @@ def test_no_link_is_followed_in_any_part_of_a_path(own, secret, part):
     (own.path / part).symlink_to(secret.parent)
     with pytest.raises(FileRefused, match="a link"):
         own.open(f"{part}/secret")
-    listing = own.listing("outputs")
+    listing = own.listing("outputs", MOST)
     assert listing.files == []
     assert "link" in reasons(listing)["." if part == "outputs" else "sub"]
 
@@ -182,7 +185,7 @@ def test_a_file_whose_names_all_lie_in_the_folder_is_read(own):
     (own.path / "work").mkdir()
     (own.path / "work" / "x").write_text("mine")
     (own.path / "outputs" / "y").hardlink_to(own.path / "work" / "x")
-    assert own.listing("outputs").linked
+    assert own.listing("outputs", MOST).linked
     for count in (own.names_at_end(), own.names_while_job_lives()):
         with own.open("outputs/y", count) as file:
             assert file.read() == b"mine"
@@ -236,20 +239,37 @@ def test_a_change_within_a_tick_of_the_count_is_taken_for_a_later_one(secret):
 def test_what_is_refused_is_counted_and_the_first_are_listed(own):
     for number in range(MAX_REFUSED_LISTED + 10):
         (own.path / "outputs" / f"link-{number}").symlink_to("nowhere")
-    refused = own.listing("outputs").refused
+    refused = own.listing("outputs", MOST).refused
     assert (refused.count, len(refused.listed)) == (MAX_REFUSED_LISTED + 10, MAX_REFUSED_LISTED)
+
+
+def test_files_beyond_the_most_are_counted_as_refused(own):
+    for number in range(5):
+        (own.path / "outputs" / str(number)).touch()
+    listing = own.listing("outputs", 3)
+    assert (len(listing.files), listing.refused.count) == (3, 2)
+    assert set(reasons(listing).values()) == {"there are more than 3 files"}
+
+
+def test_a_path_that_is_refused_again_is_not_counted_again():
+    """Not even when it is too late to be listed."""
+    refused = Refusals()
+    for _ in range(2):
+        for number in range(MAX_REFUSED_LISTED + 1):
+            refused.add(str(number), "it is odd")
+    assert refused.count == MAX_REFUSED_LISTED + 1
 
 
 def test_a_folder_too_deep_for_any_key_is_one_refused_entry(removed_however_deep, own):
     deep_folder(own.path / "outputs", DEEP)
     (own.path / "outputs" / "good").write_text("good")
-    listing = own.listing("outputs")
+    listing = own.listing("outputs", MOST)
     assert (listing.files, listing.refused.count) == (["good"], 1)
     assert reasons(listing).popitem()[1] == "its path is too long"
 
 
 def test_a_folder_that_is_missing_lists_as_empty(own):
-    assert own.listing("nothing").files == []
+    assert own.listing("nothing", MOST).files == []
 
 
 @pytest.mark.parametrize(
@@ -410,7 +430,7 @@ def test_no_descriptor_stays_open(tmp_path, secret):
     (own.path / "outputs").mkdir()
     (own.path / "outputs" / "x").hardlink_to(secret)
     os.mkfifo(own.path / "outputs" / "pipe")
-    own.listing("outputs")
+    own.listing("outputs", MOST)
     count = own.names_at_end()
     for path in ("outputs/x", "outputs/pipe", "outputs/none", "none/x", "outputs/x/y"):
         with pytest.raises((FileRefused, FileNotFoundError)):

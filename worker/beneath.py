@@ -33,6 +33,9 @@ _REASONS: Final = {
     errno.EACCES: "the worker may not read it",
     errno.EPERM: "the worker may not read it",
     errno.EAGAIN: "another process holds it",
+    errno.EIO: "the disk cannot read it",
+    errno.ESTALE: "the disk cannot read it",
+    errno.EUCLEAN: "the disk cannot read it",
 }
 
 
@@ -170,7 +173,7 @@ def _entries(folder: int, root: str, below: str) -> Iterator[Entry]:
     opened = open_folder(folder, f"{root}/{below}")
     try:
         parent = os.fstat(opened).st_ino
-        with os.scandir(opened) as entries:
+        with refusing(), os.scandir(opened) as entries:
             for entry in entries:
                 if facts := _facts(entry):
                     yield Entry(f"{below}/{entry.name}".lstrip("/"), parent, facts)
