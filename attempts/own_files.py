@@ -49,8 +49,6 @@ MAX_REFUSED_LISTED: Final = 50
 MAX_REFUSED_KNOWN: Final = 10_000
 #: Characters of a refused path that are shown.
 MAX_REFUSED_PATH: Final = 200
-#: Errors of a disk, and not of a path or of its permissions.
-READ_ERRORS: Final = frozenset({errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.EBADMSG})
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SECOND_NAME: Final = "it is a hard link to a file outside of the attempt's folder"
@@ -264,16 +262,6 @@ class OwnFolder:
             yield opened
         finally:
             os.close(opened)
-
-
-def check_readable(file: FileIO) -> None:
-    """Read all of an open file and drop it. Raises FileRefused if the disk cannot."""
-    buffer, offset = bytearray(1 << 20), 0
-    try:
-        while count := os.preadv(file.fileno(), [buffer], offset):
-            offset += count
-    except OSError as error:
-        raise FileRefused(f"the disk cannot read it: {error.strerror}") from error
 
 
 def printable(path: str) -> str:

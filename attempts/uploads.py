@@ -10,25 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import mimetypes
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from io import FileIO
-from pathlib import Path
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from attempts.own_files import NO_LINKS, READ_ERRORS, NameCount, OwnFolder, Refusals, check_readable
+from attempts.job_files import FileState, state_of, upload_file
+from attempts.own_files import NO_LINKS, NameCount, OwnFolder, Refusals
 from child.events import CheckpointSealed
 from records.keys import attempt_prefix
-from records.lease import Lease, LeaseLost, until_answered
+from records.lease import Lease, LeaseLost
 from records.manifest import Manifest, artifact_key, manifest_key
 from records.record import ArtifactsSummary, Checkpoint, StoredFile, Trouble
 from storage import (
     ChecksumMismatch,
     FileFacts,
     InvalidKey,
-    ObjectNotFound,
     StorageFailure,
     Store,
     check_key,
@@ -74,18 +72,6 @@ class Content(Protocol):
     def chunks(self) -> AsyncIterator[bytes]: ...
 
 
-class _FileState(NamedTuple):
-    """The state of a file when it was stored; another one means that it changed.
-
-    Size and time of modification are not enough, because a job can set both.
-    """
-
-    size: int
-    modified_ns: int
-    changed_ns: int
-    inode: int
-
-
 class Uploads:
     """Everything one attempt stores beside its record."""
 
@@ -98,7 +84,7 @@ class Uploads:
         self._patience_seconds = patience_seconds
         self._process_id = lease.record.process_id
         self._attempt = lease.record.attempt
-        self._stored: dict[str, tuple[_FileState, StoredFile]] = {}
+        self._stored: dict[str, tuple[FileState, StoredFile]] = {}
         #: Artifacts that never were files here.
         self._streamed: dict[str, StoredFile] = {}
         #: Of all artifacts.
@@ -270,7 +256,7 @@ class Uploads:
     async def _send(self, path: str, count: NameCount | None = None) -> None:
         try:
             async with self._slots, self._opened(f"{OUTPUTS}/{path}", count) as source:
-                state = _state_of(source)
+                state = state_of(source)
                 if path in self._stored and self._stored[path][0] == state:
                     return
                 file = await self._store_file(source, path)
@@ -294,33 +280,13 @@ class Uploads:
         key = artifact_key(self._process_id, self._attempt, path)
         content_type = _content_type(path)
         facts = await self._patiently(
-            lambda: self._upload(source, key, content_type=content_type, on_bytes=self._count)
+            lambda: upload_file(
+                self._store, source, key, content_type=content_type, on_bytes=self._count
+            )
         )
         return StoredFile(
             path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
         )
-
-    async def _upload(
-        self,
-        source: FileIO,
-        key: str,
-        *,
-        content_type: str | None = None,
-        on_bytes: Callable[[int], None] | None = None,
-    ) -> FileFacts:
-        """As `Store.upload`. Raises FileRefused if the file is at fault, not the store."""
-        try:
-            return await self._store.upload(
-                source, key, content_type=content_type, on_bytes=on_bytes
-            )
-        except StorageFailure as error:
-            # A folder store cannot tell which of the two files failed.
-            cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno in READ_ERRORS:
-                await asyncio.to_thread(check_readable, source)
-            raise
-        except OSError as error:
-            raise FileRefused(f"the disk cannot read it: {error.strerror}") from error
 
     @asynccontextmanager
     async def _opened(self, path: str, count: NameCount | None) -> AsyncIterator[FileIO]:
@@ -369,7 +335,7 @@ class Uploads:
     ) -> StoredFile:
         key = checkpoint_key(self._process_id, checkpoint, path)
         async with self._opened(f"{folder}/{path}", count) as source:
-            facts = await self._patiently(lambda: self._upload(source, key))
+            facts = await self._patiently(lambda: upload_file(self._store, source, key))
         return StoredFile(path=path, size=facts.size, sha256=facts.sha256)
 
     async def _forget(self, checkpoints: list[Checkpoint]) -> None:
@@ -411,43 +377,8 @@ class Uploads:
             self._lease.report(lambda record: record.with_trouble(trouble))
 
 
-async def restore(
-    store: Store, process_id: str, checkpoints: tuple[Checkpoint, ...], folder: Path
-) -> tuple[Path | None, Checkpoint | None]:
-    """Fetch the newest checkpoint that is whole.
-
-    Returns what the job had handed over (a file or a folder) and the checkpoint it came from;
-    both None if there is none. Waits for a store that is away or refuses: a late resume costs less
-    than a restart.
-    """
-    for checkpoint in reversed(checkpoints):
-        target = folder / f"resume-{checkpoint.attempt}-{checkpoint.seq}"
-        try:
-            for file in checkpoint.files:
-                await _fetch(store, checkpoint_key(process_id, checkpoint, file.path), file, target)
-        except (ObjectNotFound, ChecksumMismatch) as error:
-            log.warning(
-                "checkpoint %d is not whole, trying the one before: %s", checkpoint.seq, error
-            )
-            continue
-        return next(iter(sorted(target.iterdir()))), checkpoint
-    return None, None
-
-
-async def _fetch(store: Store, key: str, file: StoredFile, target: Path) -> None:
-    path = target / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    expected = FileFacts(file.size, file.sha256)
-    await until_answered(lambda: store.download(key, path, expected=expected), StorageFailure)
-
-
 def _content_type(path: str) -> str:
     return mimetypes.guess_type(path)[0] or "application/octet-stream"
-
-
-def _state_of(file: FileIO) -> _FileState:
-    facts = os.fstat(file.fileno())
-    return _FileState(facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
 
 
 def _close_opened(opening: asyncio.Future[FileIO]) -> None:
