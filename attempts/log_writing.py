@@ -9,10 +9,12 @@ lines, at least those that are in no segment yet. Its first line says which (`# 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from hashlib import sha256
 from typing import Final, NamedTuple
 
 from attempts.own_files import OwnFolder
@@ -93,7 +95,7 @@ def encoded(lines: Lines) -> bytes:
 
 
 def decoded(segment: Segment, data: bytes) -> Lines:
-    return Lines(segment.first, data.decode().split("\n")[:-1])
+    return Lines(segment.first, data.decode(errors="replace").split("\n")[:-1])
 
 
 def encoded_tail(tail: Tail) -> bytes:
@@ -182,20 +184,22 @@ class AttemptLog:
         # `tail.txt`, and the open end which is yet to be sealed, take their part of it.
         self._budget = budget - 2 * max(SEGMENT_BYTES, TAIL_BYTES)
         self._printed = JobLog()
-        #: On their way from `_printed` to what follows; nothing is ever nowhere.
+        #: Taken from `_printed` and not settled yet; readers see them here meanwhile.
         self._settling: list[Block] = []
         #: Settled, and in no segment yet.
         self._end = Lines(1, [])
         #: What `tail.txt` is to show: at least `_end`.
         self._shown = Lines(1, [])
         self._segments: list[Segment] = []
+        #: By the names of segments on the disk, where the job can rewrite them.
+        self._digests: dict[str, bytes] = {}
         self._unsent: list[Segment] = []
         self._unremoved: list[Segment] = []
         self._sent_tail = encoded_tail(Tail(self._shown, None))
         self._sending = asyncio.Lock()
 
     def follow(self, printed: JobLog) -> None:
-        """From now on this is what is kept."""
+        """Keep the lines of `printed` from now on."""
         self._printed = printed
 
     async def keep(self) -> None:
@@ -267,7 +271,7 @@ class AttemptLog:
         try:
             data = await asyncio.to_thread(self._on_disk, segment)
         except OSError as error:
-            log.warning("process %s: a part of its log is lost: %s", self._process_id, error)
+            self._tell_lost(error)
         else:
             await self._store.put(self._prefix + segment.name, data, content_type=TEXT)
         self._unsent.remove(segment)
@@ -288,17 +292,22 @@ class AttemptLog:
         await self._remove(too_many(self._segments, self._budget))
 
     def _write(self, sealed: Sequence[Lines]) -> list[Segment]:
-        """A disk that is full costs these lines, never the job."""
+        """Write each to the disk; one that the disk refuses costs its own lines, never the job."""
         written = []
-        try:
-            for lines in sealed:
-                data = encoded(lines)
-                segment = Segment(lines.first, lines.last, len(data))
+        for lines in sealed:
+            data = encoded(lines)
+            segment = Segment(lines.first, lines.last, len(data))
+            try:
                 self._folder.write(FOLDER, segment.name, data)
+            except OSError as error:
+                self._tell_lost(error)
+            else:
+                self._digests[segment.name] = sha256(data).digest()
                 written.append(segment)
-        except OSError as error:
-            log.warning("process %s: a part of its log is lost: %s", self._process_id, error)
         return written
+
+    def _tell_lost(self, error: OSError) -> None:
+        log.warning("process %s: a part of its log is lost: %s", self._process_id, error)
 
     async def _remove(self, segments: Sequence[Segment]) -> None:
         for segment in segments:
@@ -312,6 +321,11 @@ class AttemptLog:
     def _unlink(self, segments: Sequence[Segment]) -> None:
         for segment in segments:
             self._folder.remove(f"{FOLDER}/{segment.name}")
+            self._digests.pop(segment.name, None)
 
     def _on_disk(self, segment: Segment) -> bytes:
-        return self._folder.read(f"{FOLDER}/{segment.name}", segment.size)
+        """Raises OSError, also if the job has changed the file."""
+        data = self._folder.read(f"{FOLDER}/{segment.name}", segment.size)
+        if sha256(data).digest() != self._digests.get(segment.name):
+            raise OSError(errno.EIO, "it was changed")
+        return data

@@ -8,8 +8,10 @@ never waits for a file:
   part of it may be a link.
 - Only regular files are read. That is checked before the file is opened, because opening a device
   may have an effect, and after, because only then it cannot change any more.
-- A file with several names (hard links) is read only if all of its names lie in the attempt's
-  folder. A link to a file from elsewhere leaves at least one name outside.
+- A file with several names (hard links) is read only if a count finds all of its names in the
+  attempt's folder. A link to a file from elsewhere leaves at least one name outside. While the job
+  lives, a name that moves may be counted twice, so a count then holds only for files whose names
+  have not changed since shortly before it began, by their ctime.
 - A folder is removed without following links, however deep it is.
 
 All calls block and belong in a thread.
@@ -21,6 +23,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,6 +34,7 @@ from records.record import RefusedFile
 from worker.beneath import (
     FOLDER_FLAGS,
     FileRefused,
+    empty_folder,
     ignore,
     open_folder,
     refusing,
@@ -41,11 +45,16 @@ from worker.workplace import Workplace
 
 #: Entries that are listed with their reasons; the others are only counted.
 MAX_REFUSED_LISTED: Final = 50
+#: Refused paths that are remembered, so that one that is refused again is not counted again.
+MAX_REFUSED_KNOWN: Final = 10_000
 #: Characters of a refused path that are shown.
 MAX_REFUSED_PATH: Final = 200
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SECOND_NAME: Final = "it is a hard link to a file outside of the attempt's folder"
+#: A change of a file shows in its ctime after at most so long: a file system's clock may tick as
+#: rarely as every 10 ms.
+_CLOCK_TICK_NS: Final = 50_000_000
 _KINDS: Final = {
     stat.S_IFLNK: "it is a link",
     stat.S_IFDIR: "it is a folder",
@@ -59,23 +68,55 @@ _KINDS: Final = {
 Inode = tuple[int, int]
 
 
+class NameCount(NamedTuple):
+    """How many names files have in the attempt's folder; files with one name may be missing."""
+
+    names: Mapping[Inode, int]
+    #: It holds for files whose names have not changed since then; None: no process changes any.
+    unchanged_since_ns: int | None
+
+    def holds_all_names(self, facts: os.stat_result) -> bool:
+        """Whether all names of a file are known to be inside, by its facts after the count."""
+        changed = self.unchanged_since_ns is not None and (
+            facts.st_ctime_ns >= self.unchanged_since_ns
+        )
+        return not changed and self.names.get(_inode(facts), 0) >= facts.st_nlink
+
+
+#: For files of which none has several names.
+NO_LINKS: Final = NameCount({}, None)
+
+
+class FileWaits(OSError):
+    """A file that can be read only once the job has ended; its text is a reason for people."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EBUSY, "it has several names and waits for the end of the job")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 class Refusals:
     """Entries that are left behind: all are counted, the first ones are listed with reasons."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._listed: dict[str, RefusedFile] = {}
+        self._known: set[str] = set()
+        self._listed: list[RefusedFile] = []
 
     def add(self, path: str, reason: str) -> None:
-        if path in self._listed:
+        if path in self._known:
             return
         self.count += 1
+        if len(self._known) < MAX_REFUSED_KNOWN:
+            self._known.add(path)
         if len(self._listed) < MAX_REFUSED_LISTED:
-            self._listed[path] = RefusedFile(path=printable(path), reason=reason)
+            self._listed.append(RefusedFile(path=printable(path), reason=reason))
 
     @property
     def listed(self) -> tuple[RefusedFile, ...]:
-        return tuple(self._listed.values())
+        return tuple(self._listed)
 
 
 class FolderListing(NamedTuple):
@@ -108,20 +149,30 @@ class OwnFolder:
             raise OSError(errno.ESTALE, "the worker's folder was moved or replaced")
 
     def discard(self) -> None:
-        """Close and remove it. Idempotent; what a disk does not remove stays."""
+        """Remove and close it. Idempotent; content that a disk does not remove stays.
+
+        The open folder is emptied before its name is removed: a job may have renamed it.
+        """
         with self._turn:
             descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
+        if descriptor is None:
+            return
+        try:
+            with suppress(OSError):
+                os.fchmod(descriptor, 0o700)
+                empty_folder(descriptor)
+        finally:
             os.close(descriptor)
-            remove_tree(self.path.name, self._workplace.descriptor)
+        remove_tree(self.path.name, self._workplace.descriptor)
 
-    def open(self, path: str, names: Mapping[Inode, int] | None = None) -> FileIO:
+    def open(self, path: str, count: NameCount | None = None) -> FileIO:
         """The regular file at `path`, opened for reading. Close it.
 
-        `names` is what `names` returned when nothing could change it any more; None: look now.
+        `count` tells where files with several names have them; None: it is too early to tell.
 
         Raises:
             FileRefused: it is none, a link leads to it, or it has a name outside of this folder.
+            FileWaits: it has several names and there is no count.
             FileNotFoundError: there is no such file.
         """
         above, _, name = path.rpartition("/")
@@ -129,7 +180,7 @@ class OwnFolder:
             _check_regular(os.stat(name, dir_fd=folder, follow_symlinks=False))
             file = FileIO(os.open(name, _FILE, dir_fd=folder))
         try:
-            self._check(file, names)
+            _check_open(file, count)
         except BaseException:
             file.close()
             raise
@@ -158,20 +209,40 @@ class OwnFolder:
         with suppress(OSError), self._folder(above) as folder:
             remove_tree(name, folder)
 
-    def listing(self, path: str) -> FolderListing:
-        """What lies below the folder `path`, by paths relative to it; empty if it is missing."""
-        files, refused, linked = [], Refusals(), False
+    def listing(self, path: str, most: int) -> FolderListing:
+        """What lies below the folder `path`, by paths relative to it; empty if it is missing.
+
+        Beyond the first `most` files, all are refused.
+        """
+        files: list[str] = []
+        refused, linked = Refusals(), False
         with self._folder("") as held:
             for entry in walk(held, path, refused.add):
                 if reason := _odd(entry.facts):
                     refused.add(entry.path, reason)
+                elif len(files) == most:
+                    refused.add(entry.path, f"there are more than {most} files")
                 else:
                     files.append(entry.path)
                     linked = linked or entry.facts.st_nlink > 1
         return FolderListing(sorted(files), refused, linked)
 
-    def names(self) -> Counter[Inode]:
-        """How many names each file with several of them has in this folder."""
+    def names_while_job_lives(self) -> NameCount:
+        """Count the names of files in this folder, for those whose names stand still.
+
+        Waits first, so that names that the job made before this call stand still long enough.
+        """
+        time.sleep(2 * _CLOCK_TICK_NS / 1e9)
+        with self._folder("") as held:
+            os.utime(held)  # asks the clock of the file system, which stamps ctimes
+            began = os.fstat(held).st_ctime_ns
+        return NameCount(self._counted(), unchanged_since_ns=began - _CLOCK_TICK_NS)
+
+    def names_at_end(self) -> NameCount:
+        """Count the names of files in this folder, once no process of the job lives."""
+        return NameCount(self._counted(), unchanged_since_ns=None)
+
+    def _counted(self) -> Counter[Inode]:
         with self._folder("") as held:
             found = {
                 (_inode(entry.facts), entry.parent, entry.path.rpartition("/")[2])
@@ -179,16 +250,6 @@ class OwnFolder:
                 if entry.facts.st_nlink > 1
             }
         return Counter(inode for inode, _, _ in found)
-
-    def _check(self, file: FileIO, names: Mapping[Inode, int] | None) -> None:
-        facts = os.fstat(file.fileno())
-        _check_regular(facts)
-        if facts.st_nlink > 1:
-            names = self.names() if names is None else names
-            # A name that moves while names are counted may be counted twice; it changes the ctime.
-            moved = os.fstat(file.fileno()).st_ctime_ns != facts.st_ctime_ns
-            if moved or names.get(_inode(facts), 0) < facts.st_nlink:
-                raise FileRefused(_SECOND_NAME)
 
     @contextmanager
     def _folder(self, path: str) -> Iterator[int]:
@@ -219,6 +280,16 @@ def _odd(facts: os.stat_result) -> str | None:
 def _check_regular(facts: os.stat_result) -> None:
     if reason := _odd(facts):
         raise FileRefused(reason)
+
+
+def _check_open(file: FileIO, count: NameCount | None) -> None:
+    facts = os.fstat(file.fileno())
+    _check_regular(facts)
+    if facts.st_nlink > 1:
+        if count is None:
+            raise FileWaits
+        if not count.holds_all_names(facts):
+            raise FileRefused(_SECOND_NAME)
 
 
 def _inode(facts: os.stat_result) -> Inode:

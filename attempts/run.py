@@ -32,8 +32,9 @@ from attempts.kept_models import KeptModels
 from attempts.log_writing import AttemptLog
 from attempts.own_files import OwnFolder
 from attempts.phases import ENDED, Phases
+from attempts.restoring import restore
 from attempts.slots import Slots
-from attempts.uploads import UploadFailed, Uploads, restore
+from attempts.uploads import UploadFailed, Uploads
 from child.environment import passed_through
 from child.events import ArtifactReady, CheckpointSealed, Event, PhaseEntered, Progress
 from child.runner import Attempt, Child

@@ -10,25 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import mimetypes
-import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from io import FileIO
-from pathlib import Path
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from attempts.own_files import Inode, OwnFolder, Refusals
+from attempts.job_files import FileState, state_of, upload_file
+from attempts.own_files import NO_LINKS, NameCount, OwnFolder, Refusals
 from child.events import CheckpointSealed
 from records.keys import attempt_prefix
-from records.lease import Lease, LeaseLost, until_answered
+from records.lease import Lease, LeaseLost
 from records.manifest import Manifest, artifact_key, manifest_key
 from records.record import ArtifactsSummary, Checkpoint, StoredFile, Trouble
 from storage import (
     ChecksumMismatch,
     FileFacts,
     InvalidKey,
-    ObjectNotFound,
     StorageFailure,
     Store,
     check_key,
@@ -45,6 +43,11 @@ OnProgress = Callable[[int, int], None]
 CONCURRENT_FILES = 16
 #: When an artifact has failed, the others have this long to be stored all the same.
 LAST_CHANCE_SECONDS = 60.0
+#: Files that are stored of the outputs, and of a checkpoint: a job can make millions.
+MAX_ARTIFACTS = 100_000
+MAX_CHECKPOINT_FILES = 10_000
+#: Distinct paths that are sent as they are offered; others wait for the end.
+MAX_OFFERED = 10_000
 #: In the attempt's folder.
 OUTPUTS: Final = "outputs"
 
@@ -69,13 +72,6 @@ class Content(Protocol):
     def chunks(self) -> AsyncIterator[bytes]: ...
 
 
-class _Seen(NamedTuple):
-    """How a file looked when it went up; different means changed."""
-
-    size: int
-    modified_ns: int
-
-
 class Uploads:
     """Everything one attempt stores beside its record."""
 
@@ -88,7 +84,7 @@ class Uploads:
         self._patience_seconds = patience_seconds
         self._process_id = lease.record.process_id
         self._attempt = lease.record.attempt
-        self._stored: dict[str, tuple[_Seen, StoredFile]] = {}
+        self._stored: dict[str, tuple[FileState, StoredFile]] = {}
         #: Artifacts that never were files here.
         self._streamed: dict[str, StoredFile] = {}
         #: Of all artifacts.
@@ -99,14 +95,20 @@ class Uploads:
         self._moved_at = 0.0
         self._slots = asyncio.Semaphore(CONCURRENT_FILES)
         self._offers: dict[str, asyncio.Task[None]] = {}
+        self._offered: set[str] = set()
         self._newest: CheckpointSealed | None = None
         #: Sealed folders that nobody needs any more, to be removed off the event loop.
         self._overtaken: list[str] = []
         self._sending: asyncio.Task[None] | None = None
 
     def offer(self, path: str) -> None:
-        """Send an artifact now. If that fails, `finish` tries again and tells."""
-        if path not in self._offers:
+        """Send an artifact now. If that fails, `finish` tries again and tells.
+
+        A file with several names waits for `finish`.
+        """
+        if len(self._offered) < MAX_OFFERED:
+            self._offered.add(path)
+        if path in self._offered and path not in self._offers:
             task = asyncio.create_task(self._send_offered(path))
             self._offers[path] = task
             task.add_done_callback(lambda _: self._offers.pop(path, None))
@@ -134,30 +136,34 @@ class Uploads:
         """
         while self._offers:
             await asyncio.wait(list(self._offers.values()))
-        listing = await asyncio.to_thread(self._folder.listing, OUTPUTS)
-        names = await asyncio.to_thread(self._folder.names) if listing.linked else {}
+        listing = await asyncio.to_thread(self._folder.listing, OUTPUTS, MAX_ARTIFACTS)
+        count = await asyncio.to_thread(self._folder.names_at_end) if listing.linked else NO_LINKS
         self._refused = listing.refused
-        await self._send_all(listing.files, names)
+        await self._send_all(listing.files, count)
         for gone in set(self._stored) - set(listing.files):
             self._forget_artifact(gone)
 
-    async def _send_all(self, paths: list[str], names: Mapping[Inode, int]) -> None:
-        """All of them; one that fails is told when the others had a chance to arrive."""
-        sends = [asyncio.create_task(self._send(path, names)) for path in paths]
+    async def _send_all(self, paths: list[str], count: NameCount) -> None:
+        """Send all of them. Raises the first failure once the others had a chance to arrive."""
+        left, failed = iter(paths), asyncio.get_running_loop().create_future()
+
+        async def send_next() -> None:
+            for path in left:
+                try:
+                    await self._send(path, count)
+                except Exception as error:  # noqa: BLE001 - raised below
+                    if not failed.done():
+                        failed.set_result(error)
+
+        senders = asyncio.gather(*(send_next() for _ in range(CONCURRENT_FILES)))
         try:
-            if not sends:
-                return
-            done, others = await asyncio.wait(sends, return_when=asyncio.FIRST_EXCEPTION)
-            if others:
-                more, _ = await asyncio.wait(others, timeout=LAST_CHANCE_SECONDS)
-                done |= more
-            for send in sends:
-                if send in done:
-                    send.result()
+            await asyncio.wait([senders, failed], return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                await asyncio.wait([senders], timeout=LAST_CHANCE_SECONDS)
+                raise failed.result()
         finally:
-            for send in sends:
-                send.cancel()
-            await asyncio.gather(*sends, return_exceptions=True)
+            senders.cancel()
+            await asyncio.gather(senders, return_exceptions=True)
 
     async def store_stream(
         self, path: str, begin: Callable[[], Awaitable[Content]], on_progress: OnProgress
@@ -210,7 +216,7 @@ class Uploads:
         await self._patiently(lambda: self._store.put(key, data, content_type="application/json"))
 
     def summary(self) -> ArtifactsSummary:
-        """As often as bytes go up: adds nothing up itself."""
+        """Called for every chunk, so it uses running totals."""
         return ArtifactsSummary(
             count=len(self._stored) + len(self._streamed),
             total_bytes=self._total_bytes,
@@ -229,7 +235,7 @@ class Uploads:
             self._total_bytes -= self._stored.pop(path)[1].size
 
     def _count(self, sent: int) -> None:
-        """A long upload is seen to move."""
+        """Counts sent bytes, so a long upload shows progress."""
         self._sent_bytes += sent
         self._moved_at = time.monotonic()
         self._lease.report(lambda record: record.with_artifacts(self.summary()))
@@ -247,11 +253,11 @@ class Uploads:
         except (WorkerError, OSError) as error:
             log.warning("artifact %s did not go up yet: %s", path, error)
 
-    async def _send(self, path: str, names: Mapping[Inode, int] | None = None) -> None:
+    async def _send(self, path: str, count: NameCount | None = None) -> None:
         try:
-            async with self._slots, self._opened(f"{OUTPUTS}/{path}", names) as source:
-                seen = _look(source)
-                if path in self._stored and self._stored[path][0] == seen:
+            async with self._slots, self._opened(f"{OUTPUTS}/{path}", count) as source:
+                state = state_of(source)
+                if path in self._stored and self._stored[path][0] == state:
                     return
                 file = await self._store_file(source, path)
         except FileRefused as error:
@@ -262,7 +268,7 @@ class Uploads:
             raise UploadFailed(f"artifact {path!r} could not be stored: {error}") from error
         else:
             self._forget_artifact(path)
-            self._stored[path] = (seen, file)
+            self._stored[path] = (state, file)
             self._total_bytes += file.size
         self._lease.report(lambda record: record.with_artifacts(self.summary()))
 
@@ -274,16 +280,18 @@ class Uploads:
         key = artifact_key(self._process_id, self._attempt, path)
         content_type = _content_type(path)
         facts = await self._patiently(
-            lambda: self._store.upload(source, key, content_type=content_type, on_bytes=self._count)
+            lambda: upload_file(
+                self._store, source, key, content_type=content_type, on_bytes=self._count
+            )
         )
         return StoredFile(
             path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
         )
 
     @asynccontextmanager
-    async def _opened(self, path: str, names: Mapping[Inode, int] | None) -> AsyncIterator[FileIO]:
+    async def _opened(self, path: str, count: NameCount | None) -> AsyncIterator[FileIO]:
         """As `OwnFolder.open`, off the event loop, and closed in the end."""
-        opening = asyncio.ensure_future(asyncio.to_thread(self._folder.open, path, names))
+        opening = asyncio.ensure_future(asyncio.to_thread(self._folder.open, path, count))
         try:
             file = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -306,7 +314,7 @@ class Uploads:
                     await asyncio.to_thread(self._folder.remove, self._overtaken.pop())
 
     async def _send_checkpoint(self, sealed: CheckpointSealed) -> None:
-        listing = await asyncio.to_thread(self._folder.listing, sealed.path)
+        listing = await asyncio.to_thread(self._folder.listing, sealed.path, MAX_CHECKPOINT_FILES)
         if listing.refused.count or not listing.files:
             odd = "; ".join(f"{each.path}: {each.reason}" for each in listing.refused.listed)
             log.warning("checkpoint %d is not kept: %s", sealed.seq, odd or "it is empty")
@@ -314,16 +322,20 @@ class Uploads:
         checkpoint = Checkpoint(attempt=self._attempt, seq=sealed.seq, files=())
         for path in listing.files:
             check_key(checkpoint_key(self._process_id, checkpoint, path))
-        files = [await self._send_part(checkpoint, sealed.path, path) for path in listing.files]
+        folder, names = sealed.path, self._folder.names_while_job_lives
+        count = await asyncio.to_thread(names) if listing.linked else NO_LINKS
+        files = [await self._send_part(checkpoint, folder, path, count) for path in listing.files]
         checkpoint = checkpoint.model_copy(update={"files": tuple(files)})
         before = self._lease.wish.checkpoints
         after = (await self._lease.change(lambda r: r.with_checkpoint(checkpoint))).checkpoints
         await self._forget([old for old in before if old not in after])
 
-    async def _send_part(self, checkpoint: Checkpoint, folder: str, path: str) -> StoredFile:
+    async def _send_part(
+        self, checkpoint: Checkpoint, folder: str, path: str, count: NameCount
+    ) -> StoredFile:
         key = checkpoint_key(self._process_id, checkpoint, path)
-        async with self._opened(f"{folder}/{path}", None) as source:
-            facts = await self._patiently(lambda: self._store.upload(source, key))
+        async with self._opened(f"{folder}/{path}", count) as source:
+            facts = await self._patiently(lambda: upload_file(self._store, source, key))
         return StoredFile(path=path, size=facts.size, sha256=facts.sha256)
 
     async def _forget(self, checkpoints: list[Checkpoint]) -> None:
@@ -365,42 +377,8 @@ class Uploads:
             self._lease.report(lambda record: record.with_trouble(trouble))
 
 
-async def restore(
-    store: Store, process_id: str, checkpoints: tuple[Checkpoint, ...], folder: Path
-) -> tuple[Path | None, Checkpoint | None]:
-    """Fetch the newest checkpoint that is whole.
-
-    Returns what the job had handed over (a file or a folder) and the checkpoint it came from;
-    both None if there is none. Waits for a store that is away, or refuses: rather late than anew.
-    """
-    for checkpoint in reversed(checkpoints):
-        target = folder / f"resume-{checkpoint.attempt}-{checkpoint.seq}"
-        try:
-            for file in checkpoint.files:
-                await _fetch(store, checkpoint_key(process_id, checkpoint, file.path), file, target)
-        except (ObjectNotFound, ChecksumMismatch) as error:
-            log.warning(
-                "checkpoint %d is not whole, trying the one before: %s", checkpoint.seq, error
-            )
-            continue
-        return next(iter(sorted(target.iterdir()))), checkpoint
-    return None, None
-
-
-async def _fetch(store: Store, key: str, file: StoredFile, target: Path) -> None:
-    path = target / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    expected = FileFacts(file.size, file.sha256)
-    await until_answered(lambda: store.download(key, path, expected=expected), StorageFailure)
-
-
 def _content_type(path: str) -> str:
     return mimetypes.guess_type(path)[0] or "application/octet-stream"
-
-
-def _look(file: FileIO) -> _Seen:
-    facts = os.fstat(file.fileno())
-    return _Seen(facts.st_size, facts.st_mtime_ns)
 
 
 def _close_opened(opening: asyncio.Future[FileIO]) -> None:

@@ -1,70 +1,87 @@
-"""What dead workers have left on this machine's scratch disk. Blocking; best in a thread.
+"""Removes files of dead workers from this machine's scratch disk. Blocking; best in a thread.
 
-The disk may be anybody's, a home folder even: what goes is told by the names that workers give.
+The disk may be shared, a home folder even: only entries with names that workers use are removed.
+Jobs without Landlock may lay links on it: no part of a path below it is followed if it is a link.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from records.cache import COPY, PARTIAL_NAME
 from retention.clean_run import DAY, CleanReport
-from worker.beneath import opened, remove_tree, tree_bytes
+from worker.beneath import open_folder, opened, remove_tree, tree_bytes
 from worker.settings import Settings
 from worker.workplace import FOLDER_NAME, RECORDS, STORE_NAME, WORK, held_if_abandoned
 
 #: Copies of records are kept so long, unless processes expire earlier.
 COPY_DAYS = 30.0
-#: Whoever writes a file beside the one that it is to replace does not pause for so long.
+#: A writer that replaces a file does not pause for so long.
 PARTIAL_SECONDS = DAY
 #: An unsent write has another name: it stays until it is sent.
 _COPY_NAME = re.compile(rf".*{re.escape(COPY)}|{PARTIAL_NAME.pattern}")
 
 
 def tidy_scratch(settings: Settings, report: CleanReport) -> None:
-    """Remove it, and say so in `report`. A disk that refuses is no error."""
-    for folder in _entries(settings.scratch_dir / WORK, FOLDER_NAME):
-        with suppress(OSError), held_if_abandoned(folder) as abandoned:
-            if abandoned:
-                with opened(folder) as left:
-                    size = tree_bytes(left)
-                if report.dry_run or _removed(folder):
-                    report.add("work of dead workers", folder.name, size=size)
+    """Remove them, and say so in `report`. A disk that refuses is no error."""
     days = min(settings.process_days or COPY_DAYS, COPY_DAYS)
-    for store in _entries(settings.scratch_dir / RECORDS, STORE_NAME):
-        for folder in _entries(store, FOLDER_NAME):
-            _tidy_records(folder, days * DAY, report)
+    with suppress(OSError), opened(settings.scratch_dir) as scratch:
+        with suppress(OSError), _below(scratch, WORK) as work:
+            _tidy_work(work, report)
+        with suppress(OSError), _below(scratch, RECORDS) as records:
+            for store in _names(records, STORE_NAME):
+                with suppress(OSError), _below(records, store) as workers:
+                    _tidy_store(workers, days * DAY, report)
 
 
-def _tidy_records(folder: Path, keep_seconds: float, report: CleanReport) -> None:
-    """Remove old copies of any worker, and the folder of a dead one once nothing is in it."""
-    for path in _entries(folder, _COPY_NAME):
-        with suppress(OSError):
-            if _is_old(path, keep_seconds):
-                size = path.stat().st_size
-                if not report.dry_run:
-                    path.unlink()
-                report.add("old copies of records", path.name, size=size)
-    with suppress(OSError), held_if_abandoned(folder) as abandoned:
-        if abandoned and not report.dry_run:
-            folder.rmdir()
+def _tidy_work(work: int, report: CleanReport) -> None:
+    for name in _names(work, FOLDER_NAME):
+        with suppress(OSError), held_if_abandoned(Path(name), within=work) as abandoned:
+            if abandoned:
+                with _below(work, name) as left:
+                    size = tree_bytes(left)
+                if report.dry_run or remove_tree(name, work):
+                    report.add("work of dead workers", name, size=size)
 
 
-def _removed(folder: Path) -> bool:
-    with opened(folder.parent) as above:
-        return remove_tree(folder.name, above)
+def _tidy_store(workers: int, keep_seconds: float, report: CleanReport) -> None:
+    """Remove old copies of any worker, and the folder of a dead one once it is empty."""
+    for name in _names(workers, FOLDER_NAME):
+        with suppress(OSError), _below(workers, name) as folder:
+            for path in _names(folder, _COPY_NAME):
+                with suppress(OSError):
+                    _tidy_copy(folder, path, keep_seconds, report)
+        with suppress(OSError), held_if_abandoned(Path(name), within=workers) as abandoned:
+            if abandoned and not report.dry_run:
+                os.rmdir(name, dir_fd=workers)
 
 
-def _entries(folder: Path, name: re.Pattern[str]) -> list[Path]:
+def _tidy_copy(folder: int, name: str, keep_seconds: float, report: CleanReport) -> None:
+    facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    keeps = PARTIAL_SECONDS if PARTIAL_NAME.fullmatch(name) else keep_seconds
+    if stat.S_ISDIR(facts.st_mode) or time.time() - facts.st_mtime <= keeps:
+        return
+    if not report.dry_run:
+        os.unlink(name, dir_fd=folder)
+    report.add("old copies of records", name, size=facts.st_size)
+
+
+@contextmanager
+def _below(folder: int, name: str) -> Iterator[int]:
+    """A descriptor of a folder in `folder`. Raises OSError, also for a link."""
+    below = open_folder(folder, name)
     try:
-        return sorted(path for path in folder.iterdir() if name.fullmatch(path.name))
-    except OSError:
-        return []
+        yield below
+    finally:
+        os.close(below)
 
 
-def _is_old(path: Path, keep_seconds: float) -> bool:
-    partial = PARTIAL_NAME.fullmatch(path.name)
-    return time.time() - path.stat().st_mtime > (PARTIAL_SECONDS if partial else keep_seconds)
+def _names(folder: int, pattern: re.Pattern[str]) -> list[str]:
+    entries = os.listdir(folder)
+    return sorted(name for name in entries if pattern.fullmatch(name))

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from attempts.uploads import checkpoint_key, restore
+from attempts.restoring import restore
+from attempts.uploads import checkpoint_key
 from records.record import Checkpoint, StoredFile
 from storage import StorageMisconfigured
 from tests.crowd import on_every_store, until

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from attempts import log_writing as logs
-from child.job_log import LINE_LIMIT, WINDOW
+from child.job_log import LINE_LIMIT, WINDOW, Lines
 from processes import log_reading
 from tests.crowd import on_every_store, until
 from tests.servers import keys_of
@@ -601,3 +601,40 @@ async def test_who_has_lost_the_process_writes_no_log(crowd, printer):
     await run.log._send()
     await asyncio.wait([run.task])
     assert asked_of_logs(owner) == []
+
+
+async def test_a_segment_that_the_job_rewrites_is_lost_and_never_stored(crowd, printer, small):
+    """With as many bytes: some are no text, some are a secret that the redactor has not seen."""
+    owner, other = crowd.worker(), crowd.worker()
+    start = prints(owner, printer)
+    await owner.seen("p", "running")
+    log = owner.runs()[0].log
+    async with log._sending:
+        printer.count(300)
+        await printed(owner, 300)
+        await log._settle()
+        rewritten = [*(log._folder.path / "logs").iterdir()]
+        for path in rewritten:
+            path.write_bytes(b"\xff" * (path.stat().st_size - 7) + b"secret\n")
+    assert rewritten
+    printer.say("the end\n")
+    printer.end()
+    assert (await start)["status"] == "completed"
+    reply = await other("logs", process_id="p", cursor=0)
+    assert reply["lines"][-1] == "the end"
+    assert b"secret" not in await all_stored(crowd)
+
+
+async def test_a_taken_name_costs_its_segment_alone(crowd, printer, small):
+    """A job can guess the name of a segment and make a file of that name before."""
+    owner = crowd.worker()
+    prints(owner, printer)
+    await owner.seen("p", "running")
+    log = owner.runs()[0].log
+    rows = [Lines(1, ["one"]), Lines(3, ["three"])]
+    log._folder.write("logs", "000000000001-000000000001.txt", b"taken")
+    assert [segment.first for segment in log._write(rows)] == [3]
+
+
+def test_a_stored_segment_that_is_no_text_is_readable():
+    assert logs.decoded(logs.Segment(1, 1, 2), b"\xff\n").texts == ["\ufffd"]

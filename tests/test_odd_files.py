@@ -6,12 +6,15 @@ Each attack is made by a real child on a real worker.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from attempts import log_writing as logs
+from attempts import uploads
 from child import runner
 from jobs import JOBS
 from records.manifest import artifact_key, manifest_key
@@ -172,6 +175,45 @@ async def test_hard_links_to_foreign_files_are_refused_and_to_own_ones_are_not(c
     assert refused(reply) == {"stolen": reason}
 
 
+async def test_an_offered_file_with_several_names_waits_for_the_end(crowd, tmp_path):
+    """While the job lives, its names cannot be counted for each offer."""
+    worker, go_on = crowd.worker(), tmp_path / "go on"
+    task = begin(
+        worker,
+        files={"outputs/a": "mine", "outputs/last": "last"},
+        hard_links={"outputs/b": "outputs/a"},
+        offers=["a", "b", "last"],
+        waits_for=str(go_on),
+    )
+    await worker.seen("p", "running", step=1)
+    run = worker.runs()[0]
+    await until(lambda: run.uploads.files() and not run.uploads._offers)
+    assert [file.path for file in run.uploads.files()] == ["last"]
+    assert run.uploads.summary().refused_count == 0
+    go_on.touch()
+    reply = await task
+    assert contents(reply) == {"a": "mine", "b": "mine", "last": "last"}
+
+
+@pytest.mark.parametrize(("target", "kept"), [("outputs/a", True), ("secret", False)])
+async def test_a_checkpoint_with_hard_links_is_kept_if_all_names_are_the_jobs(
+    crowd, secret, tmp_path, target, kept
+):
+    worker, go_on = crowd.worker(), tmp_path / "go on"
+    task = begin(
+        worker,
+        files={"outputs/a": "mine", "sealed/000001/c/w": "mine"},
+        hard_links={"sealed/000001/c/x": str(secret) if target == "secret" else target},
+        seals="sealed/000001",
+        waits_for=str(go_on),
+    )
+    await worker.seen("p", "running", step=1)
+    await worker.runs()[0].uploads.checkpoints_stored()
+    assert bool((await crowd.record("p")).checkpoints) == kept
+    go_on.touch()
+    assert (await task)["status"] == "completed"
+
+
 # ---- checkpoints elsewhere
 
 
@@ -306,3 +348,63 @@ async def test_a_folder_deeper_than_any_path_costs_itself_alone(
     assert reply["artifacts"]["refused_count"] == 1
     await until(lambda: not worker.runs())
     assert not outputs.parent.exists()
+
+
+# ---- too many, and unreadable
+
+
+@on_every_store
+async def test_outputs_beyond_the_limit_are_counted_as_refused(crowd, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_ARTIFACTS", 20)
+    files = {f"outputs/{number:02}": "mine" for number in range(30)}
+    reply = await laid(crowd.worker(), files=files)
+    assert (reply["status"], reply["artifacts"]["count"]) == ("completed", 20)
+    assert reply["artifacts"]["refused_count"] == 10
+    assert set(refused(reply).values()) == {"there are more than 20 files"}
+
+
+async def test_paths_offered_beyond_the_limit_wait_for_the_end(crowd, tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_OFFERED", 2)
+    worker, go_on = crowd.worker(), tmp_path / "go on"
+    names = ["a", "b", "c"]
+    files = {f"outputs/{name}": name for name in names}
+    task = begin(worker, files=files, offers=names, waits_for=str(go_on))
+    await worker.seen("p", "running", step=1)
+    run = worker.runs()[0]
+    await until(lambda: run.uploads.files() and not run.uploads._offers)
+    assert [file.path for file in run.uploads.files()] == ["a", "b"]
+    go_on.touch()
+    assert contents(await task) == {name: name for name in names}
+
+
+@on_every_store
+async def test_a_file_that_the_disk_cannot_read_costs_itself_alone(crowd, monkeypatch):
+    """The store is not at fault, and no upload waits for it to come back."""
+
+    def broken(read):
+        def read_or_fail(descriptor, *arguments):
+            if str(Path(f"/proc/self/fd/{descriptor}").readlink()).endswith("outputs/bad"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(descriptor, *arguments)
+
+        return read_or_fail
+
+    for name in ("pread", "preadv"):
+        monkeypatch.setattr(os, name, broken(getattr(os, name)))
+    reply = await laid(crowd.worker(), files={"outputs/bad": "bad", "outputs/good": "good"})
+    assert (reply["status"], contents(reply)) == ("completed", {"good": "good"})
+    assert refused(reply) == {"bad": "the disk cannot read it: Input/output error"}
+
+
+async def test_a_file_that_was_replaced_with_the_same_size_and_time_is_stored_anew(crowd, tmp_path):
+    worker, go_on = crowd.worker(), tmp_path / "go on"
+    task = begin(worker, files={"outputs/a": "old"}, offers=["a"], waits_for=str(go_on))
+    await worker.seen("p", "running", step=1)
+    run = worker.runs()[0]
+    await until(run.uploads.files)
+    path = folder_of(worker) / "outputs" / "a"
+    facts = path.stat()
+    path.write_text("new")
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    go_on.touch()
+    assert contents(await task) == {"a": "new"}

@@ -187,5 +187,51 @@ def test_what_no_worker_put_there_is_nobodys_to_remove(tmp_path):
     assert all((tmp_path / name).exists() for name in theirs)
 
 
+@pytest.mark.parametrize(
+    "linked", ["records", f"records/{'0' * 16}", f"records/{'0' * 16}/worker-{'1' * 16}"]
+)
+def test_a_link_to_a_foreign_folder_is_not_followed_to_old_copies(tmp_path, linked):
+    """A job without Landlock can lay one at any level."""
+    scratch, foreign = tmp_path / "scratch", tmp_path / "foreign"
+    copy = scratch / "records" / ("0" * 16) / f"worker-{'1' * 16}" / "a.json"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("{}")
+    old(copy, 1000)
+    (scratch / linked).rename(foreign)
+    (scratch / linked).symlink_to(foreign)
+    assert tidy(scratch, process_days=1) == {}
+    assert copy.exists()
+
+
+def test_a_link_to_a_foreign_folder_is_not_followed_to_work(tmp_path):
+    scratch, foreign = tmp_path / "scratch", tmp_path / "foreign"
+    scratch.mkdir()
+    thesis = foreign / f"worker-{'1' * 16}" / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.touch()
+    (scratch / "work").symlink_to(foreign)
+    assert tidy(scratch) == {}
+    assert thesis.exists()
+
+
+def test_a_place_that_cannot_be_marked_leaves_no_descriptor(tmp_path, monkeypatch):
+    """Neither locked nor marked, it is not held."""
+
+    def fails(error):
+        def fail(*_, **__):
+            raise OSError(error, os.strerror(error))
+
+        return fail
+
+    closed = []
+    close = os.close
+    monkeypatch.setattr(os, "close", lambda handle: (closed.append(handle), close(handle)))
+    monkeypatch.setattr(fcntl, "flock", fails(errno.ENOLCK))
+    monkeypatch.setattr(Path, "touch", fails(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space"):
+        Workplace(tmp_path / "work").claim()
+    assert len(closed) == 1
+
+
 def test_a_disk_without_anything_is_no_error(tmp_path):
     assert tidy(tmp_path / "nowhere") == {}

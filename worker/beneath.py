@@ -33,6 +33,9 @@ _REASONS: Final = {
     errno.EACCES: "the worker may not read it",
     errno.EPERM: "the worker may not read it",
     errno.EAGAIN: "another process holds it",
+    errno.EIO: "the disk cannot read it",
+    errno.ESTALE: "the disk cannot read it",
+    errno.EUCLEAN: "the disk cannot read it",
 }
 
 
@@ -47,7 +50,7 @@ class FileRefused(OSError):
 
 
 class Entry(NamedTuple):
-    """What lies in a folder and is no folder itself."""
+    """A directory entry that is not a folder."""
 
     path: str
     #: Inode of the folder that it lies in.
@@ -97,25 +100,39 @@ def _open_by_parts(folder: int, parts: list[str]) -> int:
 
 
 def remove_tree(name: str, within: int) -> bool:
-    """Remove a file, or a folder and all that is in it, from the folder `within`.
+    """Remove a file, or a folder with its content, from the folder `within`.
 
-    Folders in it are moved up to `within` and wait there for their turn, so no depth is too deep.
-    Returns whether all of it is gone.
+    Returns whether nothing of it is left.
     """
-    waiting, gone = [name], True
+    try:
+        if not _is_folder(name, within):
+            os.unlink(name, dir_fd=within)
+            return True
+        with _opened_by_owner(name, within) as folder:
+            empty_folder(folder)
+        os.rmdir(name, dir_fd=within)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def empty_folder(folder: int) -> None:
+    """Remove the content of an open folder, as far as the disk allows it.
+
+    Nested folders are moved up to `folder` and wait there for their turn, so no depth is too deep
+    and a removal that is killed leaves nothing outside of `folder`.
+    """
+    waiting = os.listdir(folder)
     while waiting:
         name = waiting.pop()
-        try:
-            if _is_folder(name, within):
-                _empty(name, within, waiting)
-                os.rmdir(name, dir_fd=within)
+        with suppress(OSError):
+            if _is_folder(name, folder):
+                _empty(name, folder, waiting)
+                os.rmdir(name, dir_fd=folder)
             else:
-                os.unlink(name, dir_fd=within)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            gone = False
-    return gone
+                os.unlink(name, dir_fd=folder)
 
 
 def tree_bytes(folder: int) -> int:
@@ -156,7 +173,7 @@ def _entries(folder: int, root: str, below: str) -> Iterator[Entry]:
     opened = open_folder(folder, f"{root}/{below}")
     try:
         parent = os.fstat(opened).st_ino
-        with os.scandir(opened) as entries:
+        with refusing(), os.scandir(opened) as entries:
             for entry in entries:
                 if facts := _facts(entry):
                     yield Entry(f"{below}/{entry.name}".lstrip("/"), parent, facts)
@@ -177,18 +194,39 @@ def _is_folder(name: str, within: int) -> bool:
 
 def _empty(name: str, within: int, moved: list[str]) -> None:
     """Remove the files of a folder and move its folders up to `within`; append their names."""
-    folder = os.open(name, FOLDER_FLAGS, dir_fd=within)
-    try:
+    with _opened_by_owner(name, within) as folder:
         for path in os.listdir(folder):  # noqa: PTH208 - a descriptor has no Path
             with suppress(OSError):  # then the folder is not empty, and stays
                 if _is_folder(path, folder):
+                    _give_owner_access(path, folder)  # a folder without it cannot be moved
                     aside = f".{secrets.token_hex(8)}.removed"
                     os.rename(path, aside, src_dir_fd=folder, dst_dir_fd=within)
                     moved.append(aside)
                 else:
                     os.unlink(path, dir_fd=folder)
+
+
+@contextmanager
+def _opened_by_owner(name: str, within: int) -> Iterator[int]:
+    _give_owner_access(name, within)
+    folder = os.open(name, FOLDER_FLAGS, dir_fd=within)
+    try:
+        yield folder
     finally:
         os.close(folder)
+
+
+def _give_owner_access(name: str, within: int) -> None:
+    """Set the mode of a folder to 0700, if the worker may.
+
+    A folder of mode 000 cannot be opened for `fchmod`, and `chmod` by name would follow a link.
+    """
+    place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
+    try:
+        with suppress(OSError):
+            Path(f"/proc/self/fd/{place}").chmod(0o700)
+    finally:
+        os.close(place)
 
 
 @contextmanager
@@ -205,4 +243,4 @@ def refusing() -> Iterator[None]:
 
 
 def ignore(_path: str, _reason: str) -> None:
-    """Refuse without a word."""
+    """Ignores a refused entry."""

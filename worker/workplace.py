@@ -1,9 +1,8 @@
 """A folder of one worker, for attempts or for records, held for as long as the worker lives.
 
-Workers on one machine may share a scratch disk. What a killed one has left there is told from what
-a living one works on by a lock on the folder, which the kernel drops when its holder dies. Never by
-age: a job may run for a week. Where the file system has no locks nothing tells it: what is there
-is left to whoever made it.
+Workers on one machine may share a scratch disk. A lock on the folder distinguishes a live worker's
+files from a dead one's; the kernel releases it on death. Age does not distinguish them: a job may
+run for a week. Without file locks, every folder is left alone.
 """
 
 from __future__ import annotations
@@ -58,28 +57,46 @@ class Workplace:
         """False: it was taken for an abandoned one and removed between its making and its lock."""
         handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(handle)
-                raise
-            (self.folder / NOT_HELD).touch()
-        if not self.folder.exists():
+            self._lock(handle)
+            held = self.folder.exists()
+        except OSError:
+            os.close(handle)
+            raise
+        if not held:
             os.close(handle)
             return False
         self.descriptor = handle
         self._let_go = weakref.finalize(self, os.close, handle)
         return True
 
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            (self.folder / NOT_HELD).touch()
+
 
 @contextmanager
-def held_if_abandoned(folder: Path) -> Iterator[bool]:
-    """Whether nobody holds it; if so, nobody comes to before this ends. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+def held_if_abandoned(folder: Path, within: int | None = None) -> Iterator[bool]:
+    """Yields whether the folder is abandoned, and keeps it locked for the block.
+
+    A relative `folder` lies in the open folder `within`. Raises OSError, also for a link.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=within)
     try:
-        yield _locked(handle) and not (folder / NOT_HELD).exists()
+        yield _locked(handle) and not _is_marked(handle)
     finally:
         os.close(handle)
+
+
+def _is_marked(handle: int) -> bool:
+    try:
+        os.stat(NOT_HELD, dir_fd=handle, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _locked(handle: int) -> bool:
