@@ -26,7 +26,8 @@ def test_a_long_stream_goes_up_in_the_memory_of_three_parts(place: Place) -> Non
     facts = json.loads(stream.stdout)
     assert set(facts["sizes"]) == {200 * 10**6}
     assert len(set(facts["digests"])) == 1
-    assert facts["extra_bytes"] < 50 * 10**6
+    # Three parts of 8 MiB, an eighth more each as they grow, and what the first request loads.
+    assert facts["extra_bytes"] < 60 * 10**6
 
 
 @pytest.mark.big
