@@ -327,7 +327,7 @@ class _Folders:
         unproven = [file for file in files if file.sha256 is None]
         self._checked.setdefault(folder, []).extend(unproven)
         for file in unproven:
-            if _stamp((await self._now(folder)).get(file.path)) != _stamp(file):
+            if not _is_unchanged((await self._now(folder)).get(file.path), file):
                 raise InputMismatch(
                     f"{file.path!r} was changed since the folder was completed; complete it again"
                 )
@@ -345,8 +345,11 @@ class _Folders:
         return self._found[folder]
 
 
-def _stamp(file: InputFile | None) -> InputFile | None:
-    return file._replace(sha256=None) if file else None
+def _is_unchanged(now: InputFile | None, completed: InputFile) -> bool:
+    """Whether a file is as it was completed. A store may tell no version: then size and time do."""
+    if now is None or (now.size, now.modified) != (completed.size, completed.modified):
+        return False
+    return "" in (now.version, completed.version) or now.version == completed.version
 
 
 def _check_whole(record: Record, single: bool) -> None:

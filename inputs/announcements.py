@@ -10,14 +10,22 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from inputs.folder_files import Announced, InputFile, UploadIncomplete, announcements_prefix
+from inputs.folder_files import (
+    Announced,
+    InputFile,
+    UploadIncomplete,
+    UploadRefused,
+    announcements_prefix,
+)
 from storage import Listed, ObjectNotFound, Store
 from utils import new_nonce, together, utc_now
 
 #: Announcements that are read at a time.
 READERS = 8
+#: What one folder may hold of them: `complete` reads all.
+MAX_ROWS, MAX_BYTES = 10_000, 64 << 20
 
 
 class Promise(NamedTuple):
@@ -49,7 +57,7 @@ class Announcements:
         """Those that were listed, by path. A request each.
 
         Raises:
-            UploadIncomplete: the folder was deleted meanwhile.
+            UploadIncomplete: the folder was deleted meanwhile, or one cannot be read.
         """
         turn = asyncio.Semaphore(READERS)
 
@@ -63,7 +71,19 @@ class Announcements:
         async with together() as group:
             in_order = sorted(rows, key=lambda row: (row.modified, row.key))
             reading = [group.create_task(read(row)) for row in in_order]
-        return await asyncio.to_thread(_merged, [task.result() for task in reading])
+        try:
+            return await asyncio.to_thread(_merged, [task.result() for task in reading])
+        except ValidationError:
+            raise UploadIncomplete(
+                "an announcement of this folder cannot be read, perhaps one of a newer worker; "
+                "delete the folder and upload it again"
+            ) from None
+
+
+def check_room(rows: list[Listed]) -> None:
+    """Raises UploadRefused if the folder holds so many announcements that no more may come."""
+    if len(rows) >= MAX_ROWS or sum(row.size for row in rows) >= MAX_BYTES:
+        raise UploadRefused("this folder has been announced to too often; use another folder")
 
 
 def news(announced: list[Announced], promised: Promises) -> list[Announced]:

@@ -14,7 +14,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
-from inputs.announcements import Announcements, bound, news
+from inputs.announcements import Announcements, bound, check_room, news
 from inputs.folder_files import (
     CHUNK_BYTES,
     LINK_BYTES,
@@ -97,6 +97,7 @@ class InputFolders:
             UploadRefused: a limit would be exceeded, or a file has too many parts.
         """
         there = await self.contents(folder)
+        check_room(there.announcements)
         check_limits(files, there, self._settings)
         counts = [self._parts(file) for file in files]
         for file, parts in [*zip(files, counts, strict=True)][skip:]:

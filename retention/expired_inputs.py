@@ -8,8 +8,9 @@ from inputs.folder_files import PREFIX, manifest_key
 from inputs.touches import ROWS, TOUCH_SECONDS
 from retention.clean_run import DAY, CleanRun
 from retention.sweep import Names, in_turn
-from storage import Listed
+from storage import Listed, ObjectNotFound
 from stores.prefixes import list_all
+from utils import Stopwatch
 
 #: Rows that one run looks at, at least: a LIST for 1000.
 SWEPT_ROWS = 20_000
@@ -37,10 +38,23 @@ async def _look_at(run: CleanRun, before: float, row: Listed) -> None:
     # Also a file that was PUT to an old link is a use.
     if max((each.modified for each in objects), default=0.0) > before + TOUCH_SECONDS:
         return
+    seen = Stopwatch()
+    if not await _is_still(run, row):
+        return
     # The manifest first: half a folder must not pass for a whole one. What came since stays.
-    await run.delete([manifest_key(folder)])
+    if not await run.delete_if_just_seen([manifest_key(folder)], seen):
+        return
     await run.delete([each.key for each in objects if each.key != manifest_key(folder)])
     await run.delete([row.key])
     if objects:
         size = sum(each.size for each in objects)
         run.report.add("input folders", folder, objects=len(objects), size=size)
+
+
+async def _is_still(run: CleanRun, row: Listed) -> bool:
+    """Whether the folder was not used since its row was listed, perhaps minutes ago."""
+    try:
+        # Stores tell it in whole seconds here, and more exactly in a list.
+        return (await run.store.stat(row.key)).modified <= row.modified
+    except ObjectNotFound:
+        return False
