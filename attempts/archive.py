@@ -27,8 +27,8 @@ from utils import WorkerError
 
 #: The kind of such a process, and its one artifact.
 ARCHIVE, ARCHIVE_PATH = "archive", "archive.zip"
-#: Bytes of one read, and how many are on their way: 12 MiB at most, and small files come fast.
-READ_BYTES, READS_AHEAD = 2 << 20, 6
+#: Bytes of one read, and how many are on their way: 8 MiB at most, and small files come fast.
+READ_BYTES, READS_AHEAD = 2 << 20, 4
 #: More would need too much memory for a zip's directory: some 500 bytes each.
 MAX_FILES = 100_000
 

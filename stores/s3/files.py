@@ -206,21 +206,26 @@ class _Upload(_Transfer):
 
     async def stream_parts(self, chunks: AsyncIterator[bytes], size: int) -> Parts:
         """Looks ahead by a chunk, so that the last part is known as such."""
-        part, came, full = bytearray(), 0, part_size(size)
+        came, full = 0, part_size(size)
+        # Of its full size at once: one that grows takes up to an eighth more.
+        part, filled = bytearray(full), 0
         await self.take()
         async for chunk in chunks:
             came += len(chunk)
             check_size(came, size)
             rest = memoryview(chunk)
             while rest:
-                if len(part) == full:
+                if filled == full:
                     await self.on_disk(partial(self.digest.update, part))
                     yield part, False
-                    part = bytearray()
+                    part = bytearray()  # the one before is the request's alone
                     await self.take()
-                bite = rest[: full - len(part)]
-                part += bite
+                    part, filled = bytearray(full), 0
+                bite = rest[: full - filled]
+                part[filled : filled + len(bite)] = bite
+                filled += len(bite)
                 rest = rest[len(bite) :]
+        del part[filled:]
         await self.on_disk(partial(self.digest.update, part))
         yield part, True
 

@@ -136,8 +136,11 @@ class S3Store:
         """As `Store.get_range`."""
         full = self._full(key)
         check_range(offset, length)
-        call = partial(self._bucket.get_range, full, offset, length, None, Stop())
-        return b"".join((await self._files.run(call)).bites)
+
+        def read() -> bytes:
+            return b"".join(self._bucket.get_range(full, offset, length, None, Stop()).bites)
+
+        return await self._files.run(read)
 
     async def put(self, key: str, data: bytes, *, content_type: str | None = None) -> str:
         """As `Store.put`."""
