@@ -7,6 +7,7 @@ that hashing needs a second pass, and a transfer that is cancelled cannot be wai
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import math
 import secrets
@@ -53,6 +54,8 @@ STREAM_PARTS = 3
 DISK_THREADS = 2
 #: Seconds. How long a request is tried anew.
 PATIENCE = 30.0
+#: glibc's `M_MMAP_THRESHOLD` (malloc.h), and the size in bytes from which buffers are mapped.
+_MMAP_THRESHOLD, _MAPPED_FROM = -3, 1 << 20
 
 
 def part_size(size: int) -> int:
@@ -60,10 +63,21 @@ def part_size(size: int) -> int:
     return max(PART, math.ceil(size / MAX_PARTS))
 
 
+def return_freed_buffers() -> None:
+    """Let malloc give every large buffer back to the system as soon as it is freed.
+
+    glibc raises its threshold to the largest buffer freed so far. Parts then come from the arenas
+    of some twenty threads, which keep them: an archive took 58 to 68 MiB, and 40 MiB with this.
+    """
+    with suppress(AttributeError):  # only glibc has it
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _MAPPED_FROM)
+
+
 class Transfers:
     """Uploads and downloads of one bucket, by full keys; they share threads and memory."""
 
     def __init__(self, bucket: Bucket, patience: float = PATIENCE) -> None:
+        return_freed_buffers()
         self.bucket = bucket
         self.patience = patience
         self.network = Lane("s3-files", REQUESTS)
