@@ -26,7 +26,7 @@ def test_a_long_stream_goes_up_in_the_memory_of_three_parts(place: Place) -> Non
     facts = json.loads(stream.stdout)
     assert set(facts["sizes"]) == {200 * 10**6}
     assert len(set(facts["digests"])) == 1
-    # Three parts of 8 MiB, an eighth more each as they grow, and what the first request loads.
+    # Three parts of 8 MiB, the buffers of their requests, and the modules of the first request.
     assert facts["extra_bytes"] < 60 * 10**6
 
 
