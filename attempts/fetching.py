@@ -7,12 +7,13 @@ be. Then all are fetched by way of the worker's cache, under one limit and one d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
+from attempts.own_files import OwnFolder
 from inputs.blob_cache import BlobCache, Fetch
 from inputs.errors import (
     InputMismatch,
@@ -63,6 +64,8 @@ class FileToBring(NamedTuple):
     #: None: nobody knows before it is there.
     size: int | None
     fetch: Fetch
+    #: Of its bytes, in hex, where the caller or a manifest declares it.
+    sha256: str | None
 
 
 class InputParts(NamedTuple):
@@ -81,7 +84,7 @@ class Inputs:
     """The inputs of one attempt, on their way."""
 
     def __init__(
-        self, shared: InputParts, folder: Path, on_progress: Callable[[int, int], None]
+        self, shared: InputParts, own: OwnFolder, on_progress: Callable[[int, int], None]
     ) -> None:
         """`on_progress(bytes so far, bytes known to come)` is called on the event loop."""
         self._store = shared.store
@@ -89,7 +92,7 @@ class Inputs:
         self._blobs = shared.blobs
         self._manifests = shared.manifests
         self._folders = _Folders(InputFolders(shared.store, shared.settings), shared.touches)
-        self._folder = folder / "inputs"
+        self._own = own
         self._on_progress = on_progress
         self._known = self._got = 0
         #: Bytes of each input from the web, as far as they have come.
@@ -112,19 +115,11 @@ class Inputs:
                         files += await self._files(name, asked)
                 self._known = sum(file.size or 0 for file in files)
                 self._check_size()
-                await self._make_folders([file.path for file in files])
+                _check_no_file_is_a_folder([file.path for file in files])
                 await self._bring_all(files)
                 await self._folders.check_again()  # what was written to while it travelled
         except TimeoutError:
             raise InputUnreachable(f"the inputs were not there after {seconds:g} seconds") from None
-
-    async def _make_folders(self, paths: list[str]) -> None:
-        folders = _folders_above(paths)
-        for path in paths:
-            if path in folders:
-                raise InputRefused(f"input {path!r}: it is a file and also a folder")
-        with disk_errors():
-            await to_the_end(partial(_make_all, [self._folder / each for each in folders]))
 
     async def _bring_all(self, files: list[FileToBring]) -> None:
         turn = asyncio.Semaphore(FETCHES)
@@ -139,9 +134,17 @@ class Inputs:
                 group.create_task(bring(file))
 
     async def _bring_one(self, file: FileToBring) -> None:
-        blob = await self._blobs.place(
-            file.identity, self._folder / file.path, file.fetch, immutable=file.immutable
-        )
+        with ExitStack() as held:
+            place = self._own.target(f"inputs/{file.path}")
+            with disk_errors():
+                target = await to_the_end(partial(held.enter_context, place))
+            blob = await self._blobs.place(
+                file.identity,
+                target,
+                file.fetch,
+                immutable=file.immutable,
+                sha256=file.sha256,
+            )
         if file.size is None:
             self._web_has_brought(file.path, blob.size)
         elif file.size != blob.size:
@@ -250,7 +253,8 @@ class Inputs:
             return Blob(size=facts.size, sha256=facts.sha256)
 
         what = f"sha256 {sha256}" if sha256 else version
-        return FileToBring(path, f"{self._store.url} {key} {what}", True, size, fetch_stored)
+        identity = f"{self._store.url} {key} {what}"
+        return FileToBring(path, identity, True, size, fetch_stored, sha256)
 
     async def _download(self, key: str, target: Path, expected: FileFacts | None) -> FileFacts:
         with disk_errors():
@@ -291,7 +295,7 @@ class Inputs:
 
         # A link that was signed anew leads to the same bytes, if their sha256 says so.
         identity = f"{without_query(url)} sha256 {sha256}" if sha256 else f"url {url}"
-        return FileToBring("", identity, sha256 is not None, None, fetch_web)
+        return FileToBring("", identity, sha256 is not None, None, fetch_web, sha256)
 
     # ---- small things
 
@@ -370,14 +374,13 @@ def _agreed(known: str | None, asked: str | None) -> str | None:
     return known or asked
 
 
-def _folders_above(paths: Iterable[str]) -> set[str]:
+def _check_no_file_is_a_folder(paths: list[str]) -> None:
+    """Raises InputRefused."""
     folders = {path.rpartition("/")[0] for path in paths}
-    return folders | {str(above) for folder in folders for above in PurePosixPath(folder).parents}
-
-
-def _make_all(folders: list[Path]) -> None:
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+    folders |= {str(above) for folder in folders for above in PurePosixPath(folder).parents}
+    for path in paths:
+        if path in folders:
+            raise InputRefused(f"input {path!r}: it is a file and also a folder")
 
 
 @contextmanager

@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import Final
 
+from attempts.own_files import OwnFolder
 from child.forks import LoaderRefused, Template
 from jobs import JOBS
 from records.delivery import Start
@@ -39,8 +42,8 @@ class KeptModels:
         self._idle: asyncio.TimerHandle | None = None
         self._turn = asyncio.Lock()
 
-    async def template_for(self, start: Start, folder: Path) -> Template | None:
-        """What to fork an attempt of `start`, whose inputs are in `folder`, from."""
+    async def template_for(self, start: Start, own: OwnFolder) -> Template | None:
+        """What to fork an attempt of `start`, whose folder is `own`, from."""
         keep = JOBS[start.kind].keep if start.kind not in self._refused else None
         if keep is None or self.plain is None or not self._settings.keep_seconds:
             self._drop_unless_used()  # another kind may need the memory
@@ -50,8 +53,11 @@ class KeptModels:
         if any(each.unpack for each in start.inputs.values()):
             return self.plain  # what is there will only be unpacked by the attempt
         async with self._turn:
-            inputs = (folder / "inputs").resolve()
-            content, size = await asyncio.to_thread(digest, inputs / path)
+            inputs = (own.path / "inputs").resolve()
+            try:
+                content, size = await asyncio.to_thread(digest, own, f"inputs/{path}")
+            except OSError:
+                return self.plain  # the attempt says what is wrong with its input
             if size > self._settings.keep_bytes:
                 return self.plain
             key = f"{start.kind} {path} {content}"
@@ -107,15 +113,15 @@ class KeptModels:
             self._idle = None
 
 
-def digest(path: Path) -> tuple[str, int]:
+def digest(own: OwnFolder, path: str) -> tuple[str, int]:
     """Of a file, or of a folder's files with their names: sha256 (hex), and bytes. Blocking."""
     whole, size = hashlib.sha256(), 0
-    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-    for file in files:
-        size += file.stat().st_size
-        whole.update(f"{file.relative_to(path.parent)}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as content:
-            while chunk := content.read(_CHUNK):
+    for name in own.listing(path, sys.maxsize).files or [""]:
+        with own.open(f"{path}/{name}".rstrip("/")) as file:
+            length = os.fstat(file.fileno()).st_size
+            whole.update(f"{name}\0{length}\0".encode())
+            size += length
+            while chunk := file.read(_CHUNK):
                 whole.update(chunk)
     return whole.hexdigest(), size
 

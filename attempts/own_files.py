@@ -25,9 +25,10 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import FileIO
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from records.record import RefusedFile
@@ -36,6 +37,7 @@ from worker.beneath import (
     FileRefused,
     empty_folder,
     ignore,
+    made_folder,
     open_folder,
     refusing,
     remove_tree,
@@ -196,12 +198,22 @@ class OwnFolder:
 
     def write(self, folder: str, name: str, data: bytes) -> None:
         """Make the file `name` in `folder`, which is made if it is missing. Raises OSError."""
-        with self._folder("") as held, suppress(FileExistsError):
-            os.mkdir(folder, dir_fd=held)
-        with refusing(), self._folder(folder) as opened:
+        with self._made(folder) as opened, refusing():
             descriptor = os.open(name, _NEW_FILE, 0o666, dir_fd=opened)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+
+    @contextmanager
+    def target(self, path: str) -> Iterator[Path]:
+        """Where a file is written that is to be at `path`; missing folders are made.
+
+        The path leads through the open folder that the file belongs in (`/proc/self/fd`), so a link
+        that takes the place of a folder meanwhile diverts nothing. Writers make new files beside it
+        and rename them, and so follow no link in its last part either. Raises OSError, FileRefused.
+        """
+        above, _, name = path.rpartition("/")
+        with self._made(above) as folder:
+            yield Path(f"/proc/self/fd/{folder}", name)
 
     def remove(self, path: str) -> None:
         """Remove a file or folder, if it is there and no link leads to it."""
@@ -251,13 +263,21 @@ class OwnFolder:
             }
         return Counter(inode for inode, _, _ in found)
 
+    def _folder(self, path: str) -> AbstractContextManager[int]:
+        """A descriptor of a folder in here."""
+        return self._opened(open_folder, path)
+
+    def _made(self, path: str) -> AbstractContextManager[int]:
+        """As `_folder`, but missing folders are made."""
+        return self._opened(made_folder, path)
+
     @contextmanager
-    def _folder(self, path: str) -> Iterator[int]:
-        """A descriptor of a folder in here, which `discard` in another thread does not close."""
+    def _opened(self, opens: Callable[[int, str], int], path: str) -> Iterator[int]:
+        """A descriptor that `discard` in another thread does not close."""
         with self._turn:
             if self._descriptor is None:
                 raise FileNotFoundError(errno.ENOENT, "the attempt's folder is not there")
-            opened = open_folder(self._descriptor, path)
+            opened = opens(self._descriptor, path)
         try:
             yield opened
         finally:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
+from attempts.own_files import OwnFolder
 from attempts.uploads import checkpoint_key
+from inputs.files import to_the_end
 from records.lease import until_answered
 from records.record import Checkpoint, StoredFile
 from storage import ChecksumMismatch, FileFacts, ObjectNotFound, StorageFailure, Store
@@ -14,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 async def restore(
-    store: Store, process_id: str, checkpoints: tuple[Checkpoint, ...], folder: Path
+    store: Store, process_id: str, checkpoints: tuple[Checkpoint, ...], own: OwnFolder
 ) -> tuple[Path | None, Checkpoint | None]:
     """Fetch the newest checkpoint that is whole.
 
@@ -23,21 +27,23 @@ async def restore(
     than a restart.
     """
     for checkpoint in reversed(checkpoints):
-        target = folder / f"resume-{checkpoint.attempt}-{checkpoint.seq}"
+        folder = f"resume-{checkpoint.attempt}-{checkpoint.seq}"
         try:
             for file in checkpoint.files:
-                await _fetch(store, checkpoint_key(process_id, checkpoint, file.path), file, target)
+                key = checkpoint_key(process_id, checkpoint, file.path)
+                await _fetch(store, key, file, own, f"{folder}/{file.path}")
         except (ObjectNotFound, ChecksumMismatch) as error:
             log.warning(
                 "checkpoint %d is not whole, trying the one before: %s", checkpoint.seq, error
             )
             continue
-        return next(iter(sorted(target.iterdir()))), checkpoint
+        handed_over = min(file.path.partition("/")[0] for file in checkpoint.files)
+        return own.path / folder / handed_over, checkpoint
     return None, None
 
 
-async def _fetch(store: Store, key: str, file: StoredFile, target: Path) -> None:
-    path = target / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
+async def _fetch(store: Store, key: str, file: StoredFile, own: OwnFolder, path: str) -> None:
     expected = FileFacts(file.size, file.sha256)
-    await until_answered(lambda: store.download(key, path, expected=expected), StorageFailure)
+    with ExitStack() as held:
+        target = await to_the_end(partial(held.enter_context, own.target(path)))
+        await until_answered(lambda: store.download(key, target, expected=expected), StorageFailure)

@@ -217,7 +217,7 @@ class ProcessRun:
     async def _bring_inputs(self) -> None:
         """Before there is a slot: another child may use the GPU while they travel."""
         if self._start.inputs:
-            inputs = Inputs(self._parts.inputs, self._folder, self._input_came)
+            inputs = Inputs(self._parts.inputs, self._own, self._input_came)
             await inputs.bring(self._start.inputs)
             self.lease.report(lambda r: r.with_progress(None))  # what is reported next is the job's
             self.phases.enter("queued")
@@ -255,7 +255,7 @@ class ProcessRun:
         """The checkpoint to go on from, if there is one."""
         self.phases.enter("startup")
         wanted = self.lease.record.checkpoints
-        path, found = await restore(self._store, self.process_id, wanted, self._folder)
+        path, found = await restore(self._store, self.process_id, wanted, self._own)
         if found != (wanted[-1] if wanted else None):
             self.lease.submit(lambda r: r.with_checkpoints((found,) if found else ()))
         return path
@@ -276,7 +276,7 @@ class ProcessRun:
             declaration=self._start.declaration,
         )
         kept = self._parts.kept
-        template = await self._unless_stopping(kept.template_for(self._start, self._folder))
+        template = await self._unless_stopping(kept.template_for(self._start, self._own))
         kept.begin(template)
         verdict: Verdict = Stopped()
         try:

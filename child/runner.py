@@ -68,7 +68,7 @@ class Attempt(NamedTuple):
     kind: str
     params: dict[str, JsonValue]
     number: int
-    #: A folder of this attempt's own; made if it is missing.
+    #: A folder of this attempt's own.
     folder: Path
     resume_from: Path | None
     #: What the child sees besides the harmless part of the worker's own environment.
@@ -285,7 +285,6 @@ class _Process(NamedTuple):
 
 async def _start(attempt: Attempt, template: Template | None) -> _Process:
     """Raises OSError, and leaves nothing open or running then."""
-    attempt.folder.mkdir(parents=True, exist_ok=True)
     environment = child_environment(os.environ, attempt.environment)
     with ExitStack() as ours, ExitStack() as theirs:
         order, control = _pipe(theirs, ours)

@@ -1,8 +1,10 @@
 """Files that more than one process needs: fetched once for a worker, copied for each.
 
 Every process gets a copy and never a link: it may write to its inputs. Workers may share the
-folder, and jobs run as the same user, so nothing in it is trusted: every copy is checked against
-the sha256 in the blob's name, and a blob that vanished or has other bytes is fetched again.
+folder, and jobs run as the same user and may rewrite both files of a blob, so nothing in it is
+trusted. A blob counts only if its sha256 is the one that the caller declares or that this worker
+brought, and every copy is checked against it. A blob that vanished or has other bytes is fetched
+again.
 
 A blob is two files. `{key}-{sha256}.blob` has the bytes, and was last modified when it was last
 used; `{key}.json` says which bytes are the newest. The key is a hash of the identity, which may be
@@ -53,6 +55,15 @@ _ROUNDS = 3
 SPARED = 0.1
 
 
+class _Wanted(NamedTuple):
+    """A blob that a caller asks for; see `BlobCache.place`."""
+
+    key: str
+    fetch: Fetch
+    immutable: bool
+    sha256: str | None
+
+
 class _Kept(NamedTuple):
     """A blob in the folder."""
 
@@ -94,17 +105,27 @@ class BlobCache:
         self._shares: dict[str, _Share] = {}
         #: Callers by key.
         self._busy: Counter[str] = Counter()
+        #: The sha256 of blobs that this worker brought, by key.
+        self._brought: dict[str, str] = {}
         self._prepared = False
         #: Bytes that may still come before somebody must look at all that is here.
         self._room = 0
 
-    async def place(self, identity: str, target: Path, fetch: Fetch, *, immutable: bool) -> Blob:
-        """Make `target` what `identity` means, replacing what was there; its folder must exist.
+    async def place(
+        self,
+        identity: str,
+        target: Path,
+        fetch: Fetch,
+        *,
+        immutable: bool,
+        sha256: str | None = None,
+    ) -> Blob:
+        """Write the bytes that `identity` names to `target`, whose folder must exist.
 
-        `immutable` says that one identity never means other bytes: then what is here is not asked
-        about again. Callers of one identity at the same time share one `fetch`, that of the first;
-        it is cancelled when none of them waits any more. If the disk is full, all that nobody waits
-        for is removed and it is tried once more.
+        `immutable` says that one identity never means other bytes: then a blob that is here is not
+        asked about again. `sha256` is the declared hash of its bytes. Callers of one identity at
+        the same time share one `fetch`, that of the first; it is cancelled when the last caller
+        leaves. If the disk is full, all unused blobs are removed and it is tried once more.
 
         Raises:
             InputNotStored: the disk did not take it.
@@ -114,24 +135,24 @@ class BlobCache:
         key = hashlib.sha256(identity.encode()).hexdigest()
         self._busy[key] += 1
         try:
-            blob = await self._place(key, target, fetch, immutable)
+            blob = await self._place(_Wanted(key, fetch, immutable, sha256), target)
         finally:
             self._busy[key] -= 1
             self._busy += Counter()  # forgets keys that nobody calls for
         await self._evict()
         return blob
 
-    async def _place(self, key: str, target: Path, fetch: Fetch, immutable: bool) -> Blob:
+    async def _place(self, wanted: _Wanted, target: Path) -> Blob:
         try:
-            return await self._bring_and_copy(key, target, fetch, immutable)
+            return await self._bring_and_copy(wanted, target)
         except DiskFull:
             await self._make_room()
-            return await self._bring_and_copy(key, target, fetch, immutable)
+            return await self._bring_and_copy(wanted, target)
 
-    async def _bring_and_copy(self, key: str, target: Path, fetch: Fetch, immutable: bool) -> Blob:
+    async def _bring_and_copy(self, wanted: _Wanted, target: Path) -> Blob:
         rounds = 0
         while rounds < _ROUNDS:
-            share, mine = self._join(key, fetch, immutable)
+            share, mine = self._join(wanted)
             try:
                 found = await asyncio.shield(share.bring)
                 if await self._deliver(share, found, target):
@@ -142,15 +163,16 @@ class BlobCache:
                     raise
                 # It was another one's limit or link that failed: now it is our own that counts.
             finally:
-                await self._leave(key, share)
+                await self._leave(wanted.key, share)
         raise InputNotStored("the input was removed from this worker's disk again and again")
 
-    def _join(self, key: str, fetch: Fetch, immutable: bool) -> tuple[_Share, bool]:
+    def _join(self, wanted: _Wanted) -> tuple[_Share, bool]:
         """What is on its way, and whether that is by our own `fetch`."""
+        key = wanted.key
         share = self._shares.get(key)
         mine = share is None
         if share is None:
-            bring = asyncio.create_task(self._bring(key, fetch, immutable))
+            bring = asyncio.create_task(self._bring(wanted))
             share = self._shares[key] = _Share(bring)
             # Who comes later asks for himself: it may have changed since.
             bring.add_done_callback(lambda _: self._forget(key, share))
@@ -172,22 +194,26 @@ class BlobCache:
         if self._shares.get(key) is share:
             del self._shares[key]
 
-    async def _bring(self, key: str, fetch: Fetch, immutable: bool) -> _Found:
+    async def _bring(self, wanted: _Wanted) -> _Found:
         """See to it that the newest bytes are here."""
         await self._prepare()
-        known = await asyncio.to_thread(self._look_up, key)
-        if known and immutable:
+        key = wanted.key
+        here = await asyncio.to_thread(self._look_up, key)
+        proven = wanted.sha256 or self._brought.get(key)
+        known = here if here and here.sha256 == proven else None
+        if known and wanted.immutable:
             return _Found(known, self._content(key, known), kept=True)
         part = part_beside(self._side(key))
         try:
-            blob = await fetch(part, known)
+            blob = await wanted.fetch(part, known)
             if blob is None:
                 assert known is not None, "a fetch that knew of nothing found it unchanged"
                 return _Found(known, self._content(key, known), kept=True)
             if blob.size > self._max_bytes:
                 return _Found(blob, part, kept=False)
             with disk_errors():
-                await asyncio.to_thread(self._keep, key, blob, part, known)
+                await asyncio.to_thread(self._keep, key, blob, part, here)
+            self._brought[key] = blob.sha256
             self._room -= blob.size
         except BaseException:
             await remove(part)
@@ -273,6 +299,7 @@ class BlobCache:
         for blob in sorted(blobs):
             key = blob.path.name.partition("-")[0]
             if left > most and key not in busy:
+                self._brought.pop(key, None)
                 self._side(key).unlink(missing_ok=True)
                 blob.path.unlink(missing_ok=True)
                 left -= blob.size

@@ -104,7 +104,7 @@ def write_at(path: Path, offset: int, data: bytes) -> None:
     Keeps no file open between calls and never makes one: a thread that is late, because its
     caller was cancelled, finds the file gone and leaves nothing behind.
     """
-    with path.open("r+b", buffering=0) as file:
+    with FileIO(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
         file.truncate(offset)
         file.seek(offset)
         unwritten = memoryview(data)

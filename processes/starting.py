@@ -131,7 +131,7 @@ class Delivery:
             return
         note = await read_note_if_readable(self._store, record.process_id)
         if note is None or not note.concerns(record):  # a caller's cancel is stronger
-            await leave_platform_note(self._store, record.process_id, record.attempt)
+            await leave_platform_note(self._store, record.process_id, record.attempt, note)
 
     def _owns(self, record: Record) -> bool:
         """Whether `record` belongs to the RunPod job of this delivery."""

@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from records.keys import attempt_prefix, cancel_key
 from records.record import Record
-from storage import ObjectNotFound, StorageMisconfigured, Store
+from storage import ObjectChanged, ObjectExists, ObjectNotFound, StorageMisconfigured, Store
 from utils import Frozen, new_nonce
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,11 @@ class Note(NamedTuple):
     @property
     def by_platform(self) -> bool:
         return self.attempt is not None
+
+    @property
+    def object_version(self) -> str:
+        """The version of the object, as the store tells it."""
+        return self.version.rpartition("@")[0]
 
     def concerns(self, record: Record) -> bool:
         """Whether the owner of `record` has to stop.
@@ -105,16 +110,27 @@ async def read_note_if_readable(store: Store, process_id: str) -> Note | None:
 
 
 async def leave_note(store: Store, process_id: str) -> None:
-    """Ask the owner to cancel, for a caller. Idempotent."""
-    await _lay(store, cancel_key(process_id), _ByCaller(nonce=new_nonce()))
+    """Ask the owner to cancel, for a caller. Idempotent; replaces any other note."""
+    words = _ByCaller(nonce=new_nonce())
+    await store.put(cancel_key(process_id), words.model_dump_json().encode())
 
 
-async def leave_platform_note(store: Store, process_id: str, attempt: int) -> None:
-    """Ask the owner of the attempt to stop, for RunPod. The proof is there before the note."""
-    words = _ByPlatform(attempt=attempt, nonce=new_nonce())
-    await _lay(store, platform_stop_key(process_id, attempt), words)
-    await _lay(store, cancel_key(process_id), words)
+async def leave_platform_note(
+    store: Store, process_id: str, attempt: int, seen: Note | None
+) -> None:
+    """Ask the owner of the attempt to stop, for RunPod, in place of the note that was `seen`.
 
-
-async def _lay(store: Store, key: str, words: _ByCaller | _ByPlatform) -> None:
-    await store.put(key, words.model_dump_json().encode(), content_type="application/json")
+    A note that was laid since stays: a caller's cancel is stronger. The proof is there before the
+    note.
+    """
+    data = _ByPlatform(attempt=attempt, nonce=new_nonce()).model_dump_json().encode()
+    await store.put(platform_stop_key(process_id, attempt), data)
+    key = cancel_key(process_id)
+    try:
+        if seen is not None:
+            await store.replace(key, data, seen.object_version)
+        else:
+            await store.create(key, data)
+    except (ObjectChanged, ObjectExists):
+        if await read_note_if_readable(store, process_id) is None:
+            await store.put(key, data)  # over an object that is no note

@@ -31,6 +31,7 @@ async def unruly_template(modules: str = "torch") -> Template:
 
 def attempt(folder: Path, kind: str, /, **params: Any) -> Attempt:
     """A first attempt of `kind` in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
     return Attempt("p-1", kind, params, 1, folder, None, {})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import time
 from typing import TYPE_CHECKING
@@ -101,11 +102,39 @@ async def test_a_job_that_writes_to_its_input_changes_nobody_elses(
     assert (inputs / "b").read_bytes() == b"content"
 
 
-async def test_another_worker_finds_it(origin: Origin, inputs: Path, folder: Path) -> None:
+async def test_another_worker_finds_it_by_its_sha256(
+    origin: Origin, inputs: Path, folder: Path
+) -> None:
+    for name in ("a", "b"):
+        worker = BlobCache(folder, max_bytes=1000)
+        sha256 = origin.blob.sha256
+        await worker.place("x", inputs / name, origin.fetch, immutable=True, sha256=sha256)
+    assert origin.asked == [None]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("immutable", [True, False])
+async def test_a_blob_that_a_job_rewrote_whole_is_fetched_again(
+    cache: BlobCache, origin: Origin, inputs: Path, folder: Path, declared: bool, immutable: bool
+) -> None:
+    """Both files agree with each other, and with nothing that this worker knows."""
+    sha256 = origin.blob.sha256 if declared else None
+    await cache.place("x", inputs / "a", origin.fetch, immutable=immutable, sha256=sha256)
+    forged = origin.blob.model_copy(update={"sha256": hashlib.sha256(b"forgery").hexdigest()})
+    (side,) = folder.glob("*.json")
+    side.write_text(forged.model_dump_json())
+    (folder / f"{side.stem}-{forged.sha256}.blob").write_bytes(b"forgery")
+    await cache.place("x", inputs / "b", origin.fetch, immutable=immutable, sha256=sha256)
+    assert (inputs / "b").read_bytes() == b"content"
+
+
+async def test_a_blob_of_another_worker_without_a_declared_sha256_is_fetched_again(
+    origin: Origin, inputs: Path, folder: Path
+) -> None:
     for name in ("a", "b"):
         worker = BlobCache(folder, max_bytes=1000)
         await worker.place("x", inputs / name, origin.fetch, immutable=True)
-    assert origin.asked == [None]
+    assert origin.asked == [None, None]
 
 
 async def test_an_identity_is_a_secret(

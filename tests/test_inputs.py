@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from attempts.own_files import OwnFolder
 from attempts.restoring import restore
 from attempts.uploads import checkpoint_key
 from records.record import Checkpoint, StoredFile
@@ -13,6 +14,7 @@ from tests.crowd import on_every_store, until
 from tests.images import zipped
 from tests.web_server import Reply, WebServer
 from tests.with_inputs import allowing, folder_of, given, sha256
+from worker.workplace import Workplace
 
 pytestmark = pytest.mark.usefixtures("input_kinds")
 
@@ -258,7 +260,9 @@ async def test_a_checkpoint_is_worth_waiting_for_even_where_the_store_refuses(
         return await download(*args, **options)
 
     monkeypatch.setattr(worker.store, "download", denied_once)
-    path, found = await restore(worker.store, "p", (checkpoint,), tmp_path / "work")
+    own = OwnFolder(Workplace(tmp_path), "work")
+    own.make()
+    path, found = await restore(worker.store, "p", (checkpoint,), own)
     assert (path.read_bytes(), found) == (b"one", checkpoint)
 
 

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from attempts.fetching import Inputs
+from attempts.own_files import OwnFolder
 from inputs.errors import InputRefused
 from inputs.sources import Input
 from process_manager import ProcessManager
@@ -30,9 +31,10 @@ async def rewritten(crowd, process_id, **changes):
 
 
 def inputs_of(worker):
-    folder = worker.settings.scratch_dir / "attempt"
-    parts = ProcessManager(worker.store, worker.settings).parts.inputs
-    return Inputs(parts, folder, lambda _came, _known: None)
+    parts = ProcessManager(worker.store, worker.settings).parts
+    own = OwnFolder(parts.workplace, "attempt")
+    own.make()
+    return Inputs(parts.inputs, own, lambda _came, _known: None)
 
 
 # ---- what cannot be had fails the process, before a child is begun

@@ -70,7 +70,7 @@ def thawed(process: subprocess.Popen[str]) -> str:
     return process.communicate()[1]
 
 
-def test_others_write_on_and_the_frozen_one_finds_its_pen_gone(
+def test_others_write_on_and_the_frozen_one_finds_its_claim_gone(
     objects: LocalObjects, frozen: subprocess.Popen[str]
 ) -> None:
     version = objects.write_over("key", b"second", objects.get("key", None).version)
@@ -119,9 +119,9 @@ def test_who_finds_the_lock_closed_goes_on_with_the_next(
     objects.write("key", b"first")
     (lock,) = (objects.root / ".local-store" / "locks").iterdir()
 
-    def make_and_close(pen: Path, target: Path) -> Path:
+    def make_and_close(claim: Path, target: Path) -> Path:
         lock.with_name(f"{lock.name}.1").touch()
-        return replace(pen, target)
+        return replace(claim, target)
 
     replace = Path.replace
     monkeypatch.setattr(Path, "replace", make_and_close)
@@ -138,7 +138,7 @@ def test_a_lock_whose_holders_move_is_waited_for(
     monkeypatch.setattr(local_locks, "LOCK_SECONDS", 0)
     holder, seen = lock.open(), []
 
-    def another_pen_each_time(_: Path) -> list[str]:
+    def another_claim_each_time(_: Path) -> list[str]:
         seen.append(f"{lock.name}.0.{len(seen)}")
         if len(seen) == 50:
             holder.close()
@@ -146,7 +146,7 @@ def test_a_lock_whose_holders_move_is_waited_for(
 
     with holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        monkeypatch.setattr(os, "listdir", another_pen_each_time)
+        monkeypatch.setattr(os, "listdir", another_claim_each_time)
         objects.write("key", b"second")
     assert len(seen) == 50
     assert not lock.with_name(f"{lock.name}.1").exists()

@@ -301,6 +301,24 @@ def test_a_link_in_a_files_place_is_not_written_to(own, secret):
     assert own.read("logs/first", 1) == b"1"
 
 
+def test_a_target_makes_its_folders_and_stays_in_them_whatever_takes_their_place(own, secret):
+    with own.target("inputs/deep/x") as path:
+        (own.path / "inputs").rename(own.path / "moved")
+        (own.path / "inputs").symlink_to(secret.parent)
+        (secret.parent / "deep").mkdir()
+        path.write_text("x")
+    assert own.read("moved/deep/x", 1) == b"x"
+    assert not list((secret.parent / "deep").iterdir())
+
+
+@pytest.mark.parametrize("path", ["link/x", "link/deep/x", "outputs/../../x"])
+def test_no_target_lies_behind_a_link_or_outside(own, secret, path):
+    (own.path / "link").symlink_to(secret.parent)
+    with pytest.raises(FileRefused), own.target(path):
+        pass
+    assert [each.name for each in secret.parent.iterdir()] == ["secret"]
+
+
 def test_a_file_that_grew_is_not_read_into_memory(own):
     own.write("logs", "x", b"1")
     os.truncate(own.path / "logs" / "x", 1 << 40)

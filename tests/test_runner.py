@@ -81,7 +81,7 @@ async def test_the_real_entry_runs_a_kind_and_resumes_it(
     monkeypatch.undo()
     saved = tmp_path / "done.txt"
     saved.write_text("2")
-    second = Attempt("p-1", "sleep", {"steps": 5}, 2, tmp_path / "2", saved, {})
+    second = attempt(tmp_path / "2", "sleep", steps=5)._replace(number=2, resume_from=saved)
     child = await Child.spawn(second)
     verdict = await child.run(lambda _event: None)
     assert verdict == Completed({"steps_run_by_this_attempt": 3, "resumed_from": 2})

@@ -68,6 +68,24 @@ def open_folder(folder: int, path: str) -> int:
         return opens(folder, parts)
 
 
+def made_folder(folder: int, path: str) -> int:
+    """A descriptor of the folder `path` below `folder`; missing folders are made.
+
+    Raises OSError, FileRefused.
+    """
+    try:
+        return open_folder(folder, path)
+    except FileNotFoundError:
+        above, _, name = path.rpartition("/")
+        parent = made_folder(folder, above)
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(name, dir_fd=parent)
+            return open_folder(parent, name)
+        finally:
+            os.close(parent)
+
+
 @cache
 def has_openat2() -> bool:
     """Whether the kernel has `openat2` (Linux 5.6) and no seccomp filter refuses it."""

@@ -68,7 +68,8 @@ def storage_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         known = _SENTENCES.get(error.errno or 0)
-        raise StorageUnavailable(f"{where} {known or f'cannot be used: {error}'}") from error
+        place = os.path.realpath(where)  # not the open folder that `where` may lead through
+        raise StorageUnavailable(f"{place} {known or f'cannot be used: {error}'}") from error
 
 
 @contextmanager

@@ -1,22 +1,22 @@
-"""Locks among all threads and processes that share a folder, which nobody can keep for ever.
+"""Locks among all threads and processes that share a folder. No holder keeps one for ever.
 
-A lock is `flock` on a file, so the kernel drops it when its holder dies, however it dies. But a
-frozen worker does not die, and moves again when it likes. So nobody changes an object but with the
-*pen* of a lock, and a pen can be taken away:
+A lock is `flock` on a file, so the kernel releases it when its holder dies. A frozen worker does
+not die and may go on at any time. So an object is changed only by way of a *claim*, and others can
+take a claim away:
 
-- A pen is a name in the folder `pens` that tells the lock it belongs to: `3f.1.<token>` is one of
-  lock `3f`, the second of that name. A file is written by renaming the pen to it, and removed by
-  renaming it into the pen, which is a folder then. Once the pen is gone, either fails.
-- Who waits for a lock whose holder does not move closes it, by making the next one of its name.
-- A holder makes its pen first and looks then whether its lock is closed. So one who saw it open had
-  a pen before it was closed,
-- and who holds the next lock removes the pens of all before it, before it reads anything. A rename
-  that came first is seen; one that comes after has nothing to rename.
+- A claim is a name in the folder `writing` that begins with the name of its lock: `3f.1.<token>`
+  belongs to lock `3f`, the second of that name. Renaming the claim to a file writes that file;
+  renaming the file into the claim, which is a folder then, removes it. Once the claim is gone,
+  both renames fail.
+- A waiter closes a lock whose holder does not move by making the next lock of its name.
+- A holder first makes its claim and then checks that its lock is open. So a holder that found it
+  open had made its claim before the lock was closed.
+- The holder of the next lock removes the claims of all earlier locks before it reads anything. It
+  sees the effect of a rename that came first; a later rename finds no claim.
 
-Not held: names that others make must be seen at once. A mount that remembers what is *not* there,
-as NFS may, needs that turned off (`lookupcache=positive`). And the server must not drop the lock
-of a machine that it lost sight of, and give the same one away: a frozen one of *that* lock keeps
-its pen.
+Two assumptions are not checked. A name that another machine makes must be seen at once: on NFS,
+which may remember that a name is missing, set `lookupcache=positive`. And the server must not
+release the lock of a machine that it lost sight of and then grant the same lock again.
 """
 
 from __future__ import annotations
@@ -40,53 +40,55 @@ if TYPE_CHECKING:
 #: A lock is kept for a millisecond. Who waits for so long begins to watch its holder, and takes one
 #: that does not move for so long for frozen; a record's lease lasts longer.
 LOCK_SECONDS = 2.5
+#: A link in the place of a lock is not followed, or it would make a file elsewhere.
+_FLAGS = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Locks:
     """The locks in a folder, by their names."""
 
-    def __init__(self, folder: Path, pens: Path) -> None:
+    def __init__(self, folder: Path, claims: Path) -> None:
         """Both folders must exist when a lock is taken, and lie on one filesystem."""
         self._folder = folder
-        self._pens = pens
-        #: Which lock of a name is the newest that was held here; the pens of older ones are gone.
+        self._claims = claims
+        #: Which lock of a name is the newest that was held here; the claims of older ones are gone.
         self._newest: dict[str, int] = {}
 
     @contextmanager
-    def held(self, name: str, make_pen: Callable[[Path], object]) -> Iterator[Path]:
-        """Alone with this name. Yields the pen, which `make_pen` puts where it is told to.
+    def held(self, name: str, make_claim: Callable[[Path], object]) -> Iterator[Path]:
+        """Alone with this name. Yields the claim, which `make_claim` puts where it is told to.
 
         Raises:
             StorageUnavailable: others went on without this holder, who stood still.
         """
-        descriptor, pen = self._hold(name, make_pen)
+        descriptor, claim = self._hold(name, make_claim)
         try:
-            yield pen
+            yield claim
         finally:
             os.close(descriptor)
-            _take_away(pen)
+            _take_away(claim)
 
-    def _hold(self, name: str, make_pen: Callable[[Path], object]) -> tuple[int, Path]:
+    def _hold(self, name: str, make_claim: Callable[[Path], object]) -> tuple[int, Path]:
         number = self._newest.get(name, 0)
         while True:
             descriptor, number = self._lock(name, number)
-            pen = self._pens / f"{name}.{number}.{secrets.token_hex(12)}"
+            claim = self._claims / f"{name}.{number}.{secrets.token_hex(12)}"
             try:
-                make_pen(pen)
+                make_claim(claim)
                 if not self._path(name, number + 1).exists():
-                    self._take_pens(name, number)
-                    return descriptor, pen
+                    self._take_claims(name, number)
+                    return descriptor, claim
             except BaseException:
                 os.close(descriptor)
-                _take_away(pen)
+                _take_away(claim)
                 raise
             os.close(descriptor)
-            number, make_pen = number + 1, partial(_rename, pen)
+            number, make_claim = number + 1, partial(_rename, claim)
 
     def _lock(self, name: str, number: int) -> tuple[int, int]:
         """The newest lock of that name from `number` on: its descriptor, and which it is."""
         while True:
-            descriptor = os.open(self._path(name, number), os.O_CREAT | os.O_RDWR, 0o666)
+            descriptor = os.open(self._path(name, number), _FLAGS, 0o666)
             try:
                 if self._locked(descriptor, name, number):
                     return descriptor, number
@@ -105,9 +107,9 @@ class Locks:
             except BlockingIOError:
                 if (now := time.monotonic()) - began > LOCK_SECONDS:
                     # From here on it is watched. It may be who waits, or the disk, that stood
-                    # still; and holders that come one after the other have other pens.
-                    if before != (pens := self._pens_of(name, number, number)):
-                        before, since = pens, now
+                    # still; and holders that come one after the other have other claims.
+                    if before != (claims := self._claims_of(name, number, number)):
+                        before, since = claims, now
                     elif now - since > LOCK_SECONDS:
                         return False
             else:
@@ -119,26 +121,26 @@ class Locks:
     def _path(self, name: str, number: int) -> Path:
         return self._folder / (f"{name}.{number}" if number else name)
 
-    def _take_pens(self, name: str, number: int) -> None:
+    def _take_claims(self, name: str, number: int) -> None:
         """Those of closed locks, once: nobody makes another and goes on to use it."""
         if self._newest.get(name, 0) < number:
-            for pen in self._pens_of(name, 0, number - 1):
-                _take_away(self._pens / pen)
+            for claim in self._claims_of(name, 0, number - 1):
+                _take_away(self._claims / claim)
             self._newest[name] = number
 
-    def _pens_of(self, name: str, first: int, last: int) -> set[str]:
+    def _claims_of(self, name: str, first: int, last: int) -> set[str]:
         """Those of its locks from `first` to `last`."""
-        pens = set()
-        for file in os.listdir(self._pens):  # noqa: PTH208 - a glob hides that it may not read
+        claims = set()
+        for file in os.listdir(self._claims):  # noqa: PTH208 - a glob hides that it may not read
             match file.split("."):
                 case [stem, digits, _] if stem == name and digits.isdigit():
                     if first <= int(digits) <= last:
-                        pens.add(file)
-        return pens
+                        claims.add(file)
+        return claims
 
 
 def left_behind() -> StorageUnavailable:
-    """For a holder whose pen others took away."""
+    """For a holder whose claim others took away."""
     return StorageUnavailable("this worker stood still in mid-write, and others went on without it")
 
 
@@ -149,13 +151,13 @@ def _rename(old: Path, new: Path) -> None:
         raise left_behind() from None
 
 
-def _take_away(pen: Path) -> None:
-    """Once this returns, the pen is gone or was used before. A file or an empty folder."""
+def _take_away(claim: Path) -> None:
+    """Once this returns, the claim is gone or was used before. A file or an empty folder."""
     try:
-        pen.unlink(missing_ok=True)
+        claim.unlink(missing_ok=True)
     except (IsADirectoryError, PermissionError):  # the latter is what macOS says of a folder
         try:
-            pen.rmdir()
+            claim.rmdir()
         except FileNotFoundError:
             pass
         except OSError as error:

@@ -62,7 +62,7 @@ _LOCKS = 256
 _ABANDONED_SECONDS = 3600.0
 #: Nothing is there, or a part of the path is an object, or it is a link, a folder or a socket.
 _NO_OBJECT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO)
-#: What an object is called in the pen that takes it.
+#: What an object is called in the claim that takes it.
 _REMOVED = "removed"
 
 
@@ -283,16 +283,16 @@ class LocalObjects:
         self, key: str, new: Path, path: Path, check: Callable[[], bool] = lambda: True
     ) -> None:
         """Rename into place, if `check` says so. No lock is held while the disk is waited for."""
-        with self._locks.held(_lock_of(key), new.replace) as pen:
+        with self._locks.held(_lock_of(key), new.replace) as claim:
             if not check():
                 return
-            made = self._rename(pen, path)
+            made = self._rename(claim, path)
         try:
             local_files.sync_folders(made)
         except (FileNotFoundError, NotADirectoryError):  # it was removed since, with its folder
             self._now()
 
-    def _rename(self, pen: Path, path: Path) -> Sequence[Path]:
+    def _rename(self, claim: Path, path: Path) -> Sequence[Path]:
         """Returns the folders with new names in them. Making some can race with `_prune`, hence
         the loop."""
         folders = [path.parent, *path.parent.parents]
@@ -301,9 +301,9 @@ class LocalObjects:
         try:
             for _ in range(100):
                 with suppress(FileNotFoundError):
-                    pen.replace(path)
+                    claim.replace(path)
                     return made
-                if not pen.exists():
+                if not claim.exists():
                     raise left_behind()
                 # Either error may be the race; if a folder is really a file, the rename will say.
                 with suppress(FileNotFoundError, FileExistsError):
@@ -316,9 +316,9 @@ class LocalObjects:
     def _remove(self, key: str, path: Path) -> None:
         """The object, if there is one. A folder is none."""
         try:
-            with self._locks.held(_lock_of(key), Path.mkdir) as pen:
+            with self._locks.held(_lock_of(key), Path.mkdir) as claim:
                 if local_files.is_file(path):
-                    self._remove_with(pen, path)
+                    self._remove_with(claim, path)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -328,16 +328,16 @@ class LocalObjects:
                 if local_files.is_file(path):
                     path.unlink()
 
-    def _remove_with(self, pen: Path, path: Path) -> None:
+    def _remove_with(self, claim: Path, path: Path) -> None:
         try:
-            path.rename(pen / _REMOVED)
+            path.rename(claim / _REMOVED)
         except FileNotFoundError:
             try:
-                pen.rmdir()  # it is there: so the object is not, whatever this mount remembered
+                claim.rmdir()  # it is there: so the object is not, whatever this mount remembered
             except FileNotFoundError:
                 raise left_behind() from None
         else:
-            (pen / _REMOVED).unlink()
+            (claim / _REMOVED).unlink()
 
     def _prune(self, folder: Path) -> None:
         with suppress(OSError):  # it is not empty, or somebody else was faster
