@@ -24,6 +24,8 @@ from utils import new_nonce, together, utc_now
 
 #: Announcements that are read at a time.
 READERS = 8
+#: The size in the announcement that withdraws a file's earlier ones.
+WITHDRAWN = -1
 #: What one folder may hold of them: `complete` reads all.
 MAX_ROWS, MAX_BYTES = 10_000, 64 << 20
 
@@ -52,6 +54,11 @@ class Announcements:
         # Among those of one tick of the store's clock, the worker's orders them.
         name = f"{int(utc_now().timestamp() * 1000):015d}-{new_nonce()}"
         await self._store.put(f"{announcements_prefix(folder)}{name}", data)
+
+    async def withdraw(self, folder: str, path: str) -> None:
+        """Forget what was announced of a file that is deleted. One request, or two."""
+        if (await self._store.list(announcements_prefix(folder), limit=1)).objects:
+            await self.keep(folder, [Announced(path, WITHDRAWN)])
 
     async def read(self, rows: list[Listed]) -> Promises:
         """Those that were listed, by path. A request each.
@@ -122,4 +129,5 @@ def _written(files: Iterable[Announced]) -> bytes:
 
 def _merged(announcements: list[bytes]) -> Promises:
     promises = (each for data in announcements for each in _PROMISES.validate_json(data))
-    return {promise.path: promise for promise in promises}
+    newest = {promise.path: promise for promise in promises}
+    return {path: promise for path, promise in newest.items() if promise.size != WITHDRAWN}

@@ -408,6 +408,7 @@ class InputFolders:
         if facts := await self._facts(key):
             sizes[key] = facts.size
         await self._store.delete([*sizes])
+        await self.announcements.withdraw(folder, path)
         while last := await self._last(folder):
             rest = [file for file in last.manifest.files if file.path != path]
             if not sizes and len(rest) == len(last.manifest.files):

@@ -206,6 +206,18 @@ async def test_bytes_that_were_replaced_after_completion_reach_no_job(crowd, mon
 
 
 @on_all
+async def test_a_file_that_was_deleted_is_bound_by_no_older_announcement(crowd):
+    worker = crowd.worker()
+    await worker("upload", folder="f", files=announced(a=b"first"))
+    await crowd.store.put("inputs/f/a.bin", b"first")
+    assert (await complete(worker, "f"))["complete"]
+    await worker("delete", folder="f", path="a.bin", confirm="a.bin")
+    await crowd.store.put("inputs/f/a.bin", b"second")
+    reply = await complete(worker, "f")
+    assert reply.get("complete"), reply
+
+
+@on_all
 async def test_a_folder_that_was_announced_to_too_often_takes_no_more(crowd, monkeypatch):
     """`complete` reads all announcements of a folder."""
     monkeypatch.setattr("inputs.announcements.MAX_ROWS", 1)
