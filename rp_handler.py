@@ -26,7 +26,7 @@ from cli.clean import clean_by_hand
 from cli.doctor import check_fitness, doctor
 from health.checks import GPU_SECONDS
 from health.presence import Presence
-from jobs import BROKEN
+from jobs import JOBS
 from process_manager import ProcessManager
 from programs.declaration import ProgramsInvalid, read_programs
 from records.replies import Reply, encoded
@@ -276,7 +276,7 @@ def main(argv: list[str]) -> None:
     redactor = redactor_of(settings, os.environ)
     level = "WARNING" if at_terminal else "INFO"
     log_to_stderr(level, worker_id=settings.worker_id, redactor=redactor)
-    for sentence in (*unknown_variables(os.environ), *BROKEN.values()):
+    for sentence in (*unknown_variables(os.environ), *JOBS.broken.values()):
         log.warning("%s", sentence)
     try:
         read_programs(settings.programs)  # also what a doctor must not pass over

@@ -15,7 +15,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from api.actions import ACTIONS, ID_PATTERN, AnyAction
 from inputs.public_web import check_url, parse_allowed_hosts
 from inputs.sources import FromKey, FromWeb, Input, check_shared, parse_source
-from jobs import BROKEN, COMMAND, JOBS
+from jobs import COMMAND, JOBS
 from programs.declaration import Programs
 from utils import WorkerError, did_you_mean
 from worker.settings import Settings
@@ -85,7 +85,7 @@ def parse_params(
         UnknownProgram: the kind is `command`, and there is no such program in `programs`.
         InvalidRequest: a param is missing, unknown or out of its limits.
     """
-    if kind in BROKEN:
+    if kind in JOBS.broken:
         raise UnknownKind(f"the kind `{kind}` is broken on this worker, whose log says why")
     if kind not in JOBS:
         raise UnknownKind(_unknown("kind", kind, JOBS))

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from jobs import BROKEN, JOBS, Job
+from jobs import JOBS, Job
 from utils import did_you_mean
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -147,9 +147,9 @@ def _list() -> int:
     width = max(map(len, JOBS))
     for name, job in JOBS.items():
         sys.stdout.write(f"{name:{width}}  {_sentence(job)}\n")
-    for sentence in BROKEN.values():
+    for sentence in JOBS.broken.values():
         sys.stderr.write(f"{sentence}\n")
-    return 1 if BROKEN else 0
+    return 1 if JOBS.broken else 0
 
 
 def _sentence(job: Job) -> str:
@@ -161,8 +161,8 @@ def _sentence(job: Job) -> str:
 
 
 def _kind(name: str) -> str:
-    if name in BROKEN:
-        raise argparse.ArgumentTypeError(BROKEN[name])
+    if name in JOBS.broken:
+        raise argparse.ArgumentTypeError(JOBS.broken[name])
     if name not in JOBS:
         hint = did_you_mean(name, JOBS) or "."
         raise argparse.ArgumentTypeError(f"no such kind{hint} There is {', '.join(JOBS)}.")
