@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
@@ -41,6 +42,11 @@ class Job(NamedTuple):
     keep: Keep | None = None
     #: What must be free on each GPU that an attempt may use before it begins, if there is any.
     gpu_bytes: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """The first line that the module of the kind says about it."""
+        return (sys.modules[self.run.__module__].__doc__ or "").partition("\n")[0]
 
 
 class Kinds(MutableMapping[str, Job]):

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from jobs import JOBS, Job
+from jobs import JOBS
 from utils import did_you_mean
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -146,15 +146,10 @@ def _prepare_dir() -> Path:
 def _list() -> int:
     width = max(map(len, JOBS))
     for name, job in JOBS.items():
-        sys.stdout.write(f"{name:{width}}  {_sentence(job)}\n")
+        sys.stdout.write(f"{name:{width}}  {job.sentence}\n")
     for sentence in JOBS.broken.values():
         sys.stderr.write(f"{sentence}\n")
     return 1 if JOBS.broken else 0
-
-
-def _sentence(job: Job) -> str:
-    """The first line that the module of a kind says about it."""
-    return (sys.modules[job.run.__module__].__doc__ or "").partition("\n")[0]
 
 
 # ---- arguments
