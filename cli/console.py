@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -78,7 +81,21 @@ def print_end(reply: Mapping[str, Any]) -> None:
     if len(links) > MAX_FILES:
         _say(f"  ... and {len(links) - MAX_FILES} more (action `download`)")
     if status == "interrupted":
-        _say(f'  Start it again with "process_id": "{name}" to resume it.')
+        _say(f"To resume it:\n  {resume_command(name)}")
+
+
+def print_reply(reply: Mapping[str, Any]) -> None:
+    """Print a reply as JSON on standard output; indented at a terminal."""
+    indent = 2 if sys.stdout.isatty() else None
+    sys.stdout.buffer.write(json.dumps(reply, indent=indent, ensure_ascii=False).encode() + b"\n")
+    sys.stdout.flush()
+
+
+def resume_command(process_id: str) -> str:
+    """What to paste into a shell, in this folder, to go on with a process."""
+    request = json.dumps({"input": {"action": "start", "process_id": process_id}})
+    program = [os.path.relpath(path) for path in (sys.executable, sys.argv[0])]
+    return shlex.join([*program, "--test_input", request])
 
 
 def _say(line: str) -> None:
