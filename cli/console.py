@@ -22,6 +22,13 @@ from utils import WorkerError, set_within
 #: How often the bar is redrawn.
 BAR_SECONDS = 0.2
 MAX_FILES = 15
+#: What a process is at, where its status does not say it.
+_PHASES = {
+    "inputs": "fetching inputs",
+    "startup": "starting",
+    "preparing": "preparing",
+    "upload": "uploading",
+}
 
 
 async def show_progress(look: Look, done: asyncio.Event) -> None:
@@ -42,10 +49,16 @@ async def _show_bar(look: Look, done: asyncio.Event) -> None:
 
 
 def _draw(bar: tqdm[Any], view: Mapping[str, Any]) -> None:
-    bar.set_description_str(f"{view['kind']} {view['status']}", refresh=False)
+    bar.set_description_str(_label(view), refresh=False)
     if progress := view["progress"]:
         move(bar, progress["step"], progress["total"], _figures(progress))
     bar.refresh()
+
+
+def _label(view: Mapping[str, Any]) -> str:
+    """`train_diffusion running`, or what it does instead; from the second on, which attempt."""
+    again = f" (attempt {view['attempt']})" if view["attempt"] > 1 else ""
+    return f"{view['kind']} {_PHASES.get(view['phase'], view['status'])}{again}"
 
 
 async def _print_lines(look: Look, done: asyncio.Event) -> None:
