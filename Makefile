@@ -4,6 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Most tests wait for something, a lease above all, so more of them than cores run at a time.
 TESTS_AT_ONCE ?= 4
+# PyPI's torch is built for CUDA. Where there is no NVIDIA driver, an index that has the CPU build,
+# such as URL, spares the download.
+TORCH_INDEX_URL ?=
+NVIDIA := $(wildcard /proc/driver/nvidia/version)
+# pip takes `2.13.0+cpu` before `2.13.0`.
+CPU_TORCH = $(if $(NVIDIA),,$(addprefix --extra-index-url ,$(TORCH_INDEX_URL)))
+CUDA_NOTE := About 3 GB will be downloaded: torch built for CUDA, which this machine without an NVIDIA \
+driver cannot use. TORCH_INDEX_URL=URL takes the CPU build instead.
 
 .PHONY: help
 help: ## list the targets
@@ -56,13 +64,14 @@ clean: ## remove .venv, caches and the embedded store in ./data
 # A stamp is written last, so that an interrupted install is done again.
 $(VENV)/.runtime: requirements.txt requirements-worker.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements.txt
+	@$(if $(NVIDIA)$(TORCH_INDEX_URL),,echo "$(CUDA_NOTE)")
+	$(BIN)/pip install --disable-pip-version-check $(CPU_TORCH) -r requirements.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
-	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev requirements-bench.txt
-	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-bench.txt
+	$(BIN)/pip install --disable-pip-version-check -r requirements-bench.txt
 	touch $@

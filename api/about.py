@@ -49,7 +49,10 @@ class AboutActions:
 
     def _schemas(self) -> Reply:
         """Of the params of all kinds; of the declared programs, if there are any."""
-        schemas: Reply = {name: job.params.model_json_schema() for name, job in JOBS.items()}
+        schemas: Reply = {
+            name: job.params.model_json_schema() | {"description": job.sentence}
+            for name, job in JOBS.items()
+        }
         if self._programs.by_name:
             return schemas | {COMMAND: self._programs.schema()}
         return {name: schema for name, schema in schemas.items() if name != COMMAND}

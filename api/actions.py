@@ -80,7 +80,11 @@ class StartAction(Action):
     """Run a job and hold the request until it ends."""
 
     action: Literal["start"]
-    kind: str = Field(description="What to run; `kinds` lists them.")
+    kind: str = Field(
+        default="",
+        description="What to run; `kinds` lists them. Without it, `process_id` alone resumes that "
+        "process: same kind, params, inputs and labels.",
+    )
     params: dict[str, JsonValue] = Field(default={}, description="The kind's own parameters.")
     process_id: ProcessId | None = Field(
         default=None, description="Your name for it. Default: RunPod's job id."
@@ -98,6 +102,16 @@ class StartAction(Action):
         default="queue", description="When no slot is free: wait, or be refused at once."
     )
     detach: bool = Field(default=False, description="Return at once (WORKER_ALLOW_DETACH=1).")
+
+    @model_validator(mode="after")
+    def _names_a_kind_or_a_process(self) -> Self:
+        request = {"kind", "params", "inputs", "labels", "timeout_seconds"} & self.model_fields_set
+        if not self.kind and (request or self.process_id is None):
+            raise ValueError(
+                "`kind` is missing: `kinds` lists them; or give `process_id` alone to resume a "
+                "process with its own kind, params, inputs and labels"
+            )
+        return self
 
 
 class ProcessStatusAction(Action):

@@ -23,7 +23,7 @@ from api.files import FileActions
 from api.logs import LogActions
 from api.parsing import parse_action
 from api.progress import Show, progress_shown
-from api.starts import archive_start, start_of
+from api.starts import archive_start, start_again, start_of
 from health.presence import Presence
 from process_manager import ProcessManager, Start
 from programs.declaration import Programs
@@ -113,7 +113,7 @@ class Answers:
                 "this worker has the role `control` and runs no jobs; send `start` to the GPU "
                 "endpoint"
             )
-        start = start_of(action, job, self._settings, self._redactor, self._programs)
+        start = await self._start_of(action, job)
         if not action.detach:
             return await self._see_through(start, show)
         if not self._settings.allow_detach:
@@ -124,6 +124,14 @@ class Answers:
         if self._manager.draining:
             raise HandedBack
         return await self._view(await self._manager.begin(start))
+
+    async def _start_of(self, action: StartAction, job: dict[str, Any]) -> Start:
+        here = self._settings, self._redactor, self._programs
+        if action.kind:
+            return start_of(action, job, *here)
+        assert action.process_id is not None
+        snapshot = await self._lookup.get_patiently(action.process_id)
+        return start_again(snapshot.record, action, job, *here)
 
     async def _see_through(
         self, start: Start, show: Show, *, expires_in: int = LINKS_SECONDS

@@ -7,7 +7,8 @@ and kinds are repeated, shortened, because that is what a person needs to see.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -15,7 +16,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from api.actions import ACTIONS, ID_PATTERN, AnyAction
 from inputs.public_web import check_url, parse_allowed_hosts
 from inputs.sources import FromKey, FromWeb, Input, check_shared, parse_source
-from jobs import BROKEN, COMMAND, JOBS
+from jobs import COMMAND, JOBS
 from programs.declaration import Programs
 from utils import WorkerError, did_you_mean
 from worker.settings import Settings
@@ -61,7 +62,18 @@ def parse_action(request: object) -> AnyAction:
     try:
         return ACTIONS[name].model_validate(request)
     except ValidationError as error:
-        raise InvalidRequest(explain(error, ACTIONS[name])) from None
+        raise InvalidRequest(explain(error, ACTIONS[name], misplaced=_misplaced(request))) from None
+
+
+def _misplaced(request: dict[str, Any]) -> dict[str, str]:
+    """Fields that exist, but elsewhere: the sentence that says where, by name."""
+    kind = request.get("kind")
+    job = JOBS.get(kind) if isinstance(kind, str) else None
+    params = job.params.model_fields if job else ()
+    return {
+        **dict.fromkeys(params, f"is a param of `{kind}`: put it into `params`"),
+        **dict.fromkeys(("policy", "webhook"), "stands beside `input`, not in it"),
+    }
 
 
 def process_id_of(job_id: str) -> str:
@@ -85,7 +97,7 @@ def parse_params(
         UnknownProgram: the kind is `command`, and there is no such program in `programs`.
         InvalidRequest: a param is missing, unknown or out of its limits.
     """
-    if kind in BROKEN:
+    if kind in JOBS.broken:
         raise UnknownKind(f"the kind `{kind}` is broken on this worker, whose log says why")
     if kind not in JOBS:
         raise UnknownKind(_unknown("kind", kind, JOBS))
@@ -132,12 +144,23 @@ def check_input(name: str, asked: Input, settings: Settings) -> None:
         raise type(error)(f"`inputs.{name}`: {error}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel], *, within: tuple[str, ...] = ()) -> str:
-    """A validation error as one sentence a fault: which field and which limit, never the value."""
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    *,
+    within: tuple[str, ...] = (),
+    misplaced: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """A validation error as one sentence a fault: which field and which limit, never the value.
+
+    `misplaced`: of unknown fields, where they belong.
+    """
     faults = []
     for fault in error.errors(include_url=False, include_input=False, include_context=True)[:10]:
         where = ".".join(_short(str(part)) for part in within + fault["loc"])
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] == "extra_forbidden" and where in misplaced:
+            faults.append(f"`{where}` {misplaced[where]}")
+        elif fault["type"] == "extra_forbidden":
             fields = _model_at(model, fault["loc"][:-1]).model_fields
             faults.append(_unknown("field", where, fields, plain=str(fault["loc"][-1])))
         else:
@@ -175,7 +198,9 @@ def _message(fault: Any) -> str:
 
 def _unknown(what: str, name: str, known: Iterable[str], *, plain: str | None = None) -> str:
     names = sorted(known)
-    hint = did_you_mean(_short(plain or name), names, cutoff=0.5) or "."
+    given = _short(plain or name)
+    part_of = [each for each in names if given in each.split("_")]
+    hint = did_you_mean(given, part_of or names, cutoff=0 if part_of else 0.5) or "."
     return f"there is no {what} `{_short(name)}`{hint} There is {_listed(names)}."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -9,16 +10,21 @@ from urllib.parse import parse_qsl, urlsplit
 from api.actions import BulkDownloadAction, StartAction
 from api.parsing import check_input, parse_params, process_id_of
 from attempts.archive import ARCHIVE
+from inputs.sources import Input, is_whole
 from jobs import COMMAND
 from programs.declaration import Programs
 from records.delivery import Start
+from records.record import Record
 from records.replies import Reply
-from utils import new_id
-from worker.redaction import Redactor, secrets_in
+from utils import WorkerError, new_id
+from worker.redaction import MASK, MASKED_BY_PYDANTIC, Redactor, secrets_in
 from worker.settings import Settings
 
-#: The SDK gives this id to every job of `--test_input`.
-LOCAL_JOB_ID = "local_test"
+
+class CannotRepeat(WorkerError):
+    """A process cannot be resumed by its id alone: its record leaves out secrets of its start."""
+
+    code = "cannot_repeat"
 
 
 def start_of(
@@ -54,6 +60,46 @@ def start_of(
     )
 
 
+def start_again(
+    record: Record,
+    action: StartAction,
+    job: dict[str, Any],
+    settings: Settings,
+    redactor: Redactor,
+    programs: Programs,
+) -> Start:
+    """The start that `record` came from, for a caller who names the process alone.
+
+    Raises:
+        CannotRepeat: the record does not hold a secret that the request held.
+        UnknownKind, InvalidRequest, InputRefused: this worker cannot do what was asked for then.
+    """
+    if lost := [*_left_out(record)]:
+        raise CannotRepeat(
+            f"the record of {record.process_id} leaves out secrets ({', '.join(lost)}): send the "
+            "whole start again, with the same kind, params, inputs and process_id"
+        )
+    if record.kind == ARCHIVE:
+        start = _archive(record.process_id, record.params, job)
+    else:
+        inputs = {name: Input(**each.model_dump()) for name, each in record.inputs.items()}
+        asked: dict[str, Any] = {"kind": record.kind, "params": record.params, "inputs": inputs}
+        asked |= {"labels": record.labels, "timeout_seconds": record.timeout_seconds}
+        start = start_of(action.model_copy(update=asked), job, settings, redactor, programs)
+    return start._replace(repeats=record.request_hash)
+
+
+def _left_out(record: Record) -> Iterator[str]:
+    """Where the request held what its record does not."""
+    for name, value in record.params.items():
+        text = json.dumps(value)
+        if MASK in text or MASKED_BY_PYDANTIC in text:
+            yield f"`params.{name}`"
+    for name, each in record.inputs.items():
+        if MASK in each.source or not is_whole(each.source):
+            yield f"`inputs.{name}`"
+
+
 def _secrets_in_links(action: StartAction) -> Iterator[str]:
     """A presigned URL is as good as a key, and what makes it one is in its query."""
     for each in action.inputs.values():
@@ -61,8 +107,8 @@ def _secrets_in_links(action: StartAction) -> Iterator[str]:
 
 
 def job_id_of(job: dict[str, Any]) -> str | None:
-    """The RunPod job's id, if it has one of its own."""
-    return None if job.get("id") in (None, LOCAL_JOB_ID) else str(job["id"])
+    """The RunPod job's id; a job by hand has none."""
+    return None if job.get("id") is None else str(job["id"])
 
 
 def _process_id(named: str | None, job: dict[str, Any]) -> str:
@@ -73,8 +119,12 @@ def _process_id(named: str | None, job: dict[str, Any]) -> str:
 def archive_start(action: BulkDownloadAction, job: dict[str, Any]) -> Start:
     """A process of the kind `archive`. Raises InvalidRequest if the job's id cannot name one."""
     params: Reply = {"process_ids": [*dict.fromkeys(action.process_ids)], "pattern": action.pattern}
+    return _archive(_process_id(action.process_id, job), params, job)
+
+
+def _archive(process_id: str, params: Reply, job: dict[str, Any]) -> Start:
     return Start(
-        process_id=_process_id(action.process_id, job),
+        process_id=process_id,
         kind=ARCHIVE,
         params=params,
         shown_params=params,

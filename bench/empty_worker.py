@@ -10,7 +10,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-# As in tests/endpoint_worker.py, and for both workers alike: no second for a debug field at import.
+# As `rp_handler.import_sdk` does: no second for a debug field at import.
 sys.modules["cpuinfo"] = SimpleNamespace(get_cpu_info=dict)  # type: ignore[assignment]
 os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # as rp_handler does: the SDK's own is DEBUG
 

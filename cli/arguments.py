@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from contextlib import suppress
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+TEST_INPUT = "test_input.json"
 #: How requests come in: from RunPod's queue, to the SDK's local server, or by hand.
 WayIn = Literal["serverless", "api", "terminal"]
 
@@ -62,8 +65,20 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     clean.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
 
 
-def _job(text: str) -> object:
-    """Says what is wrong with a test input before the SDK meets it with a traceback."""
+def job_by_hand(arguments: argparse.Namespace) -> Any:
+    """The job of `--test_input`, or else of the file; ends the program if there is none."""
+    if arguments.test_input is not None:
+        return arguments.test_input
+    try:
+        return _job(Path(TEST_INPUT).read_bytes())
+    except OSError as error:
+        sys.exit(f"{TEST_INPUT}: {error.strerror}; give --test_input JSON, or see --help")
+    except argparse.ArgumentTypeError as error:
+        sys.exit(f"{TEST_INPUT}: {error}")
+
+
+def _job(text: str | bytes) -> object:
+    """Raises ArgumentTypeError."""
     with suppress(ValueError):
         job = json.loads(text)
         if isinstance(job, dict) and job.get("input") is not None:

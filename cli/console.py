@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +22,13 @@ from utils import WorkerError, set_within
 #: How often the bar is redrawn.
 BAR_SECONDS = 0.2
 MAX_FILES = 15
+#: What a process is at, where its status does not say it.
+_PHASES = {
+    "inputs": "fetching inputs",
+    "startup": "starting",
+    "preparing": "preparing",
+    "upload": "uploading",
+}
 
 
 async def show_progress(look: Look, done: asyncio.Event) -> None:
@@ -39,10 +49,16 @@ async def _show_bar(look: Look, done: asyncio.Event) -> None:
 
 
 def _draw(bar: tqdm[Any], view: Mapping[str, Any]) -> None:
-    bar.set_description_str(f"{view['kind']} {view['status']}", refresh=False)
+    bar.set_description_str(_label(view), refresh=False)
     if progress := view["progress"]:
         move(bar, progress["step"], progress["total"], _figures(progress))
     bar.refresh()
+
+
+def _label(view: Mapping[str, Any]) -> str:
+    """`train_diffusion running`, or what it does instead; from the second on, which attempt."""
+    again = f" (attempt {view['attempt']})" if view["attempt"] > 1 else ""
+    return f"{view['kind']} {_PHASES.get(view['phase'], view['status'])}{again}"
 
 
 async def _print_lines(look: Look, done: asyncio.Event) -> None:
@@ -78,7 +94,21 @@ def print_end(reply: Mapping[str, Any]) -> None:
     if len(links) > MAX_FILES:
         _say(f"  ... and {len(links) - MAX_FILES} more (action `download`)")
     if status == "interrupted":
-        _say(f'  Start it again with "process_id": "{name}" to resume it.')
+        _say(f"To resume it:\n  {resume_command(name)}")
+
+
+def print_reply(reply: Mapping[str, Any]) -> None:
+    """Print a reply as JSON on standard output; indented at a terminal."""
+    indent = 2 if sys.stdout.isatty() else None
+    sys.stdout.buffer.write(json.dumps(reply, indent=indent, ensure_ascii=False).encode() + b"\n")
+    sys.stdout.flush()
+
+
+def resume_command(process_id: str) -> str:
+    """What to paste into a shell, in this folder, to go on with a process."""
+    request = json.dumps({"input": {"action": "start", "process_id": process_id}})
+    program = [os.path.relpath(path) for path in (sys.executable, sys.argv[0])]
+    return shlex.join([*program, "--test_input", request])
 
 
 def _say(line: str) -> None:

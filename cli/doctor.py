@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from health.checks import Examined, Finding, Verdict, worst
 from health.examine import Examiner
+from programs.declaration import Program, Programs, read_programs
+from programs.placeholders import Value, fill_text, names_in
 from retention.lifecycle import lifecycle_rules
 from stores.open import open_store
 from utils import WorkerError
@@ -33,6 +38,8 @@ def doctor(settings: Settings, *, quick: bool = False, lifecycle: bool = False) 
         _say(json.dumps(lifecycle_rules(settings), indent=2))
         return 0
     findings = asyncio.run(_find(settings, quick=quick))
+    if programs := look_for_programs(read_programs(settings.programs)):
+        findings = (*findings, programs)
     for finding in findings:
         _say(told(finding))
     _say(_ENDS[worst(findings)])
@@ -57,6 +64,33 @@ async def _find(settings: Settings, *, quick: bool) -> tuple[Finding, ...]:
         return (await examiner.examine(deep=True)).findings
     finally:
         await store.close()
+
+
+def look_for_programs(programs: Programs) -> Finding | None:
+    """Whether the file of each declared program is there; None if none is declared."""
+    if not programs.by_name:
+        return None
+    lost = [
+        f"{name}: {path}"
+        for name, program in programs.by_name.items()
+        for path in _files_of(program)
+        if shutil.which(path) is None and not Path(path).is_file()
+    ]
+    if lost:
+        mend = "install them in the image, or correct `argv` in the file of WORKER_PROGRAMS"
+        return Finding("programs", "degraded", f"not found: {', '.join(lost)}", mend)
+    return Finding("programs", "ok", f"{len(programs.by_name)} declared, and their files are there")
+
+
+def _files_of(program: Program) -> Iterator[str]:
+    """The program itself, and each file beside the declarations that its command line names."""
+    here: dict[str, Value] = {"python": sys.executable, "here": program.here}
+    first, *others = program.argv
+    assert isinstance(first, str)
+    yield fill_text(first, here)
+    for part in others:
+        if isinstance(part, str) and part.startswith("{here}/") and names_in(part) == ["here"]:
+            yield fill_text(part, here)
 
 
 async def check_fitness(settings: Settings) -> None:

@@ -183,8 +183,8 @@ class InputFolders:
         there = await self.contents(folder)
         if there.chunks and not announced:
             raise UploadIncomplete(
-                f"chunks of {len(there.chunks)} files were not completed: name them in `files`, or "
-                "delete them"
+                f"chunks of {len(there.chunks)} files were not completed: name each with its size "
+                '(`"files": [{"path": ..., "size": ...}]`), or delete them'
             )
         promised = await self.announcements.read(there.announcements)
         new = news(announced, promised)

@@ -18,6 +18,8 @@ FORMS = (
     "`folder:NAME`, `folder:NAME/PATH`, `process:ID`, `process:ID/PATH`, `key:KEY`, or "
     "`https://...`"
 )
+#: Stands for the query of a URL in a record.
+_CUT_OFF = "?..."
 
 
 class InputInvalid(WorkerError):
@@ -103,6 +105,11 @@ def check_shared(key: str, prefixes: tuple[str, ...]) -> None:
         raise InputRefused(f"`key:` names only keys below those of WORKER_INPUT_KEYS: {below}")
 
 
+def is_whole(source: str) -> bool:
+    """Whether a source that was `shown` still leads to its bytes."""
+    return not source.endswith(_CUT_OFF)
+
+
 def without_query(url: str) -> str:
     """Where it leads, without what may be secret, or made anew with every link."""
     return urlsplit(url)._replace(query="", fragment="").geturl()
@@ -112,7 +119,7 @@ def shown(source: str) -> str:
     """`source` as it may be kept and shown: a URL's query is often a key to what it names."""
     if not isinstance(parse_source(source), FromWeb):
         return source
-    return without_query(source) + ("?..." if urlsplit(source).query else "")
+    return without_query(source) + (_CUT_OFF if urlsplit(source).query else "")
 
 
 def _name_and_path(rest: str) -> tuple[str, str | None]:

@@ -9,13 +9,13 @@ top: torch only inside `run`. All that it needs of the worker can be imported fr
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from child.context import JobContext, JobFailed, JobStopped
 from child.prepare import Prepare
-from jobs.kinds import Job, Keep, find_kinds
+from jobs.kinds import Job, Keep, Kinds
 
 __all__ = [
-    "BROKEN",
     "COMMAND",
     "JOBS",
     "Job",
@@ -29,5 +29,5 @@ __all__ = [
 #: The kind whose params depend on what the operator declares (`programs.declaration`).
 COMMAND = "command"
 
-# At the end: the modules of kinds import from here.
-JOBS, BROKEN = find_kinds(__name__, Path(__file__).parent)
+#: Every kind by name; its module is imported when it is first looked up.
+JOBS: Final = Kinds(__name__, Path(__file__).parent)

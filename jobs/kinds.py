@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -42,31 +43,69 @@ class Job(NamedTuple):
     #: What must be free on each GPU that an attempt may use before it begins, if there is any.
     gpu_bytes: int = 0
 
-
-class Kinds(NamedTuple):
-    """The kinds that were found, and the modules that cannot be used."""
-
-    jobs: dict[str, Job]
-    #: Why a kind cannot run: a sentence that names its module, by kind.
-    broken: dict[str, str]
+    @property
+    def sentence(self) -> str:
+        """The first line that the module of the kind says about it."""
+        return (sys.modules[self.run.__module__].__doc__ or "").partition("\n")[0]
 
 
-def find_kinds(package: str, folder: Path) -> Kinds:
-    """The kinds that modules of `package`, which lies in `folder`, declare: each called like its
-    module. A module that cannot be used takes no other with it."""
-    found = Kinds({}, {})
-    for path in sorted(folder.rglob("*.py"), key=lambda path: (path.stem, path)):
-        if not _DECLARATION.search(path.read_bytes()):
-            continue
-        try:
-            if path.stem in found.jobs:
-                raise ImportError("another module has this name")  # noqa: TRY301 - one way to fail
-            found.jobs[path.stem] = _declared(package, path.relative_to(folder))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's module runs anything
-            where = f"{path}:{_line_of(error, path)}"
-            sentence = f"The kind {path.stem} cannot run: {where}: {type(error).__name__}: {error}"
-            found.broken[path.stem] = sentence
-    return found
+class Kinds(MutableMapping[str, Job]):
+    """The kinds that the modules of a package declare, each called like its module.
+
+    A module is imported when its kind is first looked up, because a child needs only its own. A
+    module that cannot be used takes no other with it.
+    """
+
+    def __init__(self, package: str, folder: Path) -> None:
+        self._package, self._folder = package, folder
+        self._jobs: dict[str, Job] = {}
+        self._broken: dict[str, str] = {}
+        self._unread: dict[str, list[Path]] = {}
+        for path in sorted(folder.rglob("*.py"), key=lambda path: (path.stem, path)):
+            self._unread.setdefault(path.stem, []).append(path)
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Why a kind cannot run: a sentence that names its module, by kind. Imports all modules."""
+        self.read_all()
+        return self._broken
+
+    def read_all(self) -> None:
+        """Import every module that declares a kind."""
+        for name in list(self._unread):
+            self._read(name)
+
+    def __getitem__(self, kind: str) -> Job:
+        self._read(kind)
+        return self._jobs[kind]
+
+    def __setitem__(self, kind: str, job: Job) -> None:
+        self._jobs[kind] = job
+
+    def __delitem__(self, kind: str) -> None:
+        del self._jobs[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        self.read_all()
+        return iter(self._jobs)
+
+    def __len__(self) -> int:
+        self.read_all()
+        return len(self._jobs)
+
+    def _read(self, name: str) -> None:
+        """Import the modules of this name that declare a kind, unless that was done before."""
+        for path in self._unread.pop(name, ()):
+            if not _DECLARATION.search(path.read_bytes()):
+                continue
+            try:
+                if name in self._jobs:
+                    raise ImportError("another module has this name")  # noqa: TRY301 - one way to fail
+                self._jobs[name] = _declared(self._package, path.relative_to(self._folder))
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's module runs anything
+                where = f"{path}:{_line_of(error, path)}"
+                sentence = f"The kind {name} cannot run: {where}: {type(error).__name__}: {error}"
+                self._broken[name] = sentence
 
 
 def _line_of(error: BaseException, path: Path) -> int:

@@ -58,9 +58,15 @@ def main() -> None:
     die_with_parent(worker)
     workers_score = _OOM_SCORE_FILE.read_text()
     _set_oom_score(str(max(OOM_SCORE, int(workers_score))))
+    preload()
+    _serve(int(sys.argv[1]), worker, workers_score)
+
+
+def preload() -> None:
+    """Import what forks would import themselves."""
     for module in PRELOADED:
         importlib.import_module(module)
-    _serve(int(sys.argv[1]), worker, workers_score)
+    JOBS.read_all()
 
 
 def _serve(requests_fd: int, worker: int, workers_score: str) -> None:

@@ -14,7 +14,7 @@ from records.reading import UnknownProcess, decode_record, present, read_stored
 from records.record import Status
 from records.view import Snapshot
 from records.why import NO_PROGRESS, Why, why
-from storage import StorageFailure, Store
+from storage import StorageFailure, StorageUnavailable, Store
 from worker.settings import Settings
 
 #: An end that is final can only be deleted: whoever knows it looks again after this long.
@@ -62,6 +62,17 @@ class ProcessLookup:
             if copy is None:
                 raise
             return Snapshot(copy.record, "cache", copy.age_now(), stale=True)
+
+    async def get_patiently(self, process_id: str) -> Snapshot:
+        """As `get` with `fresh`, but waits for a store that is away: for a redelivered job."""
+        began = time.monotonic()
+        while True:
+            try:
+                return await self.get(process_id, fresh=True)
+            except StorageUnavailable:
+                if time.monotonic() - began > self._settings.store_patience_seconds:
+                    raise
+            await asyncio.sleep(1)
 
     def without_progress(self) -> list[str]:
         """The processes that run here and have reported no progress for too long."""

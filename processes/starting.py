@@ -30,7 +30,7 @@ from records.keys import record_key
 from records.lease import Lease, Leases, LeaseWatch
 from records.notes import leave_platform_note, read_note_if_readable
 from records.reading import UnknownProcess, decode_record, present, read_record
-from records.record import Record, clock_of, new_record
+from records.record import GivenInput, Record, clock_of, new_record
 from records.view import Snapshot
 from storage import ObjectChanged, ObjectExists, ObjectNotFound, StorageUnavailable, Stored
 from utils import WorkerError
@@ -243,7 +243,12 @@ class Delivery:
             runpod_job_id=start.runpod_job_id,
             labels=start.labels,
             timeout_seconds=start.timeout_seconds,
-            inputs={name: known.text(shown(each.source)) for name, each in start.inputs.items()},
+            inputs={
+                name: GivenInput(
+                    source=known.text(shown(each.source)), sha256=each.sha256, unpack=each.unpack
+                )
+                for name, each in start.inputs.items()
+            },
         )
 
     async def _begin_anew(self, erased: Record, stored: Stored) -> Outcome:

@@ -215,7 +215,7 @@ class _Running:
                 return thread.submit(self._start_confined).result()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "its command line cannot be used"
-            sentence = f"The program could not be started: {reason}."
+            sentence = f"The program {self._command()[0]!r} could not be started: {reason}."
             raise JobFailed("program_not_started", sentence) from None
         finally:
             for number, handler in before.items():

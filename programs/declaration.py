@@ -44,6 +44,16 @@ PROGRESS_FILE_LIMIT = 64 << 20
 ProgramName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 _ParamName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 _Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+#: What pydantic says of Python's types, in TOML's words.
+_TOML_WORDS = (
+    (r"^(?:Input|String|Tuple|List) should", "must"),
+    (r"a valid (?:dictionary.*|mapping)", "a table"),
+    (r"a valid (?:list|tuple)", "a list"),
+    (r"a valid string", "a text in quotes"),
+    (r"a valid boolean.*", "true or false"),
+    (r"a valid integer.*", "a whole number"),
+    (r"a valid number.*", "a number"),
+)
 _PATTERN = re.compile(r"(?:\{(work|outputs|checkpoints)\}/)?([^{}]+)")
 
 
@@ -335,9 +345,15 @@ def _invalid(path: Path, why: str) -> ProgramsInvalid:
 
 
 def _sentence(fault: Any) -> str:
-    if fault["type"] == "extra_forbidden":
-        return "there is no such field"
-    return str(fault["msg"]).removeprefix("Value error, ")
+    match fault["type"]:
+        case "extra_forbidden":
+            return "there is no such field"
+        case "missing":
+            return "is missing"
+    sentence = str(fault["msg"]).removeprefix("Value error, ")
+    for pydantics, ours in _TOML_WORDS:
+        sentence = re.sub(pydantics, ours, sentence)
+    return sentence
 
 
 def _no_such(what: str, name: str, known: set[str]) -> str:

@@ -45,9 +45,13 @@ class Start(NamedTuple):
     secrets: tuple[str, ...] = ()
     #: What this worker's operator has declared about the program. Not part of what is asked for.
     declaration: JsonValue = None
+    #: The hash of the request that this one was read back from, out of a process's record.
+    repeats: str | None = None
 
     @property
     def request_hash(self) -> str:
+        if self.repeats is not None:
+            return self.repeats
         request: dict[str, JsonValue] = {"kind": self.kind, "params": self.params}
         if self.inputs:
             request["inputs"] = {name: {**each.identity} for name, each in self.inputs.items()}

@@ -138,6 +138,15 @@ class ArtifactsSummary(RecordPart):
     refused: tuple[RefusedFile, ...] = ()
 
 
+class GivenInput(RecordPart):
+    """An input as it was asked for; see `inputs.sources.Input`."""
+
+    #: A URL is without what may be secret in it.
+    source: str
+    sha256: str | None = None
+    unpack: bool = False
+
+
 class Record(RecordPart):
     """One process as the store holds it. Changing one means making the next one."""
 
@@ -147,8 +156,8 @@ class Record(RecordPart):
     kind: str
     #: As validated; values of secret fields are masked before they get here.
     params: dict[str, JsonValue]
-    #: What the job was given, by name, as it may be shown: URLs without what may be secret in them.
-    inputs: dict[str, str] = {}
+    #: What the job was given, by name.
+    inputs: dict[str, GivenInput] = {}
     #: Of kind, params and inputs as the caller gave them: is this the same request again?
     request_hash: str
     status: Status
@@ -404,7 +413,7 @@ def new_record(
     runpod_job_id: str | None = None,
     labels: dict[str, str] | None = None,
     timeout_seconds: float | None = None,
-    inputs: dict[str, str] | None = None,
+    inputs: dict[str, GivenInput] | None = None,
 ) -> Record:
     """The first version of a record: queued, attempt 1, revision 1."""
     record = Record(

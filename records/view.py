@@ -49,6 +49,7 @@ def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
             "status",
             "revision",
             "attempt",
+            "phase",
             "created_at",
             "started_at",
             "updated_at",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.kit import Reply
     from tests.servers import Place
 
-SCRIPT = "tests/endpoint_worker.py"
+SCRIPT = "rp_handler.py"
 #: A lease that no busy test machine loses, with all else quick.
 PATIENT = {
     "heartbeat_seconds": 0.5,

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from api.parsing import UnknownKind, parse_params
-from jobs import BROKEN
+from jobs import JOBS as KINDS
 from jobs.cli.local_run import last_checkpoint
 from jobs.cli.new import EXAMPLE, MAX_NAME
 from tests.landlock import needs_landlock
@@ -184,7 +184,7 @@ def test_a_module_without_a_kind_is_not_imported(tree: Path) -> None:
 
 
 def test_a_start_of_a_broken_kind_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BROKEN, "stars", "jobs/stars.py:1: NameError: name 'TELL-NOBODY'")
+    monkeypatch.setitem(KINDS.broken, "stars", "jobs/stars.py:1: NameError: name 'TELL-NOBODY'")
     with pytest.raises(UnknownKind, match="`stars` is broken on this worker") as refused:
         parse_params("stars", {})
     assert "TELL-NOBODY" not in str(refused.value)
@@ -441,8 +441,19 @@ def test_what_cannot_be_set_up_fails_the_image_that_is_being_built(tmp_path: Pat
 # ---- the worker's children pay nothing for it
 
 
+def loaded_by(code: str) -> set[str]:
+    """The modules that a new interpreter has loaded after `code`."""
+    code = f"import sys, jobs.__main__\n{code}\nprint(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return set(ended.stdout.split())
+
+
 def test_a_child_does_not_load_what_is_for_people() -> None:
-    code = "import sys, jobs.__main__; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert loaded.returncode == 0, loaded.stderr
-    assert {"jobs.cli.authoring", "argparse", "tqdm"}.isdisjoint(loaded.stdout.split())
+    assert {"jobs.cli.authoring", "argparse", "tqdm"}.isdisjoint(loaded_by(""))
+
+
+def test_a_child_loads_no_kind_but_its_own() -> None:
+    loaded = loaded_by("jobs.__main__.JOBS['sleep']")
+    assert "jobs.sleep" in loaded
+    assert {"jobs.command", "programs", "jobs.diffusion"}.isdisjoint(loaded)

@@ -42,6 +42,22 @@ async def test_an_unknown_action_is_told_the_nearest_one(call):
     assert "did you mean `process_status`?" in error["message"]
 
 
+async def test_a_word_of_an_actions_name_is_told_that_action(call):
+    assert "did you mean `process_status`?" in error_of(await call("status"))["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ({"policy": {"ttl": 1}}, "`policy` stands beside `input`, not in it"),
+        ({"webhook": "https://a"}, "`webhook` stands beside `input`, not in it"),
+        ({"steps": 3}, "`steps` is a param of `sleep`: put it into `params`"),
+    ],
+)
+async def test_a_field_in_the_wrong_place_is_told_the_right_one(call, field, says):
+    assert says in error_of(await call("start", kind="sleep", **field))["message"]
+
+
 async def test_an_unknown_kind_is_told_the_nearest_one(call):
     error = error_of(await call("start", kind="slep"))
     assert error["code"] == "unknown_kind"

@@ -24,6 +24,8 @@ import pytest
 
 from storage import ObjectNotFound
 from tests import servers
+from tests.kit import Caller
+from tests.test_upload import PART
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,6 +152,28 @@ async def test_a_page_reads_and_writes_by_links_once_the_bucket_allows_it(
     assert read == {"status": 200, "text": "héllo"}
     assert written == {"status": 200, "text": ""}
     assert (await store.get("picture")).data == b"pixels!"
+
+
+async def test_a_page_brings_files_as_the_rows_of_upload_say(
+    store: Store, ceph: S3Server, tmp_path: Path
+) -> None:
+    """A new file, one that replaces another, and one in parts, with the headers of their rows."""
+    worker = Caller(store, tmp_path / "worker", background=False, single_put_bytes=PART)
+    await store.put("inputs/f/old.txt", b"old")
+    files = {"new.txt": "new", "old.txt": "newer", "big.bin": "b" * (PART + 1)}
+    puts = list[dict[str, Any]]()
+    for path, content in files.items():
+        announced = [{"path": path, "size": len(content)}]
+        reply = await worker("upload", folder="f", files=announced, overwrite=path == "old.txt")
+        [row] = reply["files"]
+        size = row.get("part_bytes", len(content))
+        options = {"method": row["method"], "headers": row.get("headers", {})}
+        for part, url in enumerate(row.get("urls") or [row["url"]]):
+            puts.append({"url": url, "body": content[part * size :][:size], **options})
+    assert any("If-None-Match" in each["headers"] for each in puts)
+    with cors(ceph, RULES):
+        answers = await asyncio.to_thread(answers_seen, tmp_path, *puts)
+    assert answers == [{"status": 200, "text": ""}] * 4
 
 
 async def test_without_rules_a_page_sees_nothing_and_writes_nothing(

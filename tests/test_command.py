@@ -149,7 +149,7 @@ async def test_a_program_that_is_not_declared_is_refused_and_no_process_is_made(
 async def test_a_program_that_is_not_there_fails_with_that_word(odd):
     failure = await failure_of(odd.declare(program="/no/such/program"))
     assert failure["code"] == "program_not_started"
-    assert "No such file" in failure["message"]
+    assert "'/no/such/program' could not be started: No such file" in failure["message"]
 
 
 @pytest.mark.parametrize(

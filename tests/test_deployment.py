@@ -238,6 +238,26 @@ def test_an_install_is_redone_when_any_of_its_requirements_changes() -> None:
     assert {"requirements.txt", *included} <= set(stamp[1].split())
 
 
+@pytest.mark.parametrize(
+    ("nvidia", "index", "noted", "asked"),
+    [
+        ("", "", True, False),
+        ("", "https://cpu", False, True),
+        ("driver", "https://cpu", False, False),
+    ],
+)
+def test_make_install_takes_the_cpu_build_of_torch_where_there_is_no_driver(
+    tmp_path: Path, nvidia: str, index: str, noted: bool, asked: bool
+) -> None:
+    places = [f"VENV={tmp_path}", f"NVIDIA={nvidia}", f"TORCH_INDEX_URL={index}"]
+    told = subprocess.run(
+        ["make", "-n", "install", *places], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert ("About 3 GB will be downloaded" in told) == noted
+    assert ("--extra-index-url https://cpu" in told) == asked
+    assert "--quiet" not in told
+
+
 def test_make_check_lints_the_dockerfile() -> None:
     check = (ROOT / "Makefile").read_text().split("\ncheck:")[1].split("\n\n")[0]
     assert "hadolint Dockerfile" in check

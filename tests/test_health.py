@@ -16,6 +16,7 @@ from cli import doctor
 from health import checks
 from health.checks import Finding, judge_gpus, judge_store, try_disk, worst
 from health.examine import Examiner
+from programs.declaration import read_programs
 from storage import Capabilities, StoreHealth
 from stores.probe import NO_LINKS_TO_WRITE
 from tests.crowd import on_every_store
@@ -299,6 +300,23 @@ def test_a_finding_is_told_with_what_to_do():
     assert "BROKEN" in told
     assert "/x is full" in told
     assert "-> free it" in told
+
+
+@pytest.mark.parametrize(
+    ("argv", "lost"),
+    [
+        ('["{python}", "{here}/run.py", "--out", "{outputs}"]', None),
+        ('["sh", "-c", "true"]', None),
+        ('["no-such-program"]', "p: no-such-program"),
+        ('["{python}", "{here}/no-such-file.py"]', "no-such-file.py"),
+    ],
+)
+def test_doctor_says_which_declared_program_is_not_there(tmp_path, argv, lost):
+    (tmp_path / "run.py").touch()
+    (tmp_path / "programs.toml").write_text(f"[programs.p]\nargv = {argv}\n")
+    finding = doctor.look_for_programs(read_programs(tmp_path / "programs.toml"))
+    assert finding.verdict == ("degraded" if lost else "ok")
+    assert (lost or "1 declared") in finding.message
 
 
 def test_doctor_prints_every_check_and_ends_with_a_verdict(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -64,10 +65,44 @@ def test_test_input_runs_one_request_and_says_where_the_files_are(run, tmp_path)
     assert Path(path).is_file()
 
 
-def test_a_request_that_fails_ends_with_a_failure(run):
-    ended = run("--test_input", '{"input": {"action": "nonsense"}}')
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        ({"action": "kinds"}, 0),
+        ({"action": "nonsense"}, 1),
+        ({"action": "start", "kind": "sleep"}, 0),
+        ({"action": "start", "kind": "sleep", "params": {"fail_at": 1}}, 1),
+    ],
+)
+def test_the_reply_alone_is_on_standard_output_as_json(run, request_, code):
+    ended = run("--test_input", json.dumps({"input": request_}))
+    assert ended.returncode == code
+    assert ("error" in json.loads(ended.stdout)) == bool(code)
+
+
+def test_at_a_terminal_the_reply_is_indented(environment, tmp_path):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, ROOT / "rp_handler.py", "--test_input", '{"input": {}}']
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, stdout=theirs, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
     assert ended.returncode == 1
-    assert "unknown_action" in ended.stdout
+    assert shown.startswith('{\r\n  "error": ')
+    assert json.loads(shown)
+
+
+def test_without_a_job_it_says_what_to_give(run):
+    ended = run()
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("test_input.json: No such file")
+
+
+def test_the_sdk_is_imported_without_a_second_for_the_processors_name():
+    code = "import sys, rp_handler; rp_handler.import_sdk(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "runpod" in loaded.stdout.split()
+    assert "cpuinfo.cpuinfo" not in loaded.stdout.split()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"start"', "{}", '{"input": null}'])
@@ -131,9 +166,8 @@ async def test_a_store_that_cannot_be_reached_is_said_at_start_and_in_health(tmp
 async def test_ctrl_c_stops_the_child_keeps_its_checkpoint_and_says_how_to_go_on(
     environment, tmp_path
 ):
-    job = {
-        "input": SLEEP["input"] | {"params": {"seconds": 600, "steps": 6000, "checkpoint_every": 1}}
-    }
+    params = {"seconds": 15, "steps": 150, "checkpoint_every": 1}
+    job = {"input": SLEEP["input"] | {"params": params}}
     command = [sys.executable, ROOT / "rp_handler.py", "--test_input", json.dumps(job)]
     with subprocess.Popen(
         command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
@@ -143,10 +177,16 @@ async def test_ctrl_c_stops_the_child_keeps_its_checkpoint_and_says_how_to_go_on
         worker.send_signal(signal.SIGINT)
         _, said = worker.communicate(timeout=PATIENCE)
     assert worker.returncode == 128 + signal.SIGINT
-    assert b'"process_id": "p" to resume it' in said
     kept = json.loads(record.read_text())
     assert kept["status"] == "interrupted"
     assert kept["checkpoints"]
+    pasted = said.decode().rpartition("To resume it:\n")[2]
+    resumed = subprocess.run(
+        ["sh", "-c", pasted], env=environment, cwd=tmp_path, capture_output=True, check=False
+    )
+    view = json.loads(resumed.stdout)
+    assert (view["status"], view["attempt"]) == ("completed", 2)
+    assert view["result"]["resumed_from"] >= 1
 
 
 # ---- by hand

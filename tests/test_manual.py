@@ -264,6 +264,7 @@ async def test_kinds_gives_the_schema_of_each_kinds_params(call):
     assert kinds.keys() == JOBS.keys() - {COMMAND}  # no programs are declared here
     for schema in kinds.values():
         assert all("description" in field for field in schema["properties"].values())
+    assert kinds["sleep"]["description"].startswith("The smallest kind: it sleeps")
 
 
 # ---- health

@@ -259,8 +259,8 @@ def test_a_child_is_told_the_declaration_that_the_worker_has_checked(programs):
     ("toml", "sentence"),
     [
         ("[programs.x]\nargv = ['x',, ]", "line 2"),
-        ("", "programs: Field required"),
-        ("[program.x]\nargv = ['x']", "programs: Field required"),
+        ("", "programs: is missing"),
+        ("[program.x]\nargv = ['x']", "programs: is missing"),
         ("[programs.x]\nargv = []", "programs.x.argv"),
         ("[programs.x]\nargs = ['x']", "programs.x"),
         (
@@ -308,6 +308,10 @@ def test_a_child_is_told_the_declaration_that_the_worker_has_checked(programs):
         ("[programs.x]\nargv = ['x']\nprogress = {file = 'a', lines = 'b'}", "give `lines`"),
         ("[programs.x]\nargv = ['x']\nprogress = {file = 'a', total = 'b'}", "names a param"),
         ("[programs.x]\nargv = ['x']\nconfig.when = 2026-01-01", "texts, numbers"),
+        ("[programs.x]\ndescription = 'x'", "programs.x.argv: is missing"),
+        ("[programs.x]\nargv = ['x']\nparams.p = 3", "programs.x.params.p: must be a table"),
+        ("[programs.x]\nargv = ['x']\ndescription = 3", "description: must be a text in quotes"),
+        ("[programs.x]\nargv = ['x']\nconfine = 3", "confine: must be true or false"),
         ("[programs.x]\nargv = ['x']\nstop_signal = 'SIGKILL'", "programs.x.stop_signal"),
         ("[programs.x]\nargv = ['x']\nwritable = ['cache']", "programs.x.writable.0"),
     ],

@@ -7,6 +7,7 @@ Imports only MODULES, separated by commas: all that jobs compute with takes seco
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -15,7 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jobs.template
 from tests import unruly_jobs
 
+
+def preload() -> None:
+    """Import MODULES only."""
+    for module in filter(None, sys.argv.pop(1).split(",")):
+        importlib.import_module(module)
+
+
 if __name__ == "__main__":
-    jobs.template.PRELOADED = tuple(filter(None, sys.argv.pop(1).split(",")))  # type: ignore[misc]
+    jobs.template.preload = preload
     unruly_jobs.register()
     jobs.template.main()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from jobs import BROKEN, JOBS, Job
+from jobs import JOBS
 from utils import did_you_mean
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -146,23 +146,18 @@ def _prepare_dir() -> Path:
 def _list() -> int:
     width = max(map(len, JOBS))
     for name, job in JOBS.items():
-        sys.stdout.write(f"{name:{width}}  {_sentence(job)}\n")
-    for sentence in BROKEN.values():
+        sys.stdout.write(f"{name:{width}}  {job.sentence}\n")
+    for sentence in JOBS.broken.values():
         sys.stderr.write(f"{sentence}\n")
-    return 1 if BROKEN else 0
-
-
-def _sentence(job: Job) -> str:
-    """The first line that the module of a kind says about it."""
-    return (sys.modules[job.run.__module__].__doc__ or "").partition("\n")[0]
+    return 1 if JOBS.broken else 0
 
 
 # ---- arguments
 
 
 def _kind(name: str) -> str:
-    if name in BROKEN:
-        raise argparse.ArgumentTypeError(BROKEN[name])
+    if name in JOBS.broken:
+        raise argparse.ArgumentTypeError(JOBS.broken[name])
     if name not in JOBS:
         hint = did_you_mean(name, JOBS) or "."
         raise argparse.ArgumentTypeError(f"no such kind{hint} There is {', '.join(JOBS)}.")

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from jobs import BROKEN, JOBS
+from jobs import JOBS
 
 #: The kind that is copied.
 EXAMPLE: Final = "approximate_pi"
@@ -49,7 +49,7 @@ def _check_name(name: str) -> None:
             f"A kind is called by small letters, digits and single _, a letter first, {MAX_NAME} "
             "at most, and not by a word of Python."
         )
-    if name in (*JOBS, *BROKEN, *RESERVED):
+    if name in (*JOBS, *JOBS.broken, *RESERVED):
         raise NotWritten(f"There is a kind {name!r} already.")
 
 

@@ -9,6 +9,10 @@ from tqdm import tqdm
 
 #: How often a line is printed where there is no terminal.
 LINE_SECONDS: Final = 15.0
+#: The bar has so many characters at least: figures that leave less room are left out.
+BAR_COLUMNS: Final = 12
+#: Before the first step there is nothing to draw a bar of.
+_LABEL: Final = "{desc} [{elapsed}]"
 _LAYOUT: Final = (
     "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 )
@@ -16,14 +20,23 @@ _LAYOUT: Final = (
 
 def new_bar(label: str) -> tqdm[Any]:
     """A bar that begins with `label`."""
-    return tqdm(desc=label, total=1, bar_format=_LAYOUT, dynamic_ncols=True)
+    return tqdm(desc=label, total=1, bar_format=_LABEL, dynamic_ncols=True)
 
 
 def move(bar: tqdm[Any], step: int, total: int | None, figures: str) -> None:
     """Set what the bar shows when it is drawn next."""
     bar.total = total
     bar.n = step
-    bar.set_postfix_str(figures, refresh=False)
+    bar.bar_format = _LAYOUT
+    fixed = len(f"{bar.desc} 100%|| {step}/{total} [0:00:00<0:00:00, ]") + BAR_COLUMNS
+    bar.set_postfix_str(_fitting(figures, (bar.format_dict["ncols"] or 80) - fixed), refresh=False)
+
+
+def _fitting(figures: str, columns: int) -> str:
+    """As many of the figures, from the first, as fit into so many columns."""
+    while len(figures) > max(columns, 0):
+        figures = figures.rpartition(", ")[0]
+    return figures
 
 
 def figures_of(metrics: Mapping[str, float], message: str) -> str:
