@@ -112,7 +112,40 @@ def check_then_write(proxy: FaultyS3) -> None:
     proxy.rule, proxy.before = rule, before
 
 
-@pytest.mark.parametrize("lack", [refuse, find_invalid, ignore, ignore_versions, check_then_write])
+def match_no_version(proxy: FaultyS3) -> None:
+    """Every If-Match is refused, also one on the version that is there."""
+    failed = Answer.error(412, "PreconditionFailed")
+    proxy.rule = always(failed, lambda asked: "if-match" in asked.headers and asked.method == "PUT")
+
+
+def lose_every_key(proxy: FaultyS3) -> None:
+    missing = Answer.error(404, "NoSuchKey")
+    proxy.rule = always(
+        missing, lambda asked: "if-match" in asked.headers and asked.method == "PUT"
+    )
+
+
+def create_nothing(proxy: FaultyS3) -> None:
+    """Every If-None-Match is refused, also where nothing is."""
+    failed = Answer.error(412, "PreconditionFailed")
+    proxy.rule = always(
+        failed, lambda asked: "if-none-match" in asked.headers and asked.method == "PUT"
+    )
+
+
+@pytest.mark.parametrize(
+    "lack",
+    [
+        refuse,
+        find_invalid,
+        ignore,
+        ignore_versions,
+        check_then_write,
+        match_no_version,
+        lose_every_key,
+        create_nothing,
+    ],
+)
 async def test_without_conditional_writes_there_is_one_writer(
     store: S3Store, proxy: FaultyS3, lack: object
 ) -> None:
@@ -124,10 +157,12 @@ async def test_without_conditional_writes_there_is_one_writer(
     assert await left_over(store) == []
 
 
+@pytest.mark.parametrize("lack", [refuse, match_no_version, create_nothing])
 async def test_the_one_writer_still_compares_before_it_swaps(
-    store: S3Store, proxy: FaultyS3
+    store: S3Store, proxy: FaultyS3, lack: object
 ) -> None:
-    refuse(proxy)
+    assert callable(lack)
+    lack(proxy)
     version = await store.create("a", b"1")
     with pytest.raises(ObjectExists):
         await store.create("a", b"2")
