@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from records.record import RefusedFile
+from utils import CLOCK_TICK_SECONDS
 from worker.beneath import (
     FOLDER_FLAGS,
     FileRefused,
@@ -54,9 +55,7 @@ MAX_REFUSED_PATH: Final = 200
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SECOND_NAME: Final = "it is a hard link to a file outside of the attempt's folder"
-#: A change of a file shows in its ctime after at most so long: a file system's clock may tick as
-#: rarely as every 10 ms.
-_CLOCK_TICK_NS: Final = 50_000_000
+_CLOCK_TICK_NS: Final = int(CLOCK_TICK_SECONDS * 1e9)
 _KINDS: Final = {
     stat.S_IFLNK: "it is a link",
     stat.S_IFDIR: "it is a folder",

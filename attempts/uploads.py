@@ -22,7 +22,7 @@ from child.events import CheckpointSealed
 from records.keys import attempt_prefix
 from records.lease import Lease, LeaseLost
 from records.manifest import Manifest, artifact_key, manifest_key
-from records.record import ArtifactsSummary, Checkpoint, StoredFile, Trouble
+from records.record import ArtifactsSummary, Checkpoint, CheckpointFile, StoredFile, Trouble
 from storage import (
     ChecksumMismatch,
     FileFacts,
@@ -332,11 +332,14 @@ class Uploads:
 
     async def _send_part(
         self, checkpoint: Checkpoint, folder: str, path: str, count: NameCount
-    ) -> StoredFile:
+    ) -> CheckpointFile:
         key = checkpoint_key(self._process_id, checkpoint, path)
         async with self._opened(f"{folder}/{path}", count) as source:
+            modified_ns = state_of(source).modified_ns
             facts = await self._patiently(lambda: upload_file(self._store, source, key))
-        return StoredFile(path=path, size=facts.size, sha256=facts.sha256)
+        return CheckpointFile(
+            path=path, size=facts.size, sha256=facts.sha256, modified_ns=modified_ns
+        )
 
     async def _forget(self, checkpoints: list[Checkpoint]) -> None:
         """Remove files that no record mentions any more; what stays is retention's."""

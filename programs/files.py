@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from child.context import JobContext, JobFailed
 from programs.declaration import Base, Checkpoints, FilePlace, Output, place_of
+from utils import CLOCK_TICK_SECONDS
 
 #: With more files than this in one of its folders a program fails: each look takes seconds then.
 FILES_LIMIT = 50_000
@@ -183,16 +184,30 @@ class CheckpointFiles:
             shutil.copy2(self._folders[base] / path, target, follow_symlinks=False)
 
     def _put_back(self) -> None:
-        """Everything that was handed over, where it lay.
+        """Copy everything that was handed over to its former place, in the order of its times.
 
-        Nothing else that may have come to lie there: the inputs can be a link to somebody's own.
+        A program may take the newest by ctime, which no call sets. So the newest file comes last,
+        alone in its tick of the clock, and then each folder gets the time of its newest file.
         """
         saved = self._context.resume_from
         if saved is None:
             return
-        for base in {place.base for place in (self._place, *self._along)}:
-            if (saved / base).is_dir():
-                shutil.copytree(saved / base, self._folders[base], dirs_exist_ok=True)
+        found = [
+            (facts.modified_ns, path, base)
+            for base in {place.base for place in (self._place, *self._along)}
+            for path, facts in _walk(saved / base, saved / base, hidden=True)
+        ]
+        times: dict[Path, int] = {}
+        for modified_ns, path, base in (ordered := sorted(found)):
+            if path == ordered[-1][1]:
+                time.sleep(CLOCK_TICK_SECONDS)
+            target = self._folders[base] / path
+            _make_room(target)
+            shutil.copy2(saved / base / path, target, follow_symlinks=False)
+            above = target.relative_to(self._folders[base]).parents[:-1]
+            times |= {self._folders[base] / folder: modified_ns for folder in above}
+        for folder, modified_ns in sorted(times.items(), key=lambda each: each[1]):
+            os.utime(folder, ns=(modified_ns, modified_ns))
 
     def _newest_path(self) -> Path | None:
         newest = max(self._found(), key=lambda each: each[:2], default=None)

@@ -71,12 +71,19 @@ class StoredFile(RecordPart):
     content_type: str = "application/octet-stream"
 
 
+class CheckpointFile(StoredFile):
+    """A file of a checkpoint. Its time travels: programs choose the newest file by it."""
+
+    #: Last modified, in nanoseconds since the epoch.
+    modified_ns: int = 0
+
+
 class Checkpoint(RecordPart):
     """What the next attempt can resume from; all of its files are in the store."""
 
     attempt: int
     seq: int
-    files: tuple[StoredFile, ...]
+    files: tuple[CheckpointFile, ...]
 
 
 class ProgressSeen(RecordPart):

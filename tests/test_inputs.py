@@ -8,7 +8,7 @@ import pytest
 from attempts.own_files import OwnFolder
 from attempts.restoring import restore
 from attempts.uploads import checkpoint_key
-from records.record import Checkpoint, StoredFile
+from records.record import Checkpoint, CheckpointFile
 from storage import StorageMisconfigured
 from tests.crowd import on_every_store, until
 from tests.images import zipped
@@ -249,7 +249,7 @@ async def test_a_checkpoint_is_worth_waiting_for_even_where_the_store_refuses(
 ):
     """A key that was rotated may be mended; a job that begins anew has lost its work."""
     worker = crowd.worker()
-    file = StoredFile(path="state", size=3, sha256=sha256(b"one"))
+    file = CheckpointFile(path="state", size=3, sha256=sha256(b"one"))
     checkpoint = Checkpoint(attempt=1, seq=1, files=(file,))
     await crowd.store.put(checkpoint_key("p", checkpoint, "state"), b"one")
     download, answers = worker.store.download, [StorageMisconfigured("the key is denied")]

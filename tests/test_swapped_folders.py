@@ -8,7 +8,7 @@ import pytest
 from attempts.own_files import OwnFolder
 from attempts.restoring import restore
 from attempts.uploads import checkpoint_key
-from records.record import Checkpoint, StoredFile
+from records.record import Checkpoint, CheckpointFile
 from tests.crowd import on_every_store
 from tests.with_inputs import allowing, folder_of, given, sha256
 from worker.workplace import Workplace
@@ -76,7 +76,7 @@ async def test_no_input_is_written_through_a_link(crowd, web, outside, monkeypat
 async def test_no_file_of_a_checkpoint_is_written_through_a_link(
     crowd, tmp_path, outside, monkeypatch
 ):
-    files = [StoredFile(path=f"sub/{n}", size=1, sha256=sha256(b"1")) for n in (1, 2)]
+    files = [CheckpointFile(path=f"sub/{n}", size=1, sha256=sha256(b"1")) for n in (1, 2)]
     checkpoint = Checkpoint(attempt=1, seq=1, files=tuple(files))
     for file in files:
         await crowd.store.put(checkpoint_key("p", checkpoint, file.path), b"1")
