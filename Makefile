@@ -40,7 +40,7 @@ check: $(VENV)/.dev ## what CI runs: ruff, strict mypy, hadolint, the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/hadolint Dockerfile
+	$(BIN)/hadolint Dockerfile examples/trainer_image/Dockerfile
 	@$(MAKE) --no-print-directory test
 
 .PHONY: bench

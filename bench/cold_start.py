@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import start_to_running
-from bench.figures import Figure, median, milliseconds
+from bench.figures import Figure, Goal, median, milliseconds
 from bench.in_turn import bar, seconds_in_turn
 from tests.control_plane import ControlPlane
 from tests.endpoint import SCRIPT
-from tests.worker_process import Worker
+from tests.worker_process import ROOT, Worker
 
 #: The SDK's loop with a handler that answers at once.
 EMPTY = "bench/empty_worker.py"
@@ -67,7 +68,7 @@ async def _imports(rounds: int) -> list[Figure]:
 
 
 async def _workers(folder: Path, rounds: int) -> list[Figure]:
-    """Each in a new process, with jobs that wait; py-cpuinfo's second is left out of both."""
+    """Each in a new process, with jobs that wait; neither asks py-cpuinfo for the processor."""
     seen: dict[str, list[Seen]] = {EMPTY: [], SCRIPT: []}
     with bar(rounds * len(seen), "cold starts") as shown:
         for number in range(rounds):
@@ -76,14 +77,42 @@ async def _workers(folder: Path, rounds: int) -> list[Figure]:
                 so_far.append(await _cold_start(Path(disk), script))
                 shown.update()
     ours, empty = seen[SCRIPT], seen[EMPTY]
+    floor = await _python_seconds() + await asyncio.to_thread(own_import_seconds)
     return [
         milliseconds("cold worker to its first job, empty handler", [s.taken for s in empty]),
         milliseconds("cold worker to its first job", [s.taken for s in ours]),
+        milliseconds(
+            "of these, beyond `python -c pass` and the worker's own modules",
+            [s.taken - floor for s in ours],
+            goal=Goal("<=", 500),
+        ),
         milliseconds("cold worker to its first answer, empty handler", [s.answered for s in empty]),
         milliseconds("cold worker to its first answer", [s.answered for s in ours]),
         milliseconds("cold worker to its first running child", [s.running for s in ours]),
         milliseconds("of these, from the job's arrival", [s.running - s.taken for s in ours]),
     ]
+
+
+async def _python_seconds() -> float:
+    """How long an interpreter takes that does nothing."""
+    began = time.perf_counter()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "pass")
+    await process.wait()
+    return time.perf_counter() - began
+
+
+def own_import_seconds() -> float:
+    """How long the worker's own modules take to import, those that they import left out."""
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import rp_handler"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [line.removeprefix("import time:").split("|") for line in ended.stderr.splitlines()[1:]]
+    ours = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
+    return sum(int(own) for own, _, name in rows if name.strip().split(".")[0] in ours) / 1e6
 
 
 async def _cold_start(folder: Path, script: str) -> Seen:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -101,13 +104,16 @@ class Param(Declared):
             case "choice":
                 return Literal[self.choices]
             case "int":
-                return Annotated[int, limits]
+                return Annotated[int, limits, BeforeValidator(partial(_number, int))]
             case "float":
-                return Annotated[float, limits, Field(allow_inf_nan=False)]
+                number = BeforeValidator(partial(_number, float))
+                return Annotated[float, limits, Field(allow_inf_nan=False), number]
             case _:
                 return bool
 
     def _check_default(self) -> None:
+        if self.type in ("int", "float") and isinstance(self.default, str):
+            raise ValueError("its default: must be a number, not a text")
         try:
             type_of_it = TypeAdapter(self.annotation(), config=ConfigDict(strict=True))
             if self.default is not None:
@@ -140,6 +146,14 @@ def plain_values(params: BaseModel) -> dict[str, Value]:
         name: value.get_secret_value() if isinstance(value, SecretStr) else value
         for name, value in params
     }
+
+
+def _number(number: type[int | float], value: Any) -> Any:
+    """`value`, read as a number where it is written as a text: the kinds take both."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return number(value)
+    return value
 
 
 def _text(text: str) -> str:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from scripts.env_example import example
 from stores.probe import NO_CONDITIONS, NO_LINKS, NO_LINKS_TO_WRITE, NO_MULTI_DELETE
 from tests import dockerfile
 from tests.dockerfile import ROOT, files_of, let_through, tracked
+from tests.landlock import needs_landlock
+from tests.worker_process import FOREIGN
 from worker.settings import Settings, load_settings, variables
 
 STAGES = dockerfile.stages()
 IMAGES = [STAGES["control"], STAGES["worker"]]
+TRAINER = ROOT / "examples" / "trainer_image"
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
 HUB_TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
 GUIDE = (ROOT / "docs" / "deploy.md").read_text()
@@ -184,7 +188,7 @@ def ask(app: Path, request: dict[str, Any], *, before: str = "", **changes: str)
 def test_a_process_runs_on_the_files_of_the_image(lay_out: Any) -> None:
     app = lay_out(STAGES["worker"])
     start = {"action": "start", "kind": "sleep", "process_id": "p", "params": {"artifacts": 1}}
-    assert "'status': 'completed'" in ask(app, start)
+    assert '"status": "completed"' in ask(app, start)
     assert (app / "data" / "processes" / "p").is_dir()
 
 
@@ -216,7 +220,7 @@ def test_the_role_control_needs_none_of_the_libraries_of_jobs(lay_out: Any) -> N
     block = f"sys.modules.update(dict.fromkeys({modules}))"
     app = lay_out(STAGES["control"])
     assert "train_diffusion" in ask(app, {"action": "kinds"}, before=block, WORKER_ROLE="control")
-    assert "'role': 'control'" in ask(
+    assert '"role": "control"' in ask(
         app, {"action": "health"}, before=block, WORKER_ROLE="control"
     )
 
@@ -336,6 +340,55 @@ def test_no_machine_is_offered_whose_driver_is_older_than_the_base() -> None:
     oldest = (int(digits[1]), int(digits[2]))
     for version in HUB["config"]["allowedCudaVersions"]:
         assert tuple(map(int, version.split("."))) >= oldest
+
+
+# ---- docs/deploy.md
+
+
+def test_the_endpoint_of_the_docs_never_ends_a_training_after_five_minutes() -> None:
+    deploy = (ROOT / "docs" / "deploy.md").read_text()
+    body = json.loads(deploy.split("```json\n")[1].split("```")[0])
+    assert body["timeout"] >= 24 * 3600 * 1000
+    assert set(body["env"]) <= set(variables())
+    assert body["gpu"]["pools"] == HUB["config"]["gpuIds"].split(",")
+    assert body["gpu"]["minCudaVersion"] == HUB["config"]["allowedCudaVersions"][-1]
+    assert body["disk"] == HUB["config"]["containerDiskInGb"]
+
+
+@needs_landlock
+def test_the_trainer_of_the_docs_runs_as_they_say(tmp_path: Path) -> None:
+    """All that their image does without Docker; the packages of this environment stand for pip."""
+    here = tmp_path / "trainer"
+    here.mkdir()
+    for line in (TRAINER / ".dockerignore").read_text().splitlines():
+        if line.startswith("!"):
+            shutil.copy(TRAINER / line[1:], here)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", here / "venv"], check=True)
+    [packages] = (here / "venv").glob("lib/*/site-packages")
+    (packages / "installed.pth").write_text(sysconfig.get_path("purelib"))
+    own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    own |= {
+        "WORKER_PROGRAMS": str(here / "programs.toml"),
+        "WORKER_DATA_DIR": str(tmp_path / "data"),
+        "WORKER_SCRATCH_DIR": str(tmp_path / "scratch"),
+    }
+    start = (ROOT / "docs" / "deploy.md").read_text().split("--test_input '")[1].split("'")[0]
+    for arguments in (["doctor", "--quick"], ["--test_input", start]):
+        ended = subprocess.run(
+            [sys.executable, ROOT / "rp_handler.py", *arguments],
+            cwd=tmp_path,
+            env=own,
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert [file["path"] for file in json.loads(ended.stdout)["files"]] == ["model.json"]
+
+
+def test_the_image_of_the_trainer_is_given_what_it_copies() -> None:
+    copied = re.findall(r"^COPY (.+) \./$", (TRAINER / "Dockerfile").read_text(), re.MULTILINE)
+    given = (TRAINER / ".dockerignore").read_text()
+    assert re.findall(r"^!(.+)$", given, re.MULTILINE) == " ".join(copied).split()
 
 
 # ---- the workflow

@@ -129,7 +129,8 @@ def test_braces_that_are_doubled_are_braces():
     ("param", "bad"),
     [
         ({"type": "int", "min": 1}, 0),
-        ({"type": "int"}, "1"),
+        ({"type": "int"}, "one"),
+        ({"type": "int", "min": 1}, "0"),
         ({"type": "int"}, True),
         ({"type": "float", "max": 1}, 1.5),
         ({"type": "float"}, float("nan")),
@@ -149,6 +150,13 @@ def test_braces_that_are_doubled_are_braces():
 def test_a_param_outside_of_its_schema_is_refused(param, bad):
     with pytest.raises(ValidationError):
         params(program(params={"x": param}), x=bad)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("int", 3), ("float", 0.5)])
+def test_a_number_may_be_written_as_a_text_as_it_may_for_a_kind(kind, value):
+    taken = params(program(params={"x": {"type": kind}}), x=str(value))
+    assert taken["x"] == value
+    assert type(taken["x"]) is type(value)
 
 
 @pytest.mark.parametrize(

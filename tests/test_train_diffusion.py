@@ -97,10 +97,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Attempt:
 # ---- what it makes
 
 
-def test_the_outputs_are_complete_and_each_is_offered_once(undisturbed: Attempt) -> None:
+def test_the_outputs_are_complete_and_offered(undisturbed: Attempt) -> None:
     offered = [event["path"] for event in undisturbed.named("artifact")]
     assert (
-        sorted(offered)
+        sorted(set(offered))
         == sorted(undisturbed.outputs())
         == [
             "config.json",
@@ -117,6 +117,28 @@ def test_the_outputs_are_complete_and_each_is_offered_once(undisturbed: Attempt)
 def test_samples_can_be_fetched_while_the_training_goes_on(undisturbed: Attempt) -> None:
     kinds = [(event["event"], event.get("path", event.get("step"))) for event in undisturbed.events]
     assert kinds.index(("artifact", "samples/step-000004.png")) < kinds.index(("progress", 5))
+
+
+def test_metrics_and_plot_can_be_fetched_while_the_training_goes_on(
+    new_attempt: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "PLOT_SECONDS", 0)
+    attempt = new_attempt()
+    with pytest.raises(Killed):
+        attempt.run(tiny(), kill_at=5)
+    outputs = attempt.outputs()
+    assert len(outputs["metrics.jsonl"].splitlines()) == 4
+    assert {"metrics.jsonl", "loss.png"} <= {event["path"] for event in attempt.named("artifact")}
+
+
+def test_the_log_tells_a_person_how_it_goes(
+    new_attempt: Callable[..., Attempt], capsys: pytest.CaptureFixture[str]
+) -> None:
+    new_attempt().run(tiny(steps=8))
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("7 images of 9 x 9, ")
+    assert said[1].startswith("step 4 of 8: loss ")
+    assert "step 5: checkpoint saved" in said
 
 
 def test_progress_comes_with_every_step_and_shows_the_loss(undisturbed: Attempt) -> None:

@@ -59,6 +59,8 @@ def make_images(context: JobContext, params: GenerationParams) -> dict[str, Json
     if context.resume_from is not None:
         gallery.restore(context.resume_from)
     before = len(gallery.rows)
+    size = model.description.image_size
+    print(f"{before} of {params.count} images of {size} x {size} are there; more on {device.type}")
     report = Report(context, params, gallery)
     while (done := len(gallery.rows)) < params.count:
         numbers = range(done, min(done + model.batch_size, params.count))
@@ -67,6 +69,7 @@ def make_images(context: JobContext, params: GenerationParams) -> dict[str, Json
         if len(gallery.rows) < params.count:
             gallery.save_if_due()
     gallery.finish()
+    print(f"{params.count} images are made")
     return {
         "images": params.count,
         "made_by_this_attempt": params.count - before,
@@ -254,6 +257,7 @@ class Gallery:
                 file.write(self._context.outputs / str(row["path"]), str(row["path"]))
         self._context.checkpoint(path)
         self._saved = len(self.rows)
+        print(f"{self._saved} images are made and saved in a checkpoint")
 
     def restore(self, path: Path) -> None:
         """Go on where `path` was saved, in outputs that look as if nothing had happened.

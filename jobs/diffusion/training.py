@@ -41,7 +41,9 @@ GRADIENT_LIMIT = 1.0  # its norm; rare large gradients would undo what many step
 REPORT_EVERY = 10  # steps; to look at a loss makes the CPU wait for the GPU
 RECENT = 50  # steps that a shown loss is the mean of
 
-LOSS_PLOT = "loss.png"
+PLOT_SECONDS = 10.0  # between two plots of the loss while it trains; one takes half a second
+
+LOSS_PLOT, METRICS = "loss.png", "metrics.jsonl"
 
 
 def train(context: JobContext, params: TrainingParams) -> dict[str, JsonValue]:
@@ -56,6 +58,7 @@ def train(context: JobContext, params: TrainingParams) -> dict[str, JsonValue]:
     training = Training(params, dataset.pixels, device)
     if context.resume_from is not None:
         load_checkpoint(context, training, context.resume_from)
+    print(begun(training))
     metrics = Metrics(context, training)
     while training.step < params.steps:
         if context.should_stop():
@@ -68,8 +71,13 @@ def train(context: JobContext, params: TrainingParams) -> dict[str, JsonValue]:
         context.progress(step, params.steps, "training", **metrics.newest)
         if step % params.sample_every == 0 or step == params.steps:
             draw_samples(context, training)
+            print(so_far(training))
+            if step < params.steps:
+                metrics.offer()
         if step % params.checkpoint_every == 0:
             save_checkpoint(context, training)
+            print(f"step {step}: checkpoint saved")
+    metrics.offer()
     save_results(context, training)
     return summary(training) | {"ignored_files": dataset.ignored}
 
@@ -285,7 +293,10 @@ class Metrics:
         #: The figures of the last report, to be shown as progress.
         self.newest: dict[str, float] = {}
         self._training = training
-        self._path = context.outputs / "metrics.jsonl"
+        self._context = context
+        self._plotted_at = time.monotonic()
+        # An offered file must not change while it is sent, so what grows lies outside the outputs.
+        self._path = context.outputs.parent / METRICS
         self._path.write_text("")
         self._written = 0
         self.catch_up()
@@ -297,6 +308,8 @@ class Metrics:
         with self._path.open("a") as file:
             for step, loss in enumerate(losses, start=self._written + 1):
                 if not math.isfinite(loss):
+                    file.flush()
+                    self._offer_table()
                     raise JobFailed(
                         "training_diverged",
                         f"The loss of step {step} is {loss}; a lower learning_rate may help.",
@@ -307,6 +320,24 @@ class Metrics:
         if losses:
             self.newest = {"loss": recent_loss(training), "learning_rate": rate}
 
+    def offer(self) -> None:
+        """Offer what there is of the metrics, and now and then a plot."""
+        self.catch_up()
+        self._offer_table()
+        if time.monotonic() - self._plotted_at >= PLOT_SECONDS:
+            self._plotted_at = time.monotonic()
+            plot = self._path.with_name(LOSS_PLOT)
+            save_loss_plot(self._training.losses[: self._training.step].cpu().numpy(), plot)
+            self._offer(plot, LOSS_PLOT)
+
+    def _offer_table(self) -> None:
+        partial = self._path.with_suffix(".part")
+        shutil.copy(self._path, partial)
+        self._offer(partial, METRICS)
+
+    def _offer(self, written: Path, name: str) -> None:
+        self._context.artifact(written.replace(self._context.outputs / name))
+
 
 def recent_loss(training: Training) -> float:
     """The mean of the last losses; a single one says more about its batch than about the model."""
@@ -314,7 +345,7 @@ def recent_loss(training: Training) -> float:
 
 
 def save_results(context: JobContext, training: Training) -> None:
-    """Write and offer what is there only when the training is done; the samples are already."""
+    """Write and offer what is there only at the end; samples and metrics are offered already."""
     outputs = context.outputs
     save_network(training.ema, Description.model_validate(training.unet), outputs / MODEL)
     config = {
@@ -325,8 +356,26 @@ def save_results(context: JobContext, training: Training) -> None:
     }
     (outputs / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_loss_plot(training.losses.cpu().numpy(), outputs / LOSS_PLOT)
-    for name in (MODEL, "config.json", "metrics.jsonl", LOSS_PLOT):
+    for name in (MODEL, "config.json", LOSS_PLOT):
         context.artifact(outputs / name)
+
+
+def begun(training: Training) -> str:
+    """For the log: what is trained on what, and where it goes on."""
+    count, colors, size, _ = training.images.shape
+    weights = sum(weight.numel() for weight in training.model.parameters())
+    at = f"; resumed at step {training.step}" if training.step else ""
+    return (
+        f"{count} images of {size} x {size}, {'gray' if colors == 1 else 'rgb'}; a network of "
+        f"{weights:,} weights on {training.device.type}{at}"
+    )
+
+
+def so_far(training: Training) -> str:
+    """For the log: `step 250 of 1000: loss 0.21, 14.2 steps/s`."""
+    speed = training.step / (time.monotonic() - training.began)
+    total = training.params.steps
+    return f"step {training.step} of {total}: loss {recent_loss(training):.4g}, {speed:.3g} steps/s"
 
 
 def summary(training: Training) -> dict[str, JsonValue]:
