@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +36,8 @@ from programs.placeholders import fill_argv, fill_config, fill_text
 from programs.progress import PrintedLines, ProgressFile, Reported
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from child.context import JobContext
     from programs.placeholders import Value
 
@@ -54,6 +56,9 @@ SYSTEM = (Path("/dev"), Path("/proc"))
 #: A longer path of the folder for temporary files leaves no room for the name of a socket in it,
 #: which takes 108 bytes at most: torch's data loaders could not speak to each other.
 TEMPORARY_PATH_LIMIT = 70
+
+#: How the names of links to such folders begin.
+LINK_PREFIX = "runpod-worker-tmp-"
 
 NOT_CONFINED = (
     "This machine's kernel cannot keep a program from writing outside of its folder (that takes "
@@ -130,11 +135,8 @@ class _Running:
         """The number of its artifacts. Raises JobFailed, JobStopped."""
         if len(str(self._temporary)) <= TEMPORARY_PATH_LIMIT:
             return self._run()
-        self._temporary = Path(tempfile.mkdtemp(prefix="p-"))
-        try:
+        with _short_link(self._temporary) as self._temporary:
             return self._run()
-        finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _run(self) -> int:
         self._process = self._start()
@@ -344,3 +346,23 @@ def _yaml(config: object) -> str:
 def _say(sentence: str) -> None:
     """Into the job's log."""
     os.write(1, f"[worker] {sentence}\n".encode())
+
+
+@contextmanager
+def _short_link(folder: Path) -> Iterator[Path]:
+    """A link to `folder` among the machine's temporary files, where its path is short.
+
+    So what a program leaves there lies in the attempt's folder and goes with it. A killed attempt
+    leaves the link alone; the next one removes those that lead nowhere.
+    """
+    shared = Path(tempfile.gettempdir())
+    for link in shared.glob(f"{LINK_PREFIX}*"):
+        with suppress(OSError):  # another user's
+            if link.is_symlink() and not link.exists():
+                link.unlink()
+    link = shared / f"{LINK_PREFIX}{secrets.token_hex(6)}"
+    link.symlink_to(folder)
+    try:
+        yield link
+    finally:
+        link.unlink(missing_ok=True)

@@ -56,6 +56,13 @@ def write(*paths: str) -> None:
         path.write_text(path.name)
 
 
+def litter() -> None:
+    """A large temporary file, and no end."""
+    Path(os.environ["TMPDIR"], "large").write_bytes(bytes(1 << 20))
+    (OUT / "littered").touch()
+    time.sleep(3600)
+
+
 def link(target: str, path: str) -> None:
     """A link to somebody else's file, where the output is expected."""
     (OUT / path).symlink_to(target)

@@ -5,6 +5,8 @@
 
 import asyncio
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from child import runner
 from child.confine import can_confine
 from records.manifest import artifact_key
 from tests.children import is_running
-from tests.crowd import on_every_store
+from tests.crowd import on_every_store, until
 from tests.landlock import needs_landlock
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +168,34 @@ async def test_an_end_that_is_no_success_is_a_failure_with_its_cause(odd, deed, 
     assert failure["code"] == code
     assert sentence in failure["message"]
     assert deed[2:] == () or failure["log_tail"][-1] == deed[2]
+
+
+@pytest.fixture
+def shared_temporary(tmp_path, monkeypatch):
+    """The folder for temporary files of this machine, as children see it."""
+    shared = tmp_path / "temporary"
+    shared.mkdir()
+    monkeypatch.setenv("TMPDIR", str(shared))
+    return shared
+
+
+async def test_what_a_killed_program_leaves_in_its_tmpdir_goes_with_its_attempt(
+    crowd, odd, shared_temporary
+):
+    odd.declare("litter")
+    start = asyncio.create_task(odd.start())
+    folder = odd.worker.manager.parts.workplace.folder
+    await until(lambda: [*folder.glob("p.*/outputs/littered")])
+    [link] = shared_temporary.iterdir()
+    assert link.is_symlink()
+    assert (link / "large").resolve().is_relative_to(folder.resolve())
+    [child] = odd.worker.children()
+    os.killpg(child.pid, signal.SIGKILL)
+    assert (await start)["status"] == "failed"
+    assert not link.exists()
+    assert not [*folder.glob("p.*")]
+    await odd.declare("do_nothing").start("q")
+    assert [*shared_temporary.iterdir()] == []
 
 
 OUTPUT = """outputs = [{ path = "{outputs}/model.pt" }, { path = "x/*.png", required = false }]"""
