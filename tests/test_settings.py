@@ -93,3 +93,32 @@ def test_what_kinds_prepare_lies_on_the_volume_if_there_is_one(tmp_path, monkeyp
     assert mine.prepared_root() == tmp_path / "scratch" / "prepared"
     monkeypatch.setattr(settings, "VOLUME", Path("/proc"))  # one that is mounted
     assert mine.prepared_root() == Path("/proc/prepared")
+
+
+@pytest.fixture
+def mounted(tmp_path, monkeypatch):
+    """A folder that is taken for the mount at `/runpod-volume`."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    monkeypatch.setattr(settings, "VOLUME", volume)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == volume)
+    return volume
+
+
+@pytest.mark.parametrize("content", [[], ["worker-data"], ["huggingface-cache", "prepared"]])
+def test_a_network_volume_is_the_store_where_there_is_no_bucket(mounted, content):
+    for name in content:
+        (mounted / name).mkdir()
+    assert Settings().local_store_root() == mounted / "worker-data"
+
+
+def test_a_mount_of_cached_models_alone_is_no_volume(mounted):
+    """Records in it would belong to one host's cache."""
+    (mounted / "huggingface-cache").mkdir()
+    assert Settings().local_store_root() == Path("data").absolute()
+    assert mounted not in Settings().prepared_root().parents
+
+
+def test_a_volume_that_cannot_be_written_to_is_no_store(mounted, monkeypatch):
+    monkeypatch.setattr(settings.os, "access", lambda _path, _mode: False)
+    assert Settings().local_store_root() == Path("data").absolute()

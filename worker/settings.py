@@ -28,6 +28,8 @@ from utils import OWN_PREFIXES, did_you_mean
 Role = Literal["all", "gpu", "control"]
 #: Where RunPod mounts a network volume.
 VOLUME = Path("/runpod-volume")
+#: The folder there in which RunPod mounts the models that it caches for an endpoint.
+MODEL_CACHE = "huggingface-cache"
 #: Of days that are counted in numbers: no one means a longer time.
 MAX_DAYS = 3650
 
@@ -455,13 +457,26 @@ class Settings(BaseSettings):
         """The folder to use when there is no bucket (DESIGN: a network volume is a real store)."""
         if self.data_dir is not None:
             return self.data_dir.absolute()
-        return VOLUME / "worker-data" if VOLUME.is_mount() else Path("data").absolute()
+        return VOLUME / "worker-data" if has_volume() else Path("data").absolute()
 
     def prepared_root(self) -> Path:
         """Where kinds keep what they prepare once: shared by as many workers as can see it."""
         if self.prepare_dir is not None:
             return self.prepare_dir.absolute()
-        return VOLUME / "prepared" if VOLUME.is_mount() else self.scratch_dir / "prepared"
+        return VOLUME / "prepared" if has_volume() else self.scratch_dir / "prepared"
+
+
+def has_volume() -> bool:
+    """Whether a network volume is mounted that a worker can write to.
+
+    RunPod mounts an endpoint's cached models under the same path. Records that were written there
+    would belong to one host's cache, so a mount that holds nothing else is no volume.
+    """
+    return (
+        VOLUME.is_mount()
+        and os.access(VOLUME, os.W_OK)
+        and {entry.name for entry in VOLUME.iterdir()} != {MODEL_CACHE}
+    )
 
 
 def _parts(text: str) -> list[str]:
