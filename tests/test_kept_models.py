@@ -7,11 +7,13 @@ import signal
 import pytest
 
 from attempts.kept_models import digest
+from attempts.own_files import OwnFolder
 from child import forks, runner
 from jobs import JOBS, Job, Keep
 from tests.children import UNRULY, is_running, unruly_entry
 from tests.crowd import until
 from tests.unruly_jobs import Kept, load_kept, use_kept
+from worker.workplace import Workplace
 
 
 @pytest.fixture
@@ -151,10 +153,25 @@ async def test_one_that_was_killed_costs_nobody_an_attempt(worker):
     assert (await use(worker, "p2"))["status"] == "completed"
 
 
-def test_the_content_counts_and_not_when_or_where_it_was_written(tmp_path):
+@pytest.fixture
+def own(tmp_path):
+    own = OwnFolder(Workplace(tmp_path), "p.1")
+    own.make()
+    return own
+
+
+def test_the_content_counts_and_not_when_or_where_it_was_written(own):
     for name, text in {"1": "same", "2": "same", "3": "else"}.items():
-        (tmp_path / name / "model" / "deep").mkdir(parents=True)
-        (tmp_path / name / "model" / "deep" / "file").write_text(text)
-    first, second, third = (digest(tmp_path / name / "model") for name in "123")
+        (own.path / name / "model" / "deep").mkdir(parents=True)
+        (own.path / name / "model" / "deep" / "file").write_text(text)
+    first, second, third = (digest(own, f"{name}/model") for name in "123")
     assert first == second != third
     assert first[1] == len("same")
+
+
+def test_a_single_file_is_content_too_and_a_link_is_none(own, tmp_path):
+    (own.path / "file").write_text("same")
+    assert digest(own, "file")[1] == len("same")
+    (own.path / "link").symlink_to("/etc/hostname")
+    with pytest.raises(OSError, match="it is a link"):
+        digest(own, "link")
