@@ -162,7 +162,7 @@ def _measured(costs: Costs) -> list[Figure]:
         "look": 1,
         "status": 1,
         "end_and_links": 1,
-        "probe": 104,
+        "probe": 140,
         "start_up": 58,
         "presence": 1,
         "cleaner_look": 1,
