@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from api.answers import Answers, HandedBack
+from api.parsing import check_body
 from api.progress import Look, Show, send_updates, show_nothing
 from cli import console
 from cli.arguments import WayIn, job_by_hand, parse, way_in_of
@@ -111,6 +112,7 @@ class Handler:
 
     async def _reply(self, job: dict[str, Any]) -> Reply:
         try:
+            check_body(job)
             reply = await self._answer(job)
             return self._without_secrets(reply, encoded(reply))
         except WorkerError as error:

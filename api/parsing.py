@@ -65,6 +65,15 @@ def parse_action(request: object) -> AnyAction:
         raise InvalidRequest(explain(error, ACTIONS[name], misplaced=_misplaced(request))) from None
 
 
+def check_body(body: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest if fields beside `input` ask for what this worker does not do."""
+    if body.get("s3Config"):
+        raise InvalidRequest(
+            "`s3Config` is not supported: this endpoint stores files in its own bucket, and "
+            "`download` gives links to them; leave it out"
+        )
+
+
 def _misplaced(request: dict[str, Any]) -> dict[str, str]:
     """Fields that exist, but elsewhere: the sentence that says where, by name."""
     kind = request.get("kind")
@@ -73,6 +82,7 @@ def _misplaced(request: dict[str, Any]) -> dict[str, str]:
     return {
         **dict.fromkeys(params, f"is a param of `{kind}`: put it into `params`"),
         **dict.fromkeys(("policy", "webhook"), "stands beside `input`, not in it"),
+        "s3Config": "is not supported: this endpoint stores files in its own bucket",
     }
 
 

@@ -12,6 +12,7 @@ from stores.local.store import LocalStore
 from tests.kit import Caller
 
 SECRET = "hunter2-do-not-repeat"  # what must never come back
+BUCKET = {"bucketName": "mine", "accessSecret": SECRET}
 
 
 @pytest.fixture
@@ -51,11 +52,28 @@ async def test_a_word_of_an_actions_name_is_told_that_action(call):
     [
         ({"policy": {"ttl": 1}}, "`policy` stands beside `input`, not in it"),
         ({"webhook": "https://a"}, "`webhook` stands beside `input`, not in it"),
+        ({"s3Config": BUCKET}, "`s3Config` is not supported"),
         ({"steps": 3}, "`steps` is a param of `sleep`: put it into `params`"),
     ],
 )
 async def test_a_field_in_the_wrong_place_is_told_the_right_one(call, field, says):
     assert says in error_of(await call("start", kind="sleep", **field))["message"]
+
+
+async def test_a_bucket_of_the_callers_own_is_refused_before_anything_is_done(call):
+    start = {"action": "start", "kind": "sleep", "process_id": "p"}
+    reply = await call.handler({"id": "j", "input": start, "s3Config": BUCKET})
+    error = json.loads(reply["error"])
+    assert error["code"] == "invalid_request"
+    assert "`s3Config` is not supported" in error["message"]
+    assert SECRET not in str(reply)
+    assert (await call("process_status", process_id="p"))["status"] == "not_found"
+
+
+@pytest.mark.parametrize("empty", [None, {}])
+async def test_an_empty_bucket_setting_is_ignored(call, empty):
+    reply = await call.handler({"id": "j", "input": {"action": "kinds"}, "s3Config": empty})
+    assert "error" not in reply
 
 
 async def test_an_unknown_kind_is_told_the_nearest_one(call):
