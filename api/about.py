@@ -6,6 +6,7 @@ from api.actions import HealthAction, KindsAction, MetricsAction
 from health.examine import Examiner, health
 from health.metrics import metrics
 from health.presence import Presence
+from health.versions import API, WORKER
 from jobs import COMMAND, JOBS
 from process_manager import ProcessManager
 from programs.declaration import Programs
@@ -45,7 +46,7 @@ class AboutActions:
                 as_text = form == "prometheus"
                 return await metrics(self._presence, everyone=scope == "all", as_text=as_text)
             case KindsAction():
-                return {"kinds": self._schemas()}
+                return {"api": API, "worker_version": WORKER, "kinds": self._schemas()}
 
     def _schemas(self) -> Reply:
         """Of the params of all kinds; of the declared programs, if there are any."""

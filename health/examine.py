@@ -16,7 +16,7 @@ from health.checks import (
     try_compute,
     try_disk,
 )
-from health.versions import versions
+from health.versions import API, versions
 from process_manager import ProcessManager
 from storage import Capabilities, Store
 from worker.gpus import Gpus
@@ -89,6 +89,7 @@ async def health(
         },
         "disk": {**examined.disk._asdict()},
         "gpu": examined.gpus.as_json(),
+        "api": API,
         "versions": {**versions()},
     }
 

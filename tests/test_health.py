@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +17,13 @@ from cli import doctor
 from health import checks
 from health.checks import Finding, judge_gpus, judge_store, try_disk, worst
 from health.examine import Examiner
+from health.versions import API, WORKER
 from programs.declaration import read_programs
 from storage import Capabilities, StoreHealth
+from stores.local.store import LocalStore
 from stores.probe import NO_LINKS_TO_WRITE
 from tests.crowd import on_every_store
-from tests.kit import settings
+from tests.kit import Caller, settings
 from worker.gpus import Gpu, Gpus, see_gpus
 
 ROOT = Path(__file__).parent.parent
@@ -215,6 +218,7 @@ async def test_a_worker_that_has_everything_is_ready_busy_or_draining(crowd):
     reply = await worker("health")
     assert (reply["status"], reply["reasons"]) == ("ready", [])
     assert reply["versions"]["runpod"]
+    assert (reply["api"], reply["versions"]["worker"]) == (API, WORKER)
     assert reply["disk"]["free_bytes"] > 0
     task = await worker.running("p")
     reply = await worker("health")
@@ -343,3 +347,14 @@ async def test_the_examination_never_raises(tmp_path, crowd):
     found = await Examiner(worker.store, settings(Path("/proc/never"))).examine()
     assert by_check(found.findings)["disk"].verdict == "broken"
     assert found.verdict == "broken"
+
+
+async def test_kinds_tell_which_api_and_which_version_answer(tmp_path):
+    call = Caller(LocalStore(tmp_path / "store"), tmp_path)
+    reply = await call("kinds")
+    assert (reply["api"], reply["worker_version"]) == (API, WORKER)
+
+
+def test_the_project_has_the_version_of_the_worker():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    assert project["project"]["version"] == WORKER
