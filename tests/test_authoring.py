@@ -241,6 +241,7 @@ def test_params_may_come_from_a_file_and_inputs_are_read_in_place(tmp_path: Path
     ended = jobs(tmp_path, "run", "train_diffusion", "--params", "@params.json", "--inputs", "mine")
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["images"] == len(list(images.iterdir()))
+    assert "step 1" in ended.stderr  # what the job prints
 
 
 @pytest.mark.parametrize(

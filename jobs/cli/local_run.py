@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +58,8 @@ def run_kind(kind: str, job: Job, given: object, place: RunPlace) -> int:
         return screen.end(str(error), 1)
     screen.say(f"{kind}: {folder}{' (resumed)' if resume_from else ''}")
     try:
-        with _stop_by_signal(screen) as stop, chdir(folder):
+        # A job prints to standard error here: standard output has the result alone.
+        with _stop_by_signal(screen) as stop, chdir(folder), redirect_stdout(sys.stderr):
             emit = _keeping_one_checkpoint(folder, screen.hear)
             ready = _prepared(kind, job, place, emit, stop)
             context = JobContext(
