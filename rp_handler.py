@@ -310,7 +310,7 @@ async def answer_by_hand(handler: Handler, job: dict[str, Any]) -> int:
 def serve(handler: Handler, settings: Settings, way_in: WayIn) -> None:
     """Take jobs by RunPod's SDK until the worker ends."""
     # Torch and CUDA in this process, for its life; and a worker that cannot ping 8.8.8.8 would end.
-    # What of them matters, `check_fitness` looks at.
+    # `check_fitness` makes those of them that matter here.
     os.environ.setdefault("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "true")
     # At its default, DEBUG, the SDK logs whole replies, links and all.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")

@@ -16,10 +16,10 @@ from pydantic import BaseModel, JsonValue, StringConstraints
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]
-#: Lower-case hex.
 #: Two changes of files that are so far apart get different times: a file system's clock may tick as
 #: rarely as every 10 ms.
 CLOCK_TICK_SECONDS = 0.05
+#: Lower-case hex.
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 #: Keys of the worker itself: what lies there is reached by the actions, or by nobody.
 OWN_PREFIXES = ("processes/", "index/", "inputs/", "workers/", "locks/", "ages/")

@@ -23,7 +23,7 @@ from api.files import FileActions
 from api.logs import LogActions
 from api.parsing import parse_action
 from api.progress import Show, progress_shown
-from api.starts import archive_start, start_again, start_of
+from api.starts import Starts, archive_start
 from health.presence import Presence
 from process_manager import ProcessManager, Start
 from programs.declaration import Programs
@@ -71,8 +71,7 @@ class Answers:
         self._settings = settings
         self._manager = manager
         self._lookup = manager.lookup
-        self._programs = programs
-        self._redactor = redactor
+        self._starts = Starts(settings, redactor, programs)
         self._files = FileActions(store, manager, settings)
         self._logs = LogActions(manager, settings)
         self._about = AboutActions(store, manager, settings, presence, programs)
@@ -126,12 +125,11 @@ class Answers:
         return await self._view(await self._manager.begin(start))
 
     async def _start_of(self, action: StartAction, job: dict[str, Any]) -> Start:
-        here = self._settings, self._redactor, self._programs
         if action.kind:
-            return start_of(action, job, *here)
+            return self._starts.of(action, job)
         assert action.process_id is not None
         snapshot = await self._lookup.get_patiently(action.process_id)
-        return start_again(snapshot.record, action, job, *here)
+        return self._starts.again(snapshot.record, action, job)
 
     async def _see_through(
         self, start: Start, show: Show, *, expires_in: int = LINKS_SECONDS

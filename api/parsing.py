@@ -75,7 +75,7 @@ def check_body(body: Mapping[str, Any]) -> None:
 
 
 def _misplaced(request: dict[str, Any]) -> dict[str, str]:
-    """Fields that exist, but elsewhere: the sentence that says where, by name."""
+    """For each field that belongs elsewhere, a sentence that says where."""
     kind = request.get("kind")
     job = JOBS.get(kind) if isinstance(kind, str) else None
     params = job.params.model_fields if job else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from api.actions import BulkDownloadAction, StartAction
@@ -27,70 +27,64 @@ class CannotRepeat(WorkerError):
     code = "cannot_repeat"
 
 
-def start_of(
-    action: StartAction,
-    job: dict[str, Any],
-    settings: Settings,
-    redactor: Redactor,
-    programs: Programs,
-) -> Start:
-    """What a `start` asks for, checked as far as words alone can be.
+class Starts(NamedTuple):
+    """Makes starts of requests, by the settings and programs of this worker."""
 
-    Raises:
-        UnknownKind, InvalidRequest, InputRefused: see `parsing`.
-    """
-    for name, asked in action.inputs.items():
-        check_input(name, asked, settings)
-    valid = parse_params(action.kind, action.params, programs)
-    masked = redactor.fields(valid)
-    secrets = (*secrets_in(action.params, masked), *_secrets_in_links(action))
-    known = redactor.knowing(secrets)
-    return Start(
-        process_id=_process_id(action.process_id, job),
-        kind=action.kind,
-        params=action.params,
-        shown_params=known.fields(masked),
-        inputs=action.inputs,
-        labels={name: str(label) for name, label in known.fields(action.labels).items()},
-        timeout_seconds=action.timeout_seconds,
-        reject_when_busy=action.on_busy == "reject",
-        runpod_job_id=job_id_of(job),
-        secrets=secrets,
-        declaration=programs.declaration(valid) if action.kind == COMMAND else None,
-    )
+    settings: Settings
+    redactor: Redactor
+    programs: Programs
 
+    def of(self, action: StartAction, job: dict[str, Any]) -> Start:
+        """The start that a request asks for, checked as far as words alone can be.
 
-def start_again(
-    record: Record,
-    action: StartAction,
-    job: dict[str, Any],
-    settings: Settings,
-    redactor: Redactor,
-    programs: Programs,
-) -> Start:
-    """The start that `record` came from, for a caller who names the process alone.
-
-    Raises:
-        CannotRepeat: the record does not hold a secret that the request held.
-        UnknownKind, InvalidRequest, InputRefused: this worker cannot do what was asked for then.
-    """
-    if lost := [*_left_out(record)]:
-        raise CannotRepeat(
-            f"the record of {record.process_id} leaves out secrets ({', '.join(lost)}): send the "
-            "whole start again, with the same kind, params, inputs and process_id"
+        Raises:
+            UnknownKind, InvalidRequest, InputRefused: see `parsing`.
+        """
+        for name, asked in action.inputs.items():
+            check_input(name, asked, self.settings)
+        valid = parse_params(action.kind, action.params, self.programs)
+        masked = self.redactor.fields(valid)
+        secrets = (*secrets_in(action.params, masked), *_secrets_in_links(action))
+        known = self.redactor.knowing(secrets)
+        return Start(
+            process_id=_process_id(action.process_id, job),
+            kind=action.kind,
+            params=action.params,
+            shown_params=known.fields(masked),
+            inputs=action.inputs,
+            labels={name: str(label) for name, label in known.fields(action.labels).items()},
+            timeout_seconds=action.timeout_seconds,
+            reject_when_busy=action.on_busy == "reject",
+            runpod_job_id=job_id_of(job),
+            secrets=secrets,
+            declaration=self.programs.declaration(valid) if action.kind == COMMAND else None,
         )
-    if record.kind == ARCHIVE:
-        start = _archive(record.process_id, record.params, job)
-    else:
-        inputs = {name: Input(**each.model_dump()) for name, each in record.inputs.items()}
-        asked: dict[str, Any] = {"kind": record.kind, "params": record.params, "inputs": inputs}
-        asked |= {"labels": record.labels, "timeout_seconds": record.timeout_seconds}
-        start = start_of(action.model_copy(update=asked), job, settings, redactor, programs)
-    return start._replace(repeats=record.request_hash)
+
+    def again(self, record: Record, action: StartAction, job: dict[str, Any]) -> Start:
+        """The start that `record` came from, for a caller who names the process alone.
+
+        Raises:
+            CannotRepeat: the record does not hold a secret that the request held.
+            UnknownKind, InvalidRequest, InputRefused: this worker cannot do what was asked then.
+        """
+        if lost := [*_left_out(record)]:
+            raise CannotRepeat(
+                f"the record of {record.process_id} leaves out secrets ({', '.join(lost)}): send "
+                "the whole start again, with the same kind, params, inputs and process_id"
+            )
+        if record.kind == ARCHIVE:
+            start = _archive(record.process_id, record.params, job)
+        else:
+            inputs = {name: Input(**each.model_dump()) for name, each in record.inputs.items()}
+            asked: dict[str, Any] = {"kind": record.kind, "params": record.params}
+            asked |= {"inputs": inputs, "labels": record.labels}
+            asked |= {"timeout_seconds": record.timeout_seconds}
+            start = self.of(action.model_copy(update=asked), job)
+        return start._replace(repeats=record.request_hash)
 
 
 def _left_out(record: Record) -> Iterator[str]:
-    """Where the request held what its record does not."""
+    """Names the fields whose secrets the record does not hold."""
     for name, value in record.params.items():
         text = json.dumps(value)
         if MASK in text or MASKED_BY_PYDANTIC in text:

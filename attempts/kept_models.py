@@ -43,7 +43,7 @@ class KeptModels:
         self._turn = asyncio.Lock()
 
     async def template_for(self, start: Start, own: OwnFolder) -> Template | None:
-        """What to fork an attempt of `start`, whose folder is `own`, from."""
+        """The template from which to fork an attempt of `start`; `own` is its folder."""
         keep = JOBS[start.kind].keep if start.kind not in self._refused else None
         if keep is None or self.plain is None or not self._settings.keep_seconds:
             self._drop_unless_used()  # another kind may need the memory

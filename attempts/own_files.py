@@ -204,7 +204,7 @@ class OwnFolder:
 
     @contextmanager
     def target(self, path: str) -> Iterator[Path]:
-        """Where a file is written that is to be at `path`; missing folders are made.
+        """Yields the path at which to write the file `path`; makes missing folders.
 
         The path leads through the open folder that the file belongs in (`/proc/self/fd`), so a link
         that takes the place of a folder meanwhile diverts nothing. Writers make new files beside it
@@ -267,7 +267,7 @@ class OwnFolder:
         return self._opened(open_folder, path)
 
     def _made(self, path: str) -> AbstractContextManager[int]:
-        """As `_folder`, but missing folders are made."""
+        """Like `_folder`, but makes missing folders."""
         return self._opened(made_folder, path)
 
     @contextmanager

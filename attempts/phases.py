@@ -23,7 +23,7 @@ class Phases:
         self._meter = meter
         self._has_child = has_child
         self._phase, self._since = first, time.monotonic()
-        if lease.wish.phase != first:
+        if lease.desired.phase != first:
             lease.report(lambda r: r.with_phase(first, lease.clock()))
 
     def enter(self, phase: str) -> None:

@@ -1,6 +1,6 @@
 """A process while this worker holds it: wait for a slot, run the child, store, settle.
 
-The one place where a child's end, a wish to stop and the loss of the lease meet. The rule: the
+The one place where a child's end, a request to stop and the loss of the lease meet. The rule: the
 first reason to stop counts, a child that finished its work before it heard of it has finished, and
 whoever lost the lease writes nothing.
 """
@@ -76,7 +76,7 @@ class StopReason(StrEnum):
 
 
 class _StopAsked(Exception):
-    """A wish to stop came before something was done."""
+    """A request to stop came before the work was done."""
 
 
 class AttemptParts(NamedTuple):
@@ -148,7 +148,7 @@ class ProcessRun:
             self._reason = reason
             if asked_seconds_ago is not None:
                 self._asked_at = time.monotonic() - asked_seconds_ago
-        if reason is StopReason.CANCEL and not self.lease.wish.released:
+        if reason is StopReason.CANCEL and not self.lease.desired.released:
             self.lease.submit(Record.with_cancel_requested)
         self._stopping.set()
 
@@ -160,7 +160,7 @@ class ProcessRun:
             await self._live_and_clear_up()
 
     async def _live_and_clear_up(self) -> None:
-        aides = [asyncio.create_task(self._heeded(aide)) for aide in self._aides()]
+        background = [asyncio.create_task(self._logged(each)) for each in self._background()]
         try:
             await self._attempt()
         except LeaseLost:
@@ -169,9 +169,9 @@ class ProcessRun:
             with suppress(LeaseLost):
                 await self._end_by_fault(error)
         finally:
-            for aide in aides:
-                aide.cancel()
-            await asyncio.gather(*aides, return_exceptions=True)
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
             self.phases.enter(ENDED)  # news for the lease, so not while it is being cancelled
             await self._uploads.close()
             if not self.lease.lost.is_set():
@@ -179,7 +179,7 @@ class ProcessRun:
                     await self._index.show(self.lease.record)
             await asyncio.to_thread(self._own.discard)
 
-    def _aides(self) -> list[Coroutine[Any, Any, None]]:
+    def _background(self) -> list[Coroutine[Any, Any, None]]:
         return [
             self.lease.keep(),
             self._watch_note(),
@@ -188,10 +188,10 @@ class ProcessRun:
             self._keep_index(),
         ]
 
-    async def _heeded(self, aide: Coroutine[Any, Any, None]) -> None:
-        """An aide that breaks must be heard of; without a lease kept, `lost` ends the run."""
+    async def _logged(self, background: Coroutine[Any, Any, None]) -> None:
+        """Logs a background task that breaks; without a lease kept, `lost` ends the run."""
         try:
-            await aide
+            await background
         except Exception:
             log.exception("process %s: a fault beside the attempt", self.process_id)
 
@@ -435,7 +435,7 @@ class ProcessRun:
             case Progress():
                 now = time.monotonic()
                 first_step, since = self._first_progress = self._first_progress or (event.step, now)
-                before, at = self.lease.wish.progress, self._clock()
+                before, at = self.lease.desired.progress, self._clock()
                 if before and before.step == event.step and before.at:
                     at = before.at
                 seen = ProgressSeen.of(event, first_step=first_step, seconds=now - since, at=at)
@@ -453,7 +453,7 @@ class ProcessRun:
         """The outcome of `work`.
 
         Raises:
-            _StopAsked: a wish to stop came first; `work` is cancelled.
+            _StopAsked: a request to stop came first; `work` is cancelled.
         """
         task, stop = asyncio.create_task(work), asyncio.create_task(self._stopping.wait())
         try:

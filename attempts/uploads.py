@@ -326,7 +326,7 @@ class Uploads:
         count = await asyncio.to_thread(names) if listing.linked else NO_LINKS
         files = [await self._send_part(checkpoint, folder, path, count) for path in listing.files]
         checkpoint = checkpoint.model_copy(update={"files": tuple(files)})
-        before = self._lease.wish.checkpoints
+        before = self._lease.desired.checkpoints
         after = (await self._lease.change(lambda r: r.with_checkpoint(checkpoint))).checkpoints
         await self._forget([old for old in before if old not in after])
 
@@ -376,7 +376,7 @@ class Uploads:
                 return sent
 
     def _tell_trouble(self, trouble: Trouble | None) -> None:
-        if self._lease.wish.trouble != trouble:
+        if self._lease.desired.trouble != trouble:
             self._lease.report(lambda record: record.with_trouble(trouble))
 
 

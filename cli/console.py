@@ -98,14 +98,14 @@ def print_end(reply: Mapping[str, Any]) -> None:
 
 
 def print_reply(reply: Mapping[str, Any]) -> None:
-    """Print a reply as JSON on standard output; indented at a terminal."""
+    """Print a reply on standard output as JSON, which is indented at a terminal."""
     indent = 2 if sys.stdout.isatty() else None
     sys.stdout.buffer.write(json.dumps(reply, indent=indent, ensure_ascii=False).encode() + b"\n")
     sys.stdout.flush()
 
 
 def resume_command(process_id: str) -> str:
-    """What to paste into a shell, in this folder, to go on with a process."""
+    """The shell command that resumes a process, for this folder."""
     request = json.dumps({"input": {"action": "start", "process_id": process_id}})
     program = [os.path.relpath(path) for path in (sys.executable, sys.argv[0])]
     return shlex.join([*program, "--test_input", request])

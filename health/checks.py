@@ -20,8 +20,10 @@ from typing import Literal, NamedTuple
 from child.environment import child_environment
 from storage import Capabilities, Store, StoreHealth
 from utils import WorkerError
+from worker import volume
 from worker.gpus import Driver, Gpus
 from worker.settings import Role
+from worker.volume import Mount
 
 Verdict = Literal["ok", "degraded", "broken"]
 #: When the clocks are 15 minutes apart, S3 refuses every signature (`RequestTimeTooSkewed`).
@@ -114,6 +116,22 @@ def _judge_clock(health: StoreHealth) -> tuple[Finding, ...]:
     verdict: Verdict = "broken" if abs(offset) >= CLOCK_LIMIT_SECONDS else "degraded"
     step = "set the machine's clock (NTP): from 15 minutes on, S3 refuses every signature"
     return (Finding("clock", verdict, message, step),)
+
+
+# ---- the network volume
+
+
+def judge_mount(mount: Mount, *, is_needed: bool) -> tuple[Finding, ...]:
+    """Pure. `is_needed`: a volume would be the store, as neither a bucket nor a folder is set."""
+    if mount is Mount.NONE:
+        return ()
+    if mount is Mount.NOT_WRITABLE and is_needed:
+        message = (
+            f"{volume.PATH} is mounted and this worker cannot write to it: records and files lie "
+            "on the container's disk and are lost with it"
+        )
+        return (Finding("volume", "degraded", message, "mount it writable, or set S3_BUCKET"),)
+    return (Finding("volume", "ok", f"{volume.PATH}: {mount}"),)
 
 
 # ---- the disk

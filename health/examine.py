@@ -12,6 +12,7 @@ from health.checks import (
     Finding,
     GpuWatch,
     ask_store,
+    judge_mount,
     see_disk,
     try_compute,
     try_disk,
@@ -19,6 +20,7 @@ from health.checks import (
 from health.versions import API, versions
 from process_manager import ProcessManager
 from storage import Capabilities, Store
+from worker import volume
 from worker.gpus import Gpus
 from worker.settings import Settings
 
@@ -54,8 +56,11 @@ class Examiner:
     async def _look_at_machine(self) -> tuple[Gpus, Disk, tuple[Finding, ...]]:
         scratch, settings = self._settings.scratch_dir, self._settings
         written = await asyncio.to_thread(try_disk, scratch, settings.min_free_bytes)
+        mount = await asyncio.to_thread(volume.mounted)
+        is_needed = not settings.bucket and settings.data_dir is None
         gpus, of_gpus = await self._gpus.look()
-        return gpus, await asyncio.to_thread(see_disk, scratch), (written, *of_gpus)
+        disk = await asyncio.to_thread(see_disk, scratch)
+        return gpus, disk, (written, *judge_mount(mount, is_needed=is_needed), *of_gpus)
 
 
 async def health(

@@ -14,7 +14,7 @@ PACKAGES = ("runpod", "boto3", "pydantic", "torch")
 
 
 def versions() -> dict[str, str | None]:
-    """Of the worker, of Python and of its main libraries; None: not installed."""
+    """Versions of the worker, of Python and of the main libraries; None: not installed."""
     known = {"worker": WORKER, "python": platform.python_version()}
     return known | {name: _version(name) for name in PACKAGES}
 

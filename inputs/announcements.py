@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +20,7 @@ from inputs.folder_files import (
     UploadRefused,
     announcements_prefix,
 )
-from storage import Listed, ObjectNotFound, Store
+from storage import Listed, ObjectChanged, ObjectExists, ObjectNotFound, Store, Stored
 from utils import new_nonce, together, utc_now
 
 #: Announcements that are read at a time.
@@ -28,6 +29,8 @@ READERS = 8
 WITHDRAWN = -1
 #: What one folder may hold of them: `complete` reads all.
 MAX_ROWS, MAX_BYTES = 10_000, 64 << 20
+#: `complete` merges so many rows into one, which has this name.
+MERGED_FROM, MERGED = 100, "merged"
 
 
 class Promise(NamedTuple):
@@ -40,6 +43,16 @@ class Promise(NamedTuple):
 
 Promises = Mapping[str, Promise]
 _PROMISES = TypeAdapter(list[Promise])
+
+
+class FolderAnnouncements(NamedTuple):
+    """The announcements of a folder, read and put together."""
+
+    promises: Promises
+    #: The oldest first.
+    rows: list[Listed]
+    #: The version of the merged row among them; None: there is none.
+    merged: str | None
 
 
 class Announcements:
@@ -60,31 +73,52 @@ class Announcements:
         if (await self._store.list(announcements_prefix(folder), limit=1)).objects:
             await self.keep(folder, [Announced(path, WITHDRAWN)])
 
-    async def read(self, rows: list[Listed]) -> Promises:
+    async def read(self, rows: list[Listed]) -> FolderAnnouncements:
         """Those that were listed, by path. A request each.
 
         Raises:
-            UploadIncomplete: the folder was deleted meanwhile, or one cannot be read.
+            UploadIncomplete: the folder was changed meanwhile, or one cannot be read.
         """
         turn = asyncio.Semaphore(READERS)
 
-        async def read(row: Listed) -> bytes:
+        async def read(row: Listed) -> Stored:
             async with turn:
                 try:
-                    return (await self._store.get(row.key)).data
+                    return await self._store.get(row.key)
                 except ObjectNotFound:
-                    raise UploadIncomplete("the folder was deleted meanwhile") from None
+                    raise UploadIncomplete(
+                        "the folder was deleted or completed meanwhile; complete it again"
+                    ) from None
 
+        in_order = sorted(rows, key=_age)
         async with together() as group:
-            in_order = sorted(rows, key=lambda row: (row.modified, row.key))
             reading = [group.create_task(read(row)) for row in in_order]
+        stored = [task.result() for task in reading]
         try:
-            return await asyncio.to_thread(_merged, [task.result() for task in reading])
+            promises = await asyncio.to_thread(_merged, [each.data for each in stored])
         except ValidationError:
             raise UploadIncomplete(
                 "an announcement of this folder cannot be read, perhaps one of a newer worker; "
                 "delete the folder and upload it again"
             ) from None
+        merged = stored[0].version if rows and _is_merged(in_order[0]) else None
+        return FolderAnnouncements(promises, in_order, merged)
+
+    async def merge(self, folder: str, read: FolderAnnouncements) -> None:
+        """Make one of the rows that were read, if they are many. A write and a delete.
+
+        The write is conditional on what was read: of two workers that merge, one gives up.
+        """
+        if len(read.rows) < MERGED_FROM:
+            return
+        key = f"{announcements_prefix(folder)}{MERGED}"
+        data = await asyncio.to_thread(_PROMISES.dump_json, [*read.promises.values()])
+        with suppress(ObjectChanged, ObjectExists):
+            if read.merged is None:
+                await self._store.create(key, data)
+            else:
+                await self._store.replace(key, data, read.merged)
+            await self._store.delete([row.key for row in read.rows if not _is_merged(row)])
 
 
 def check_room(rows: list[Listed]) -> None:
@@ -117,6 +151,15 @@ def _with_hash(file: Announced, promise: Promise | None) -> Announced:
     if file.sha256 or promise is None or promise.size != file.size:
         return file
     return file._replace(sha256=promise.sha256)
+
+
+def _is_merged(row: Listed) -> bool:
+    return row.key.endswith(f"/{MERGED}")
+
+
+def _age(row: Listed) -> tuple[bool, float, str]:
+    """Orders rows by age. The merged one was written late and holds the oldest."""
+    return not _is_merged(row), row.modified, row.key
 
 
 def _promise(file: Announced) -> Promise:

@@ -226,7 +226,7 @@ class BlobCache:
         if not found.kept and share.waiting == 1:
             with suppress(OSError):  # another file system, say: then it is copied
                 found.path.replace(target)
-                return True
+                return await _has_bytes_of(target, found.blob)
         with disk_errors():
             if await _copied(found.path, target, found.blob):
                 return True
@@ -322,6 +322,19 @@ class BlobCache:
                     path.unlink()
         ours = shutil.disk_usage(self._folder).free + sum(blob.size for blob in self._blobs())
         self._max_bytes = min(self._max_bytes, ours // 2)
+
+
+async def _has_bytes_of(path: Path, blob: Blob) -> bool:
+    """Whether a file that lay among others' is what was fetched; if not, it is removed."""
+
+    def compare() -> bool:
+        with open_regular(path) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == blob.sha256:
+                return True
+        path.unlink()
+        return False
+
+    return await to_the_end(compare)
 
 
 async def _copied(source: Path, target: Path, blob: Blob) -> bool:

@@ -186,9 +186,9 @@ class InputFolders:
                 f"chunks of {len(there.chunks)} files were not completed: name each with its size "
                 '(`"files": [{"path": ..., "size": ...}]`), or delete them'
             )
-        promised = await self.announcements.read(there.announcements)
-        new = news(announced, promised)
-        announced = bound(announced, promised, there.files)
+        before = await self.announcements.read(there.announcements)
+        new = news(announced, before.promises)
+        announced = bound(announced, before.promises, there.files)
         check_limits(announced, there, self._settings)
         apart = [file for file in announced if file.upload_id or there.chunks_of(file.path)]
         hashed = {
@@ -201,6 +201,7 @@ class InputFolders:
         manifest = await self._list_all(folder, announced, known)
         if new:
             await self.announcements.keep(folder, new)
+        await self.announcements.merge(folder, before)
         return manifest
 
     async def _list_all(

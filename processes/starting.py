@@ -127,11 +127,8 @@ class Delivery:
 
     async def _call_off_elsewhere(self, record: Record) -> None:
         """Leave a note: the job runs on a worker that RunPod considers lost."""
-        if not self._owns(record):
-            return
-        note = await read_note_if_readable(self._store, record.process_id)
-        if note is None or not note.concerns(record):  # a caller's cancel is stronger
-            await leave_platform_note(self._store, record.process_id, record.attempt, note)
+        if self._owns(record):
+            await leave_platform_note(self._store, record)
 
     def _owns(self, record: Record) -> bool:
         """Whether `record` belongs to the RunPod job of this delivery."""

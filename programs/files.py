@@ -184,7 +184,7 @@ class CheckpointFiles:
             shutil.copy2(self._folders[base] / path, target, follow_symlinks=False)
 
     def _put_back(self) -> None:
-        """Copy everything that was handed over to its former place, in the order of its times.
+        """Copy a checkpoint's files to their former places, in the order of their times.
 
         A program may take the newest by ctime, which no call sets. So the newest file comes last,
         alone in its tick of the clock, and then each folder gets the time of its newest file.

@@ -2,8 +2,8 @@
 
 A worker holds a process by rewriting its record, each time on top of exactly the version it wrote
 last. A worker that finds another version has lost the process. It writes nothing more. What is to
-be written is kept as one wish, the newest record: changes made while the store is away are merged,
-in order, and arrive with the next write that gets through.
+be written is kept as one desired record, the newest: changes made while the store is away are
+merged, in order, and arrive with the next write that gets through.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ class LeaseLost(WorkerError):
 
 
 class Lease:
-    """A record that this worker may write, as stored and as wished.
+    """A record that this worker may write, as stored and as desired.
 
-    `keep` is the one writer. Everything else only changes the wish and, if it must know, waits.
+    `keep` is the one writer. All other code only changes the desired record and, if it must know,
+    waits.
     """
 
     def __init__(self, leases: Leases, stored: Record, version: str, clock: Clock) -> None:
@@ -75,7 +76,7 @@ class Lease:
         self._settings = leases.settings
         self._stored = stored
         self._version = version
-        self._wish = stored
+        self._desired = stored
         #: Takes the secrets out of whatever is going to be written. The attempt adds its own.
         self.redactor = leases.redactor
         self._submitted = self._sent = 0
@@ -92,13 +93,13 @@ class Lease:
     @property
     def record(self) -> Record:
         """What callers may be told: what is stored, and how the attempt comes along since."""
-        wish = self._wish
-        return self._stored.along_with(wish, self._trouble or wish.trouble)
+        desired = self._desired
+        return self._stored.along_with(desired, self._trouble or desired.trouble)
 
     @property
-    def wish(self) -> Record:
+    def desired(self) -> Record:
         """The newest record, stored or not."""
-        return self._wish
+        return self._desired
 
     @property
     def age_seconds(self) -> float:
@@ -112,16 +113,16 @@ class Lease:
 
     def report(self, change: Change) -> None:
         """Progress and counts: seen at once by whoever asks here, stored when a write is due."""
-        if not self._wish.released:  # what comes after the end comes too late
-            self._wish = change(self._wish).redacted(self.redactor, self._wish)
+        if not self._desired.released:  # what comes after the end comes too late
+            self._desired = change(self._desired).redacted(self.redactor, self._desired)
             if not self._progress_is_new:  # or the keeper knows, and sleeps no longer than it may
                 self._progress_is_new = True
                 self._wake.set()
 
     def submit(self, change: Change) -> None:
-        """Wish for a change; it is written at once, or merged into what waits for the store."""
-        if not self._wish.released:
-            self._wish = change(self._wish).redacted(self.redactor, self._wish)
+        """Submit a change; it is written at once, or merged into what waits for the store."""
+        if not self._desired.released:
+            self._desired = change(self._desired).redacted(self.redactor, self._desired)
             self._submitted += 1
             self._wake.set()
 
@@ -186,7 +187,7 @@ class Lease:
             await asyncio.sleep(min(2.0, 0.1 * 2 ** min(self._failures, 5)) * jitter)
 
     async def _write(self) -> None:
-        """Write the wish on top of what this worker wrote last.
+        """Write the desired record on top of what this worker wrote last.
 
         Raises:
             StorageUnavailable, StorageMisconfigured: whether it arrived is unknown.
@@ -220,7 +221,7 @@ class Lease:
             log.warning("lost to worker %s", record.writer.worker_id)
             self.lost.set()
             return
-        if record == self._wish.written(record.updated_at, revision=record.revision):
+        if record == self._desired.written(record.updated_at, revision=record.revision):
             self._sent = sending
         else:
             self._progress_is_new = True
@@ -255,7 +256,7 @@ class Lease:
             self._journalled = False
 
     def _next(self) -> Record:
-        return self._wish.written(self.clock(), revision=self._stored.revision + 1)
+        return self._desired.written(self.clock(), revision=self._stored.revision + 1)
 
     async def _tell(self) -> None:
         async with self._news:

@@ -16,6 +16,7 @@ holder of a link can also write an object that the store gives to nobody without
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: This worker's notes have about 100 bytes.
 NOTE_BYTES = 1024
+#: How often a note is laid anew that another writer forestalled.
+TRIES = 5
 
 
 class Note(NamedTuple):
@@ -46,17 +49,30 @@ class Note(NamedTuple):
     def by_platform(self) -> bool:
         return self.attempt is not None
 
-    @property
-    def object_version(self) -> str:
-        """The version of the object, as the store tells it."""
-        return self.version.rpartition("@")[0]
-
     def concerns(self, record: Record) -> bool:
         """Whether the owner of `record` has to stop.
 
         A worker that was frozen may write the platform's note for an attempt that is over.
         """
         return self.version != record.settled_note and self.attempt in (None, record.attempt)
+
+    def outranks_stop_of(self, record: Record) -> bool:
+        """Whether it stays when RunPod stops the attempt of `record`.
+
+        A caller's new cancel does, and a note for this attempt or a later one.
+        """
+        if self.attempt is not None:
+            return self.attempt >= record.attempt
+        return self.version != record.settled_note
+
+
+class _Seen(NamedTuple):
+    """The object at a note's key."""
+
+    #: As the store tells it; None: there is no object.
+    version: str | None
+    #: None: the object, if there is one, is no note.
+    note: Note | None
 
 
 class _ByCaller(Frozen):
@@ -87,17 +103,26 @@ async def read_note(store: Store, process_id: str) -> Note | None:
     Raises:
         StorageMisconfigured: the store refuses this object, or all that the worker asks for.
     """
+    return (await _look(store, process_id)).note
+
+
+async def _look(store: Store, process_id: str) -> _Seen:
+    """As `read_note`, with the version of the object."""
     try:
         stored = await store.get(cancel_key(process_id), limit=NOTE_BYTES)
+    except ObjectNotFound:
+        return _Seen(None, None)
+    try:
         words = _WORDS.validate_json(stored.data) if stored.data else _ByCaller()
         if isinstance(words, _ByPlatform):
             proof_key = platform_stop_key(process_id, words.attempt)
             if (await store.get(proof_key, limit=NOTE_BYTES)).data != stored.data:
-                return None
+                return _Seen(stored.version, None)
     except (ObjectNotFound, ValidationError):
-        return None
+        return _Seen(stored.version, None)
     attempt = words.attempt if isinstance(words, _ByPlatform) else None
-    return Note(f"{stored.version}@{stored.modified}", attempt, stored.age_seconds)
+    version = f"{stored.version}@{stored.modified}"
+    return _Seen(stored.version, Note(version, attempt, stored.age_seconds))
 
 
 async def read_note_if_readable(store: Store, process_id: str) -> Note | None:
@@ -115,22 +140,29 @@ async def leave_note(store: Store, process_id: str) -> None:
     await store.put(cancel_key(process_id), words.model_dump_json().encode())
 
 
-async def leave_platform_note(
-    store: Store, process_id: str, attempt: int, seen: Note | None
-) -> None:
-    """Ask the owner of the attempt to stop, for RunPod, in place of the note that was `seen`.
+async def leave_platform_note(store: Store, record: Record) -> None:
+    """Ask the owner of the attempt to stop, for RunPod. The proof is there before the note.
 
-    A note that was laid since stays: a caller's cancel is stronger. The proof is there before the
-    note.
+    A caller's cancel is stronger and stays, also one that is laid meanwhile.
     """
-    data = _ByPlatform(attempt=attempt, nonce=new_nonce()).model_dump_json().encode()
-    await store.put(platform_stop_key(process_id, attempt), data)
+    process_id, attempt = record.process_id, record.attempt
     key = cancel_key(process_id)
-    try:
-        if seen is not None:
-            await store.replace(key, data, seen.object_version)
-        else:
-            await store.create(key, data)
-    except (ObjectChanged, ObjectExists):
-        if await read_note_if_readable(store, process_id) is None:
-            await store.put(key, data)  # over an object that is no note
+    data = _ByPlatform(attempt=attempt, nonce=new_nonce()).model_dump_json().encode()
+    for _ in range(TRIES):
+        try:
+            seen = await _look(store, process_id)
+        except StorageMisconfigured as error:
+            log.warning("process %s: its cancel note cannot be read: %s", process_id, error)
+            await store.put(platform_stop_key(process_id, attempt), data)
+            await store.put(key, data)  # no worker can read the object, so it cancels nothing
+            return
+        if seen.note is not None and seen.note.outranks_stop_of(record):
+            return
+        await store.put(platform_stop_key(process_id, attempt), data)
+        with suppress(ObjectChanged, ObjectExists):
+            if seen.version is None:
+                await store.create(key, data)
+            else:
+                await store.replace(key, data, seen.version)
+            return
+    log.warning("process %s: its note changes too often to ask the owner to stop", process_id)

@@ -32,7 +32,7 @@ class Status(StrEnum):
 
 #: Of the records that this version writes. Raise it when an older version would misread, or on
 #: writing lose, what a record says: then it leaves such a record alone.
-FORMAT = 1
+FORMAT = 2
 TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 #: A record stays small: a longer list of artifacts is in the manifest only.
 MAX_FILES_INLINE = 100
@@ -75,7 +75,7 @@ class CheckpointFile(StoredFile):
     """A file of a checkpoint. Its time travels: programs choose the newest file by it."""
 
     #: Last modified, in nanoseconds since the epoch.
-    modified_ns: int = 0
+    modified_ns: int
 
 
 class Checkpoint(RecordPart):

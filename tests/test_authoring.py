@@ -443,7 +443,7 @@ def test_what_cannot_be_set_up_fails_the_image_that_is_being_built(tmp_path: Pat
 
 
 def loaded_by(code: str) -> set[str]:
-    """The modules that a new interpreter has loaded after `code`."""
+    """The modules that are loaded in a new interpreter once it has run `code`."""
     code = f"import sys, jobs.__main__\n{code}\nprint(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -392,6 +392,23 @@ async def test_what_is_being_asked_about_is_not_removed(inputs: Path, folder: Pa
     assert (inputs / "c").read_bytes() == b"a" * 10
 
 
+async def test_a_large_blob_that_is_changed_before_it_is_moved_is_fetched_again(
+    inputs: Path, folder: Path
+) -> None:
+    """Another job of the same user reaches the folder that it is fetched into."""
+    cache, origin = BlobCache(folder, max_bytes=1), Origin()
+
+    async def fetch_while_a_job_writes(path: Path, known: Blob | None) -> Blob | None:
+        blob = await origin.fetch(path, known)
+        if len(origin.asked) == 1:
+            path.write_bytes(b"forgery")
+        return blob
+
+    await cache.place("x", inputs / "a", fetch_while_a_job_writes, immutable=True)
+    assert (inputs / "a").read_bytes() == b"content"
+    assert len(origin.asked) == 2
+
+
 @pytest.mark.parametrize("max_bytes", [0, 6])
 async def test_what_is_larger_than_the_cache_is_handed_over_and_not_kept(
     origin: Origin, inputs: Path, folder: Path, max_bytes: int

@@ -6,12 +6,26 @@ import pytest
 
 from records.keys import cancel_key
 from records.notes import leave_note, leave_platform_note, platform_stop_key, read_note
-from records.record import STOPPED_BY_PLATFORM
+from records.record import STOPPED_BY_PLATFORM, Writer, new_record
 from tests.crowd import on_every_store, start_of, until
 from tests.faulty_s3 import FaultyS3
 from tests.servers import open_place
+from utils import utc_now
 
 LONG = {"seconds": 60, "steps": 600}
+
+
+def at_attempt(number):
+    """The record of the process `p`, as a worker holds it."""
+    record = new_record(
+        process_id="p",
+        kind="sleep",
+        params={},
+        request_hash="",
+        writer=Writer(worker_id="w", nonce="n"),
+        now=utc_now(),
+    )
+    return record.model_copy(update={"attempt": number})
 
 
 # ---- by a caller
@@ -117,7 +131,7 @@ async def test_a_note_of_a_foreign_form_stops_nothing_and_is_read_no_further(cro
 
 @on_every_store
 async def test_a_platform_note_counts_by_its_proof_alone(crowd):
-    await leave_platform_note(crowd.store, "p", 1, None)
+    await leave_platform_note(crowd.store, at_attempt(1))
     note = await crowd.store.get(cancel_key("p"))
     assert (await read_note(crowd.store, "p")).by_platform
     await crowd.store.put(cancel_key("p"), note.data.replace(b'"nonce":"', b'"nonce":"0'))
@@ -133,12 +147,11 @@ async def test_a_platform_note_for_an_attempt_that_is_over_stops_nothing(crowd):
     await first.running("p", step=1)
     await first.manager.drain()
     start = await second.running("p")
-    await leave_platform_note(crowd.store, "p", 1, None)
+    await leave_platform_note(crowd.store, at_attempt(1))
     second.store.forget_calls()
     await until(lambda: len(second.store.asked("get", key="stopped_by_platform")) > 2)
     assert not start.done()
-    seen = await read_note(crowd.store, "p")
-    await leave_platform_note(crowd.store, "p", 2, seen)
+    await leave_platform_note(crowd.store, at_attempt(2))
     assert (await start)["history"][-1]["reason"] == STOPPED_BY_PLATFORM
 
 
@@ -149,7 +162,7 @@ async def test_a_note_that_the_store_refuses_to_read_stops_no_takeover(crowd, ca
     params = {"steps": 10, "seconds": 1}
     await first.running("p", **params)
     await first.manager.drain()
-    await leave_platform_note(crowd.store, "p", 1, None)
+    await leave_platform_note(crowd.store, at_attempt(1))
     second.store.refuse("get", key)
     view = await second.start("p", **params)
     assert (view["status"], view["attempt"]) == ("completed", 2)
@@ -214,20 +227,33 @@ async def test_of_cancel_and_finish_one_wins_and_both_callers_hear_the_same(
 
 
 @on_every_store
-@pytest.mark.parametrize("seen_before", [False, True])
-async def test_a_late_platform_note_leaves_a_callers_cancel(crowd, seen_before):
-    """A worker was frozen between its look for a note and its write."""
-    if seen_before:
-        await leave_platform_note(crowd.store, "p", 1, None)
-    seen = await read_note(crowd.store, "p")
+@pytest.mark.parametrize("before", [b"", b"no note", None])
+async def test_a_late_platform_note_leaves_a_callers_cancel(crowd, before):
+    """The worker is frozen between its look for a note and its write; the caller cancels then."""
+    if before is not None:
+        await crowd.store.put(cancel_key("p"), before)
+    settled = before == b"" and (await read_note(crowd.store, "p")).version
+    worker = crowd.worker()
+    pause = worker.store.pause_before("put", "stopped_by_platform")
+    record = at_attempt(1).model_copy(update={"settled_note": settled or None})
+    late = asyncio.create_task(leave_platform_note(worker.store, record))
+    await pause.reached.wait()
     await leave_note(crowd.store, "p")
-    await leave_platform_note(crowd.store, "p", 2, seen)
+    pause.go.set()
+    await late
     assert not (await read_note(crowd.store, "p")).by_platform
+
+
+@pytest.mark.parametrize(("there", "asked", "left"), [(1, 2, 2), (2, 1, 2)])
+async def test_of_platform_notes_that_of_the_later_attempt_stays(crowd, there, asked, left):
+    await leave_platform_note(crowd.store, at_attempt(there))
+    await leave_platform_note(crowd.store, at_attempt(asked))
+    assert (await read_note(crowd.store, "p")).attempt == left
 
 
 async def test_an_object_that_is_no_note_is_replaced_by_one(crowd):
     await crowd.store.put(cancel_key("p"), b"no note")
-    await leave_platform_note(crowd.store, "p", 1, await read_note(crowd.store, "p"))
+    await leave_platform_note(crowd.store, at_attempt(1))
     assert (await read_note(crowd.store, "p")).attempt == 1
 
 

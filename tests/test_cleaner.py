@@ -188,6 +188,7 @@ async def test_a_worker_cleans_by_itself(store, tmp_path):
     async with asyncio.timeout(PATIENCE):
         while not await is_erased(store, "old"):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+    assert not keeping.done()
     keeping.cancel()
     await asyncio.wait([keeping])
 
@@ -235,6 +236,7 @@ async def test_a_cleaner_that_is_stopped_leaves_the_rest_to_the_next(store, tmp_
     await pause.reached.wait()
     keeping.cancel()
     await asyncio.wait([keeping])
+    assert keeping.cancelled()
     await nothing_old_is_left(store, tmp_path)
 
 

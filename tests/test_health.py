@@ -15,7 +15,7 @@ import pytest
 
 from cli import doctor
 from health import checks
-from health.checks import Finding, judge_gpus, judge_store, try_disk, worst
+from health.checks import Finding, judge_gpus, judge_mount, judge_store, try_disk, worst
 from health.examine import Examiner
 from health.versions import API, WORKER
 from programs.declaration import read_programs
@@ -25,6 +25,7 @@ from stores.probe import NO_LINKS_TO_WRITE
 from tests.crowd import on_every_store
 from tests.kit import Caller, settings
 from worker.gpus import Gpu, Gpus, see_gpus
+from worker.volume import Mount
 
 ROOT = Path(__file__).parent.parent
 CAN_ALL = Capabilities(conditional_writes=True, presign=True, multi_delete=True, write_links=True)
@@ -347,6 +348,22 @@ async def test_the_examination_never_raises(tmp_path, crowd):
     found = await Examiner(worker.store, settings(Path("/proc/never"))).examine()
     assert by_check(found.findings)["disk"].verdict == "broken"
     assert found.verdict == "broken"
+
+
+@pytest.mark.parametrize(
+    ("mount", "is_needed", "verdicts"),
+    [
+        (Mount.NONE, True, []),
+        (Mount.VOLUME, True, ["ok"]),
+        (Mount.CACHED_MODELS, True, ["ok"]),
+        (Mount.NOT_WRITABLE, True, ["degraded"]),
+        (Mount.NOT_WRITABLE, False, ["ok"]),
+    ],
+)
+def test_a_volume_that_records_would_miss_is_told(mount, is_needed, verdicts):
+    findings = judge_mount(mount, is_needed=is_needed)
+    assert [finding.verdict for finding in findings] == verdicts
+    assert all(mount.value in each.message or each.next_step for each in findings)
 
 
 async def test_kinds_tell_which_api_and_which_version_answer(tmp_path):

@@ -249,7 +249,7 @@ async def test_a_checkpoint_is_worth_waiting_for_even_where_the_store_refuses(
 ):
     """A key that was rotated may be mended; a job that begins anew has lost its work."""
     worker = crowd.worker()
-    file = CheckpointFile(path="state", size=3, sha256=sha256(b"one"))
+    file = CheckpointFile(path="state", size=3, sha256=sha256(b"one"), modified_ns=1)
     checkpoint = Checkpoint(attempt=1, seq=1, files=(file,))
     await crowd.store.put(checkpoint_key("p", checkpoint, "state"), b"one")
     download, answers = worker.store.download, [StorageMisconfigured("the key is denied")]

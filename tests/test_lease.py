@@ -85,7 +85,7 @@ async def test_a_change_is_not_told_before_it_is_stored(lease_of):
     lease.submit(running)
     await pause.reached.wait()
     assert lease.record.status is Status.QUEUED
-    assert lease.wish.status is Status.RUNNING
+    assert lease.desired.status is Status.RUNNING
     pause.go.set()
     await lease.revision_above(1)
     assert lease.record.status is Status.RUNNING

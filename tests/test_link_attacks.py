@@ -6,6 +6,7 @@ links to write; and on a folder. The holder has the links of the replies, and no
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import closing
 from typing import Any
@@ -228,6 +229,34 @@ async def test_a_folder_that_was_announced_to_too_often_takes_no_more(crowd, mon
 
 
 @on_all
+async def test_many_announcements_become_one_that_still_binds(crowd, monkeypatch):
+    monkeypatch.setattr("inputs.announcements.MERGED_FROM", 3)
+    worker = crowd.worker()
+    for data in (b"1", b"22", b"333", b"4444"):
+        await worker("upload", folder="f", files=announced(a=data, b=data), overwrite=True)
+    await crowd.store.put("inputs/f/a.bin", b"4444")
+    for _ in range(2):  # the rows, then the merged one
+        assert (await complete(worker, "f"))["complete"]
+        rows = (await crowd.store.list(announcements_prefix("f"))).objects
+        assert [row.key.rpartition("/")[2] for row in rows] == ["merged"]
+    await worker("upload", folder="f", files=announced(a=b"55555"), overwrite=True)
+    assert (await complete(worker, "f"))["error"]["code"] == "upload_mismatch"
+
+
+async def test_an_announcement_made_while_others_are_merged_stays(crowd, monkeypatch):
+    monkeypatch.setattr("inputs.announcements.MERGED_FROM", 1)
+    slow, other = crowd.worker(), crowd.worker()
+    await slow("upload", folder="f", files=announced(a=b"1"))
+    await crowd.store.put("inputs/f/a.bin", b"1")
+    pause = slow.store.pause_before("create", "announced/merged")
+    completing = asyncio.create_task(complete(slow, "f"))
+    await pause.reached.wait()
+    await other("upload", folder="f", files=announced(a=b"22"), overwrite=True)
+    pause.go.set()
+    assert (await completing)["complete"]
+    assert (await complete(other, "f"))["error"]["code"] == "upload_mismatch"
+
+
 async def test_an_announcement_that_cannot_be_read_binds_nothing_silently(crowd):
     worker, files = crowd.worker(), announced(a=b"12345")
     await worker("upload", folder="f", files=files)

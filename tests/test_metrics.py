@@ -201,7 +201,7 @@ async def test_an_end_that_a_dead_worker_owed_is_counted_by_the_one_that_pays(fl
     await dead.running("p", steps=20, seconds=1, fail_at=20)
     dead.store.away = True
     run = dead.runs()[0]
-    await until(lambda: run.lease.wish.released)
+    await until(lambda: run.lease.desired.released)
     tries = len(dead.store.asked("replace"))
     await until(lambda: len(dead.store.asked("replace")) > tries + 2)  # it is in the journal now
     await dead.die()

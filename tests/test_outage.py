@@ -122,7 +122,7 @@ async def test_what_the_store_does_not_have_is_no_answer_even_when_we_know_bette
     start = await worker.running("p", steps=20, seconds=1, fail_at=20)
     worker.store.away = True
     run = worker.runs()[0]
-    await until(lambda: run.lease.wish.released)
+    await until(lambda: run.lease.desired.released)
     await failed_writes(worker, 2)
     assert (await worker("process_status", process_id="p"))["status"] == "running"
     worker.store.away = False
@@ -150,7 +150,7 @@ async def test_copies_and_journal_of_a_living_worker_are_its_own(crowd):
     start = await worker.running("p", steps=20, seconds=1, fail_at=20)
     worker.store.away = True
     run = worker.runs()[0]
-    await until(lambda: run.lease.wish.released)
+    await until(lambda: run.lease.desired.released)
     await failed_writes(worker, 2)
     other = crowd.worker("worker-0")
     await other.manager.recover()
@@ -270,7 +270,7 @@ async def owing(crowd, **params):
     if "fail_at" not in params:
         await worker.manager.drain()
     run = worker.runs()[0]
-    await until(lambda: run.lease.wish.released)
+    await until(lambda: run.lease.desired.released)
     await failed_writes(worker, 2)
     await worker.die()
     return worker

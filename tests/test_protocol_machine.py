@@ -60,7 +60,7 @@ class Held:
     """A record that a worker may write, as `records.lease` holds one: as stored and as wished."""
 
     def __init__(self, stored: Record, version: int) -> None:
-        self.wish = self.stored = stored
+        self.desired = self.stored = stored
         self.version = version
 
 
@@ -96,9 +96,9 @@ class Protocol(RuleBasedStateMachine):
     def write(self, worker: Worker, change, *, answer_lost: bool = False) -> None:
         """What a lease does: on top of what it wrote last; if that is gone, it looks again."""
         held = worker.held
-        if not held.wish.released:
-            held.wish = change(held.wish)
-        record = held.wish.written(self.now(), revision=held.stored.revision + 1)
+        if not held.desired.released:
+            held.desired = change(held.desired)
+        record = held.desired.written(self.now(), revision=held.stored.revision + 1)
         try:
             version = self.store.write(record, held.version)
         except Conflict:
@@ -112,7 +112,7 @@ class Protocol(RuleBasedStateMachine):
         if found.writer != held.stored.writer:
             worker.held = None  # lost: nothing more is written
             return
-        done = held.wish.written(found.updated_at, revision=found.revision) == found
+        done = held.desired.written(found.updated_at, revision=found.revision) == found
         self.took(worker, found, self.store.version)  # mine, and its answer was lost
         if not done:
             worker.held = held
@@ -197,7 +197,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(number=workers, answer_lost=st.booleans())
     def child_starts(self, number, answer_lost):
-        if (worker := self.owner(number)) and worker.held.wish.status is Status.QUEUED:
+        if (worker := self.owner(number)) and worker.held.desired.status is Status.QUEUED:
             self.write(worker, lambda r: r.running(self.now()), answer_lost=answer_lost)
 
     @rule(number=workers, step=st.integers(0, 9), answer_lost=st.booleans())
@@ -210,7 +210,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(number=workers)
     def checkpoint(self, number):
         if worker := self.owner(number):
-            attempt = worker.held.wish.attempt
+            attempt = worker.held.desired.attempt
             self.write(
                 worker, lambda r: r.with_checkpoint(Checkpoint(attempt=attempt, seq=1, files=()))
             )

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from worker import settings
+from worker import settings, volume
 from worker.settings import Settings, load_settings, unknown_variables, variables
+from worker.volume import Mount
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,34 +92,41 @@ def test_the_worker_warns_when_it_starts(tmp_path):
 def test_what_kinds_prepare_lies_on_the_volume_if_there_is_one(tmp_path, monkeypatch):
     mine = Settings(scratch_dir=tmp_path / "scratch")
     assert mine.prepared_root() == tmp_path / "scratch" / "prepared"
-    monkeypatch.setattr(settings, "VOLUME", Path("/proc"))  # one that is mounted
+    monkeypatch.setattr(volume, "PATH", Path("/proc"))  # one that is mounted
     assert mine.prepared_root() == Path("/proc/prepared")
 
 
 @pytest.fixture
-def mounted(tmp_path, monkeypatch):
+def mount(tmp_path, monkeypatch):
     """A folder that is taken for the mount at `/runpod-volume`."""
-    volume = tmp_path / "volume"
-    volume.mkdir()
-    monkeypatch.setattr(settings, "VOLUME", volume)
-    monkeypatch.setattr(Path, "is_mount", lambda path: path == volume)
-    return volume
+    mount = tmp_path / "volume"
+    mount.mkdir()
+    monkeypatch.setattr(volume, "PATH", mount)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == mount)
+    return mount
 
 
 @pytest.mark.parametrize("content", [[], ["worker-data"], ["huggingface-cache", "prepared"]])
-def test_a_network_volume_is_the_store_where_there_is_no_bucket(mounted, content):
+def test_a_network_volume_is_the_store_where_there_is_no_bucket(mount, content):
     for name in content:
-        (mounted / name).mkdir()
-    assert Settings().local_store_root() == mounted / "worker-data"
+        (mount / name).mkdir()
+    assert Settings().local_store_root() == mount / "worker-data"
 
 
-def test_a_mount_of_cached_models_alone_is_no_volume(mounted):
+def test_a_mount_of_cached_models_alone_is_no_volume(mount):
     """Records in it would belong to one host's cache."""
-    (mounted / "huggingface-cache").mkdir()
+    (mount / "huggingface-cache").mkdir()
     assert Settings().local_store_root() == Path("data").absolute()
-    assert mounted not in Settings().prepared_root().parents
+    assert mount not in Settings().prepared_root().parents
 
 
-def test_a_volume_that_cannot_be_written_to_is_no_store(mounted, monkeypatch):
-    monkeypatch.setattr(settings.os, "access", lambda _path, _mode: False)
+@pytest.mark.parametrize("call", ["access", "listdir"])
+def test_a_mount_that_cannot_be_written_or_listed_is_no_store(mount, monkeypatch, call):
+    def denied(*_):
+        if call == "listdir":
+            raise PermissionError
+        return False
+
+    monkeypatch.setattr(volume.os, call, denied)
     assert Settings().local_store_root() == Path("data").absolute()
+    assert volume.mounted() is Mount.NOT_WRITABLE

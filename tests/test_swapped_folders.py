@@ -1,4 +1,4 @@
-"""Folders of an attempt that another job swaps for links while the worker fills them.
+"""Another job swaps folders of an attempt for links while the worker fills them.
 
 Nothing is written outside of the attempt's folder, from whatever source an input comes.
 """
@@ -42,7 +42,7 @@ def outside(tmp_path):
 
 
 def with_the_same_folders(outside):
-    """Where a path would lead to folders that exist already."""
+    """Makes the folders that a diverted path would lead to."""
     for folder in (outside, outside / "x", outside / "inputs" / "x"):
         (folder / "sub").mkdir(parents=True)
 
@@ -76,7 +76,9 @@ async def test_no_input_is_written_through_a_link(crowd, web, outside, monkeypat
 async def test_no_file_of_a_checkpoint_is_written_through_a_link(
     crowd, tmp_path, outside, monkeypatch
 ):
-    files = [CheckpointFile(path=f"sub/{n}", size=1, sha256=sha256(b"1")) for n in (1, 2)]
+    files = [
+        CheckpointFile(path=f"sub/{n}", size=1, sha256=sha256(b"1"), modified_ns=n) for n in (1, 2)
+    ]
     checkpoint = Checkpoint(attempt=1, seq=1, files=tuple(files))
     for file in files:
         await crowd.store.put(checkpoint_key("p", checkpoint, file.path), b"1")

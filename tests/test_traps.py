@@ -226,7 +226,7 @@ async def test_a_start_is_not_answered_before_its_end_is_stored(crowd, end, para
     await until(lambda: lease.record.status is Status.RUNNING)
     pause = worker.store.pause_before("replace", "record.json", nth=None)
     await pause.reached.wait()
-    await until(lambda: lease.wish.released)
+    await until(lambda: lease.desired.released)
     assert (await worker("process_status", process_id="p"))["status"] == "running"
     assert not start.done()
     pause.go.set()

@@ -120,7 +120,7 @@ class Meter:
         )
         self._cancels = histogram(
             CANCEL_SECONDS,
-            "From a caller's wish to cancel to the end written.",
+            "From a caller's request to cancel to the end written.",
             buckets=CANCEL_BUCKETS,
         )
         self._requests = counter(

@@ -24,12 +24,9 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from utils import OWN_PREFIXES, did_you_mean
+from worker import volume
 
 Role = Literal["all", "gpu", "control"]
-#: Where RunPod mounts a network volume.
-VOLUME = Path("/runpod-volume")
-#: The folder there in which RunPod mounts the models that it caches for an endpoint.
-MODEL_CACHE = "huggingface-cache"
 #: Of days that are counted in numbers: no one means a longer time.
 MAX_DAYS = 3650
 
@@ -454,29 +451,16 @@ class Settings(BaseSettings):
         return tuple(_parts(self.input_keys))
 
     def local_store_root(self) -> Path:
-        """The folder to use when there is no bucket (DESIGN: a network volume is a real store)."""
+        """The folder to use when there is no bucket."""
         if self.data_dir is not None:
             return self.data_dir.absolute()
-        return VOLUME / "worker-data" if has_volume() else Path("data").absolute()
+        return volume.PATH / "worker-data" if volume.is_there() else Path("data").absolute()
 
     def prepared_root(self) -> Path:
         """Where kinds keep what they prepare once: shared by as many workers as can see it."""
         if self.prepare_dir is not None:
             return self.prepare_dir.absolute()
-        return VOLUME / "prepared" if has_volume() else self.scratch_dir / "prepared"
-
-
-def has_volume() -> bool:
-    """Whether a network volume is mounted that a worker can write to.
-
-    RunPod mounts an endpoint's cached models under the same path. Records that were written there
-    would belong to one host's cache, so a mount that holds nothing else is no volume.
-    """
-    return (
-        VOLUME.is_mount()
-        and os.access(VOLUME, os.W_OK)
-        and {entry.name for entry in VOLUME.iterdir()} != {MODEL_CACHE}
-    )
+        return volume.PATH / "prepared" if volume.is_there() else self.scratch_dir / "prepared"
 
 
 def _parts(text: str) -> list[str]:

@@ -89,15 +89,17 @@ def copy(source: int, target: BinaryIO, transfer: Transfer) -> FileFacts:
         InterruptedError: nobody waits for the end any more.
     """
     digest, size, buffer = hashlib.sha256(), 0, bytearray(_CHUNK)
-    while count := os.preadv(source, [buffer], size):
-        if transfer.abandoned.is_set():
+    while True:
+        count = os.preadv(source, [buffer], size)
+        if transfer.abandoned.is_set():  # also of an empty file, which would get its name
             raise InterruptedError(errno.EINTR, "the transfer was abandoned")
+        if not count:
+            return FileFacts(size, digest.hexdigest())
         chunk = memoryview(buffer)[:count]
         target.write(chunk)
         digest.update(chunk)
         size += count
         transfer.on_bytes(count)
-    return FileFacts(size, digest.hexdigest())
 
 
 class Draft:

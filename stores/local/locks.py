@@ -56,7 +56,7 @@ class Locks:
 
     @contextmanager
     def held(self, name: str, make_claim: Callable[[Path], object]) -> Iterator[Path]:
-        """Alone with this name. Yields the claim, which `make_claim` puts where it is told to.
+        """Hold the lock of this name. Yields the claim, which `make_claim` makes at a given path.
 
         Raises:
             StorageUnavailable: others went on without this holder, who stood still.
@@ -140,7 +140,7 @@ class Locks:
 
 
 def left_behind() -> StorageUnavailable:
-    """For a holder whose claim others took away."""
+    """The error of a holder whose claim was taken away."""
     return StorageUnavailable("this worker stood still in mid-write, and others went on without it")
 
 

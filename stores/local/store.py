@@ -210,8 +210,9 @@ class LocalStore:
     ) -> FileFacts:
         """See `Store.download`. Makes the folders `path` lies in."""
         with local_files.transfer(on_bytes) as transfer:
-            facts = await self._run(
-                partial(self._objects.download, key, path, expected, transfer), self._file_pool
+            facts = await self._to_the_end(
+                partial(self._objects.download, key, path, expected, transfer),
+                transfer.abandoned.set,
             )
         self._meter.moved("down", facts.size)
         return facts
