@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Most tests wait for something, a lease above all, so more of them than cores run at a time.
 TESTS_AT_ONCE ?= 4
-# PyPI's torch is built for CUDA. Where there is no NVIDIA driver, an index that has the CPU build,
-# such as URL, spares the download.
+# PyPI's torch is built for CUDA. Where there is no NVIDIA driver, an index that has the CPU build
+# (PyTorch's installation page names one) spares the download.
 TORCH_INDEX_URL ?=
 NVIDIA := $(wildcard /proc/driver/nvidia/version)
 # pip takes `2.13.0+cpu` before `2.13.0`.
 CPU_TORCH = $(if $(NVIDIA),,$(addprefix --extra-index-url ,$(TORCH_INDEX_URL)))
-CUDA_NOTE := About 3 GB will be downloaded: torch built for CUDA, which this machine without an NVIDIA \
-driver cannot use. TORCH_INDEX_URL=URL takes the CPU build instead.
+CUDA_NOTE := Gigabytes may be downloaded: torch built for CUDA, which this machine without an NVIDIA \
+driver cannot use. TORCH_INDEX_URL names an index with the CPU build, to take that instead.
 
 .PHONY: help
 help: ## list the targets

@@ -9,6 +9,7 @@ from contextlib import suppress
 from processes.runs import Runs
 from records.cache import Copy, RecordCache
 from records.index import Row, read_rows
+from records.lease import until_answered
 from records.manifest import Artifact, Manifests, find
 from records.reading import UnknownProcess, decode_record, present, read_stored
 from records.record import Status
@@ -65,14 +66,13 @@ class ProcessLookup:
 
     async def get_patiently(self, process_id: str) -> Snapshot:
         """As `get` with `fresh`, but waits for a store that is away: for a redelivered job."""
-        began = time.monotonic()
-        while True:
-            try:
-                return await self.get(process_id, fresh=True)
-            except StorageUnavailable:
-                if time.monotonic() - began > self._settings.store_patience_seconds:
-                    raise
-            await asyncio.sleep(1)
+        try:
+            async with asyncio.timeout(self._settings.store_patience_seconds):
+                return await until_answered(lambda: self.get(process_id, fresh=True))
+        except TimeoutError:
+            raise StorageUnavailable(
+                "the store did not answer for as long as a start waits"
+            ) from None
 
     def without_progress(self) -> list[str]:
         """The processes that run here and have reported no progress for too long."""
