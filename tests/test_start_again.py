@@ -6,7 +6,7 @@ import pytest
 
 from api.actions import StartAction
 from api.parsing import InvalidRequest, parse_action
-from api.starts import CannotRepeat, start_again, start_of
+from api.starts import CannotRepeat, Starts
 from programs.declaration import Programs
 from records.record import GivenInput
 from tests.crowd import on_every_store
@@ -77,7 +77,7 @@ def test_a_start_names_a_kind_or_a_process_alone(request_):
 
 def again(record, tmp_path):
     action = StartAction(action="start", process_id=record.process_id)
-    return start_again(record, action, {}, settings(tmp_path), Redactor(), Programs({}))
+    return Starts(settings(tmp_path), Redactor(), Programs({})).again(record, action, {})
 
 
 def test_inputs_are_asked_for_as_they_were(tmp_path):
@@ -86,7 +86,7 @@ def test_inputs_are_asked_for_as_they_were(tmp_path):
         "images": {"source": "folder:faces"},
     }
     action = StartAction(action="start", kind="sleep", process_id="p", inputs=inputs)
-    start = start_of(action, {}, settings(tmp_path), Redactor(), Programs({}))
+    start = Starts(settings(tmp_path), Redactor(), Programs({})).of(action, {})
     record = record_of("p").model_copy(
         update={
             "kind": "sleep",
