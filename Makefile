@@ -40,6 +40,7 @@ check: $(VENV)/.dev ## what CI runs: ruff, strict mypy, hadolint, the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	cd client && ../$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile examples/trainer_image/Dockerfile
 	@$(MAKE) --no-print-directory test
 
@@ -68,7 +69,7 @@ $(VENV)/.runtime: requirements.txt requirements-worker.txt
 	$(BIN)/pip install --disable-pip-version-check $(CPU_TORCH) -r requirements.txt
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt client/pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

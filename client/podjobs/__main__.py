@@ -1,0 +1,5 @@
+"""`python -m podjobs` is the command `podjobs`."""
+
+from podjobs.cli import main
+
+main()
