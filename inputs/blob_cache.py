@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 import time
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -314,8 +315,15 @@ class BlobCache:
         return blobs
 
     def _sweep(self) -> None:
-        """Make the folder, remove what killed writers left in it, and see how large the disk is."""
+        """Make and hold the folder, remove what killed writers left, see how large the disk is.
+
+        From here on paths lead through the open folder (`/proc/self/fd`): a link that a job lays in
+        its place diverts nothing.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        weakref.finalize(self, os.close, held)
+        self._folder = Path(f"/proc/self/fd/{held}")
         for path in self._folder.glob(".*.part"):
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:

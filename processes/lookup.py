@@ -110,8 +110,8 @@ class ProcessLookup:
         try:
             cached = copy.as_stored() if copy else None
             stored = await read_stored(self._store, process_id, cached=cached)
-            unchanged = copy is not None and copy.version == stored.version
-            record = copy.record if copy and unchanged else decode_record(process_id, stored.data)
+            known = copy.record if copy and copy.own and copy.version == stored.version else None
+            record = known or decode_record(process_id, stored.data)
             present(record)
         except UnknownProcess:
             await self._cache.drop(process_id)

@@ -11,6 +11,7 @@ from records.cache import JournalEntry, Unsent
 from records.index import repair
 from records.keys import record_key
 from records.lease import Leases, until_answered
+from records.proof import proves
 from records.reading import RecordUnreadable, UnknownProcess, decode_record, read_stored
 from storage import ObjectChanged, StorageFailure, StorageMisconfigured, Store
 
@@ -43,25 +44,22 @@ async def _settle(leases: Leases, entry: JournalEntry) -> None:
 
 
 async def _send(leases: Leases, unsent: Unsent) -> None:
-    """Write an end that a dead worker could not.
-
-    Had the process moved on since, this would be a lie: the store refuses it then.
-    """
-    owed, version = unsent.record, unsent.version
+    """Write an end that a dead worker could not, unless the process has moved on since."""
+    owed = unsent.record
     if not owed.released:
         return
-    store, key = leases.store, record_key(owed.process_id)
+    store, process_id = leases.store, owed.process_id
     with suppress(ObjectChanged, UnknownProcess, RecordUnreadable):
-        try:
-            await store.replace(key, owed.encode(), version)
-        except ObjectChanged:
-            stored = await read_stored(store, owed.process_id)
-            found = decode_record(owed.process_id, stored.data)
-            if found.writer != owed.writer or found.released:
-                return
-            # That worker's own last write, whose answer it never got.
-            owed = owed.written(owed.updated_at, revision=found.revision + 1)
-            await store.replace(key, owed.encode(), stored.version)
+        stored = await read_stored(store, process_id)
+        found = decode_record(process_id, stored.data)
+        if found.writer != owed.writer or found.released:
+            return
+        if not proves(unsent.proof, found.writer.nonce):
+            log.warning("the end of process %s is not its worker's; it is not sent", process_id)
+            return
+        # The dead worker's last write may have arrived without an answer to it.
+        owed = owed.written(owed.updated_at, revision=found.revision + 1)
+        await store.replace(record_key(process_id), owed.encode(), stored.version)
         leases.count_end(owed)
         await repair(store, owed)
 

@@ -7,17 +7,22 @@ the store did not take yet is kept in the journal, so that it outlives the worke
 Workers of one machine may share a scratch disk. Each reads and writes its own folder alone, as
 `Workplace` holds it. A worker that starts takes over what dead ones left: their copies, and then
 their journals, which it holds until every write in them is sent or obsolete.
+
+Jobs run as the same user and may write to that disk. So each own file begins with a MAC by a key in
+RAM. A copy without it says only, when the store is away, how things stood; an end from a journal
+counts if the record in the store bears it out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import logging
 import os
 import re
-import shutil
+import secrets
 import stat
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
@@ -26,10 +31,12 @@ from io import FileIO
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from records.record import Record
 from storage import Stored
+from utils import new_nonce
+from worker.beneath import opened, remove_tree
 from worker.workplace import FOLDER_NAME, Workplace, held_if_abandoned
 
 log = logging.getLogger(__name__)
@@ -42,7 +49,7 @@ COPY, UNSENT = ".json", ".unsent"
 #: A larger file is none that a worker wrote.
 MAX_FILE_BYTES = 16 << 20
 #: What either is called while it is written.
-PARTIAL_NAME = re.compile(r"\..+\.(json|unsent)\.\d+\.\d+")
+PARTIAL_NAME = re.compile(r"\..+\.(json|unsent)\.[0-9a-f]{16}")
 
 
 class Copy(BaseModel, frozen=True):
@@ -57,11 +64,13 @@ class Copy(BaseModel, frozen=True):
     age_seconds: float | None
     #: When it was seen, by this machine's clock: only to tell how old a stale answer is.
     seen_at: float
+    #: Whether this worker wrote it. Not stored.
+    own: bool = Field(default=True, exclude=True)
 
     @property
     def final(self) -> bool:
         """Whether its process has ended for good: it can be deleted, and nothing else."""
-        return self.record.terminal and not self.record.resumable
+        return self.own and self.record.terminal and not self.record.resumable
 
     def seen_within(self, seconds: float) -> bool:
         return 0 <= time.time() - self.seen_at <= seconds
@@ -74,10 +83,10 @@ class Copy(BaseModel, frozen=True):
     def as_stored(self) -> Stored | None:
         """What a conditional read compares with. Its bytes are never looked at.
 
-        None: when it was written is unknown, and a store that answers "unchanged" may not tell it
-        either, so it has to be read whole.
+        None: it has to be read whole. This worker did not write it; or when it was written is
+        unknown, and a store that answers "unchanged" may not tell it either.
         """
-        if self.modified is None:
+        if self.modified is None or not self.own:
             return None
         return Stored(b"", self.version, self.modified, self.age_seconds)
 
@@ -86,8 +95,8 @@ class Unsent(BaseModel, frozen=True):
     """A write that the store did not take yet."""
 
     record: Record
-    #: The version on top of which it is to be written, and nothing else.
-    version: str
+    #: Of the writer's nonce, once the process has ended here; see `records.proof`.
+    proof: str
 
 
 class JournalEntry(NamedTuple):
@@ -108,6 +117,7 @@ class RecordCache:
         self._parent = parent
         self._place = Workplace(parent)
         self._recent: OrderedDict[str, Copy] = OrderedDict()
+        self._key = secrets.token_bytes(32)
 
     # ---- copies
 
@@ -122,7 +132,7 @@ class RecordCache:
         if process_id in self._recent:
             self._recent.move_to_end(process_id)
             return self._recent[process_id]
-        copy = await asyncio.to_thread(_read, self._path(process_id, COPY), Copy)
+        copy = await asyncio.to_thread(self._read_copy, self._path(process_id, COPY))
         if copy:
             self._remember(copy)
         return copy
@@ -167,14 +177,29 @@ class RecordCache:
             self._recent.popitem(last=False)
 
     def _path(self, process_id: str, ending: str) -> Path:
-        return self._place.folder / f"{process_id}{ending}"
+        """Through the held folder, once there is one: a link in its place diverts nothing."""
+        held = self._place.descriptor
+        folder = self._place.folder if held < 0 else Path(f"/proc/self/fd/{held}")
+        return folder / f"{process_id}{ending}"
+
+    def _mac(self, text: bytes) -> bytes:
+        return hmac.new(self._key, text, hashlib.sha256).hexdigest().encode() + b"\n"
+
+    def _read_copy(self, path: Path) -> Copy | None:
+        """A copy that says whether this worker wrote it."""
+        head, _, text = (_read(path) or b"").partition(b"\n")
+        copy = _parsed(text, Copy)
+        own = hmac.compare_digest(head + b"\n", self._mac(text))
+        return copy and copy.model_copy(update={"own": own})
 
     def _write(self, process_id: str, ending: str, value: BaseModel) -> None:
-        path = self._path(process_id, ending)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+        text = value.model_dump_json().encode()
         try:
             self._place.claim()
-            partial.write_text(value.model_dump_json())
+            path = self._path(process_id, ending)
+            partial = path.with_name(f".{path.name}.{new_nonce()}")
+            with FileIO(partial, "x", opener=_no_links) as file:
+                file.write(self._mac(text) + text)
             partial.replace(path)
         except OSError as error:
             log.warning("no local copy of %s: %s", process_id, error.strerror)
@@ -204,27 +229,34 @@ class RecordCache:
 
     def _adopt_copy(self, path: Path) -> None:
         """Unless this worker has one that is as new."""
-        copy, own = _read(path, Copy), _read(self._place.folder / path.name, Copy)
+        process_id = path.name.removesuffix(COPY)
+        copy, own = self._read_copy(path), self._read_copy(self._path(process_id, COPY))
         if copy and (own is None or own.record.revision < copy.record.revision):
             self._place.claim()
-            path.replace(self._place.folder / path.name)
+            path.replace(self._path(process_id, COPY))
 
 
-def _read(path: Path, kind: type[T]) -> T | None:
+def _parsed(text: bytes, kind: type[T]) -> T | None:
+    with suppress(ValidationError):
+        return kind.model_validate_json(text)
+    return None
+
+
+def _read(path: Path) -> bytes | None:
     """None: it is not there or not to be read. Other programs may write to a scratch disk."""
     try:
         with FileIO(path, opener=_no_links) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None
             data = file.read(MAX_FILE_BYTES + 1)
-        return kind.model_validate_json(data) if len(data) <= MAX_FILE_BYTES else None
-    except (OSError, ValidationError):
+    except OSError:
         return None
+    return data if len(data) <= MAX_FILE_BYTES else None
 
 
 def _no_links(path: str, flags: int) -> int:
     """An `opener` that refuses a link and does not wait for a pipe's other end."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 
 
 def _unlink(path: Path) -> None:
@@ -235,7 +267,8 @@ def _unlink(path: Path) -> None:
 
 def _entries(folder: Path) -> list[JournalEntry]:
     """Those that can be read; others may be of a newer worker."""
-    found = [(path, _read(path, Unsent)) for path in sorted(folder.glob(f"*{UNSENT}"))]
+    texts = {path: _read(path) or b"" for path in sorted(folder.glob(f"*{UNSENT}"))}
+    found = [(path, _parsed(text.partition(b"\n")[2], Unsent)) for path, text in texts.items()]
     return [JournalEntry(path, unsent) for path, unsent in found if unsent]
 
 
@@ -243,5 +276,6 @@ def _remove_unless_owing(folder: Path) -> bool:
     """Remove the folder of a dead worker; False: it has unsent writes."""
     if any(folder.glob(f"*{UNSENT}")):
         return False
-    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError), opened(folder.parent) as within:
+        remove_tree(folder.name, within)
     return True

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from records.cache import Copy, RecordCache, Unsent
 from records.keys import record_key
+from records.proof import Proofs
 from records.reading import RecordUnreadable, decode_record
 from records.record import Record, Trouble, Writer
 from storage import (
@@ -26,7 +27,7 @@ from storage import (
     StorageUnavailable,
     Store,
 )
-from utils import Clock, WorkerError, new_nonce, set_within, utc_now
+from utils import Clock, WorkerError, set_within, utc_now
 from worker.meter import Meter
 from worker.redaction import Redactor
 from worker.settings import Settings
@@ -70,6 +71,7 @@ class Lease:
     def __init__(self, leases: Leases, stored: Record, version: str, clock: Clock) -> None:
         self._count_end = leases.count_end
         self._cache = leases.cache
+        self._proofs = leases.proofs
         #: Tells the times of this process; see `clock_of`.
         self.clock = clock
         self._store = leases.store
@@ -246,7 +248,9 @@ class Lease:
 
     async def _journal(self) -> None:
         await self._keep_copy()
-        await self._cache.journal(Unsent(record=self._next(), version=self._version))
+        record = self._next()
+        proof = self._proofs.proof_of(record.writer.nonce) if record.released else ""
+        await self._cache.journal(Unsent(record=record, proof=proof))
         self._journalled = True
 
     async def _clear_journal(self) -> None:
@@ -280,6 +284,7 @@ class Leases:
         self.settings = settings
         self.cache = cache
         self.meter = meter or Meter(price_per_hour=settings.price_per_hour)
+        self.proofs = Proofs()
         #: Knows this worker's secrets.
         self.redactor = redactor or Redactor()
         #: Wall-clock time, for what is written down. No decision depends on it.
@@ -287,7 +292,7 @@ class Leases:
 
     def new_writer(self) -> Writer:
         """A name to sign one claim with: this worker's, and a nonce of its own."""
-        return Writer(worker_id=self.settings.worker_id, nonce=new_nonce())
+        return Writer(worker_id=self.settings.worker_id, nonce=self.proofs.new_nonce())
 
     async def create(self, record: Record) -> Lease:
         """Begin a process that does not exist.

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -110,6 +111,29 @@ async def test_another_worker_finds_it_by_its_sha256(
         sha256 = origin.blob.sha256
         await worker.place("x", inputs / name, origin.fetch, immutable=True, sha256=sha256)
     assert origin.asked == [None]
+
+
+@pytest.mark.parametrize("before_the_first", [True, False])
+async def test_a_link_in_place_of_the_folder_diverts_nothing(
+    cache: BlobCache,
+    origin: Origin,
+    inputs: Path,
+    folder: Path,
+    tmp_path: Path,
+    before_the_first: bool,
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "mine.blob").write_text("a file of others")
+    if not before_the_first:
+        await cache.place("x", inputs / "a", origin.fetch, immutable=False)
+        folder.rename(tmp_path / "moved")
+    folder.parent.mkdir(exist_ok=True)
+    folder.symlink_to(tmp_path / "outside")
+
+    with nullcontext() if not before_the_first else pytest.raises(InputNotStored):
+        await cache.place("y", inputs / "b", origin.fetch, immutable=False)
+
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == ["mine.blob"]
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -8,7 +8,7 @@ import pytest
 from records.keys import record_key
 from records.reading import RecordUnreadable, UnknownProcess
 from records.record import Status
-from tests.crowd import on_every_store
+from tests.crowd import on_every_store, until
 from tests.test_cancel import start_of
 
 
@@ -55,14 +55,21 @@ async def test_a_completed_process_costs_a_request_once(crowd):
     assert second["result"] == first["result"]
 
 
-async def test_a_completed_process_is_known_to_the_next_worker_on_the_disk(crowd):
+async def test_a_dead_worker_s_copy_is_believed_only_while_the_store_is_away(crowd):
+    """A job could have written it."""
     first = crowd.worker("disk")
     await first.start("p")
     await first.die()
     reborn = crowd.worker("disk")
-    await reborn.manager.recover()
-    assert (await reborn("process_status", process_id="p"))["status"] == "completed"
-    assert "get" not in requests(reborn)
+    reborn.store.away = True
+    recovery = asyncio.create_task(reborn.manager.recover())
+    await until(lambda: reborn.store.asked("list"))
+    view = await reborn("process_status", process_id="p")
+    assert (view["status"], view["stale"]) == ("completed", True)
+    reborn.store.away = False
+    await recovery
+    assert (await reborn("process_status", process_id="p"))["source"] in ("storage", "cache")
+    assert "get" in requests(reborn)
 
 
 @on_every_store

@@ -6,9 +6,12 @@ import os
 
 import pytest
 
+from records.cache import Unsent
 from records.record import Status
 from tests.crowd import on_every_store, until
 from tests.test_cancel import start_of
+from utils import utc_now
+from worker.beneath import opened
 
 LONG = {"seconds": 60, "steps": 600}
 
@@ -135,7 +138,7 @@ async def test_the_journal_of_a_dead_worker_is_no_answer_but_its_copy_is(crowd):
     reborn = crowd.worker("worker-0")
     reborn.store.away = True
     recovery = asyncio.create_task(reborn.manager.recover())
-    await until(lambda: reborn.store.asked("replace"))
+    await until(lambda: reborn.store.asked("get"))
     view = await reborn("process_status", process_id="p")
     assert (view["status"], view["source"], view["stale"]) == ("running", "cache", True)
     assert view["heartbeat_age_seconds"] >= 0
@@ -203,7 +206,7 @@ async def test_a_worker_that_dies_while_it_sends_leaves_it_to_the_next(crowd):
     first, second = crowd.worker("worker-0"), crowd.worker("worker-0")
     first.store.away = True
     sending = asyncio.create_task(first.manager.recover())
-    await until(lambda: first.store.asked("replace"))
+    await until(lambda: first.store.asked("get"))
     await second.manager.recover()
     assert not second.store.asked("replace")
     sending.cancel()
@@ -315,7 +318,7 @@ async def test_what_is_owed_waits_for_the_store(crowd):
     reborn = crowd.worker("worker-0")
     reborn.store.away = True
     recovery = asyncio.create_task(reborn.manager.recover())
-    await until(lambda: reborn.store.asked("replace"))
+    await until(lambda: reborn.store.asked("get"))
     reborn.store.away = False
     await recovery
     assert (await crowd.record("p")).status is Status.FAILED
@@ -393,3 +396,57 @@ async def test_a_platform_cancel_during_an_outage_still_ends_the_child(crowd):
     worker.store.away = False
     await asyncio.wait([deliver])
     assert (await crowd.record("p")).failure.code == "stopped_by_platform"
+
+
+async def test_an_end_without_its_worker_s_proof_is_never_sent(crowd):
+    """A job may write to the scratch disk, and lay the end of another process there."""
+    worker = crowd.worker()
+    await worker.running("p", step=1)
+    stored = await crowd.record("p")
+    cache = worker.manager.leases.cache
+    left = cache._parent / f"worker-{'0' * 16}"
+    left.mkdir()
+    forged = Unsent(record=stored.completed(utc_now(), "forged"), proof="0" * 64)
+    (left / "p.unsent").write_text(f"\n{forged.model_dump_json()}")
+
+    await crowd.worker("worker-0").manager.recover()
+
+    assert (await crowd.record("p")).status is Status.RUNNING
+    assert not left.exists()
+
+
+async def test_a_copy_that_this_worker_did_not_write_is_no_final_answer(crowd):
+    """Nor is it compared with: the store's "unchanged" would make its words the truth."""
+    worker = crowd.worker()
+    await worker.start("p", steps=1)
+    cache = worker.manager.leases.cache
+    path = cache._place.folder / "p.json"
+    path.write_text(path.read_text().replace('"completed"', '"cancelled"'))
+    cache._recent.clear()
+
+    assert (await worker("process_status", process_id="p"))["status"] == "completed"
+
+
+async def test_a_very_deep_folder_beside_the_journals_ends_no_recovery(crowd, removed_however_deep):
+    await owing(crowd, steps=20, seconds=1, fail_at=20)
+    reborn = crowd.worker("worker-0")
+    deep = reborn.manager.leases.cache._parent / f"worker-{'0' * 16}"
+    deep.mkdir()
+    with opened(deep) as folder:
+        _deepen(folder, 1500)
+
+    await reborn.manager.recover()
+
+    assert (await crowd.record("p")).status is Status.FAILED
+    assert not deep.exists()
+
+
+def _deepen(folder: int, levels: int) -> None:
+    """Nest folders in each other, deeper than a path can name."""
+    held = os.dup(folder)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=held)
+        below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=held)
+        os.close(held)
+        held = below
+    os.close(held)

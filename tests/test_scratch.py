@@ -134,10 +134,10 @@ async def test_old_copies_go_but_not_what_is_owed_to_the_store(crowd):
     await worker.start("p")
     await worker.start("q")
     cache = worker.manager.leases.cache
-    await cache.journal(Unsent(record=ended("q", 1), version="v"))
+    await cache.journal(Unsent(record=ended("q", 1), proof=""))
     records = cache._place.folder
-    (records / ".r.json.1.2").write_text("half")
-    (records / ".r.unsent.1.2").write_text("half")
+    (records / ".r.json.0123456789abcdef").write_text("half")
+    (records / ".r.unsent.0123456789abcdef").write_text("half")
     for path in records.iterdir():
         old(path, 20)
     scratch = worker.settings.scratch_dir
@@ -155,7 +155,7 @@ async def test_the_records_of_a_dead_worker_go_once_they_are_old_but_not_its_jou
     await worker.start("p")
     cache = worker.manager.leases.cache
     if owing:
-        await cache.journal(Unsent(record=ended("p", 1), version="v"))
+        await cache.journal(Unsent(record=ended("p", 1), proof=""))
     await worker.die()
     folder, scratch = cache._place.folder, worker.settings.scratch_dir
     await asyncio.to_thread(tidy, scratch)
