@@ -12,6 +12,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
+from child.names import MAX_PART_BYTES, is_for_keys
 from utils import WorkerError
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 #: S3 keys are at most 1024 bytes of UTF-8; this leaves room for the operator's prefix.
 MAX_KEY_BYTES = 900
-#: File systems take no longer name, and every store takes the same keys.
-MAX_PART_BYTES = 255
 #: S3 lists at most this many keys per request.
 MAX_PAGE = 1000
 #: The most bytes that `get_range` gives at a time.
@@ -432,11 +431,12 @@ def check_key(key: str) -> str:
 
     Raises:
         InvalidKey: it is empty, absolute, over-long, or has an empty, `.`, `..` or over-long part,
-            a backslash, or a character that is not printable or not NFC-normalised.
+            or a character that `child.names` escapes.
     """
     if not key or len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
         raise InvalidKey(f"a key has 1 to {MAX_KEY_BYTES} bytes")
-    if not key.isprintable() or "\\" in key or unicodedata.normalize("NFC", key) != key:
+    plain = (key.isprintable() and "\\" not in key) or all(map(is_for_keys, key))
+    if not plain or not unicodedata.is_normalized("NFC", key):
         raise InvalidKey("a key holds only printable, normalised characters and no backslash")
     parts = key.split("/")
     if any(part in ("", ".", "..") for part in parts):

@@ -16,33 +16,24 @@ from pydantic import (
     model_validator,
 )
 
+from child.names import MAX_PATH_BYTES, relative
 from inputs.folder_files import CHUNK_BYTES
 from inputs.sources import NAME, Input
 from records.record import Status
-from storage import InvalidKey, check_key
 from utils import Frozen, Sha256
 
 ID_PATTERN = rf"^{NAME}$"
 ProcessId = Annotated[str, StringConstraints(pattern=ID_PATTERN, strict=True)]
 Folder = Annotated[str, StringConstraints(pattern=ID_PATTERN, strict=True)]
-#: As long as the longest key of an artifact or an input leaves it.
-MAX_PATH = 700
 #: Files of one `upload`: a folder of so many is brought, and completed, as a whole.
 MAX_FILES = 10_000
 #: Lines of one reply of `logs`.
 MAX_LOG_LINES = 10_000
 
 
-def _is_path(path: str) -> str:
-    """What a file may be called in a folder; anything else could lead out of it."""
-    try:
-        return check_key(path)
-    except InvalidKey as error:
-        raise ValueError(str(error)) from None
-
-
-Pattern = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PATH)]
-RelativePath = Annotated[Pattern, AfterValidator(_is_path)]
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=4 * MAX_PATH_BYTES)]
+#: Four characters stand for a byte that is not UTF-8.
+RelativePath = Annotated[Pattern, AfterValidator(relative)]
 ExpiresIn = Annotated[
     int, Field(ge=60, le=7 * 86400, description="Seconds for which the links work.")
 ]
@@ -157,7 +148,7 @@ class DownloadAction(Action):
         default=None, description="A glob over artifact paths; `*` also crosses `/`."
     )
     expires_in: ExpiresIn = 3600
-    cursor: str | None = Field(default=None, max_length=1000)
+    cursor: str | None = Field(default=None, max_length=4400)
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
@@ -175,7 +166,7 @@ class BulkDownloadAction(Action):
         default=None, description="A glob over artifact paths; `*` also crosses `/`."
     )
     expires_in: ExpiresIn = 3600
-    cursor: str | None = Field(default=None, max_length=1000)
+    cursor: str | None = Field(default=None, max_length=4400)
     archive: bool = Field(
         default=False, description="Write one zip into the store; this is a process, see README."
     )
@@ -263,7 +254,7 @@ class ListFilesAction(Action):
     action: Literal["list_files"]
     folder: Folder | None = None
     process_id: ProcessId | None = None
-    cursor: str | None = Field(default=None, max_length=1000)
+    cursor: str | None = Field(default=None, max_length=4400)
     limit: int = Field(default=1000, ge=1, le=1000)
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from api.actions import (
     UploadAction,
 )
 from api.parsing import InvalidRequest
+from child.names import in_key
 from inputs.folder_files import PREFIX, Announced, Way, file_key
 from inputs.folders import InputFolders
 from inputs.touches import Touches
@@ -292,7 +293,7 @@ class FileActions:
             for file in files
         )
         if len(rows) < len(files):
-            cursor = files[len(rows) - 1].path
+            cursor = in_key(files[len(rows) - 1].path)
         if not files and action.cursor is None:
             await self._folders.check_known(folder)
         return {

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
 from attempts.own_files import OwnFolder
+from child.names import on_disk
 from inputs.blob_cache import BlobCache, Fetch
 from inputs.errors import (
     InputMismatch,
@@ -135,7 +136,7 @@ class Inputs:
 
     async def _bring_one(self, file: FileToBring) -> None:
         with ExitStack() as held:
-            place = self._own.target(f"inputs/{file.path}")
+            place = self._own.target(f"inputs/{on_disk(file.path)}")
             with disk_errors():
                 target = await to_the_end(partial(held.enter_context, place))
             blob = await self._blobs.place(
@@ -345,7 +346,7 @@ class _Folders:
     async def _now(self, folder: str) -> Mapping[str, InputFile]:
         if folder not in self._found:
             contents = await until_answered(lambda: self._folders.contents(folder))
-            self._found[folder] = contents.files
+            self._found[folder] = contents.named(self._completed[folder]).files
         return self._found[folder]
 
 

@@ -31,6 +31,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from child.names import shown
 from records.record import RefusedFile
 from utils import CLOCK_TICK_SECONDS
 from worker.beneath import (
@@ -284,9 +285,8 @@ class OwnFolder:
 
 
 def printable(path: str) -> str:
-    """`path` for a person and for JSON: odd characters as escapes, cut; the folder itself is `.`"""
-    text = path.encode(errors="backslashreplace").decode() or "."
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    """`path` as callers see it, cut; the folder itself is `.`"""
+    text = shown(path) or "."
     return text if len(text) <= MAX_REFUSED_PATH else f"{text[: MAX_REFUSED_PATH - 1]}…"
 
 

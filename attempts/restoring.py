@@ -11,6 +11,7 @@ from pathlib import Path
 
 from attempts.own_files import OwnFolder
 from attempts.uploads import checkpoint_key
+from child.names import on_disk
 from inputs.files import to_the_end
 from records.lease import until_answered
 from records.record import Checkpoint, CheckpointFile
@@ -38,14 +39,14 @@ async def restore(
                 if file is files[-1]:
                     await asyncio.sleep(CLOCK_TICK_SECONDS)
                 key = checkpoint_key(process_id, checkpoint, file.path)
-                await _fetch(store, key, file, own, f"{folder}/{file.path}")
+                await _fetch(store, key, file, own, f"{folder}/{on_disk(file.path)}")
         except (ObjectNotFound, ChecksumMismatch) as error:
             log.warning(
                 "checkpoint %d is not whole, trying the one before: %s", checkpoint.seq, error
             )
             continue
         handed_over = min(file.path.partition("/")[0] for file in checkpoint.files)
-        return own.path / folder / handed_over, checkpoint
+        return own.path / folder / on_disk(handed_over), checkpoint
     return None, None
 
 

@@ -19,18 +19,12 @@ from typing import Final, Protocol, TypeVar
 from attempts.job_files import FileState, state_of, upload_file
 from attempts.own_files import NO_LINKS, NameCount, OwnFolder, Refusals
 from child.events import CheckpointSealed
+from child.names import in_key, on_disk, shown
 from records.keys import attempt_prefix
 from records.lease import Lease, LeaseLost
 from records.manifest import Manifest, artifact_key, manifest_key
 from records.record import ArtifactsSummary, Checkpoint, CheckpointFile, StoredFile, Trouble
-from storage import (
-    ChecksumMismatch,
-    FileFacts,
-    InvalidKey,
-    StorageFailure,
-    Store,
-    check_key,
-)
+from storage import ChecksumMismatch, FileFacts, StorageFailure, Store
 from utils import WorkerError
 from worker.beneath import FileRefused
 
@@ -61,7 +55,7 @@ class UploadFailed(WorkerError):
 
 def checkpoint_key(process_id: str, checkpoint: Checkpoint, path: str) -> str:
     prefix = attempt_prefix(process_id, checkpoint.attempt)
-    return f"{prefix}checkpoints/{checkpoint.seq:06d}/{path}"
+    return f"{prefix}checkpoints/{checkpoint.seq:06d}/{in_key(path)}"
 
 
 class Content(Protocol):
@@ -102,7 +96,7 @@ class Uploads:
         self._sending: asyncio.Task[None] | None = None
 
     def offer(self, path: str) -> None:
-        """Send an artifact now. If that fails, `finish` tries again and tells.
+        """Send an artifact now, by the path that callers see. If that fails, `finish` tells.
 
         A file with several names waits for `finish`.
         """
@@ -138,9 +132,9 @@ class Uploads:
             await asyncio.wait(list(self._offers.values()))
         listing = await asyncio.to_thread(self._folder.listing, OUTPUTS, MAX_ARTIFACTS)
         count = await asyncio.to_thread(self._folder.names_at_end) if listing.linked else NO_LINKS
-        self._refused = listing.refused
-        await self._send_all(listing.files, count)
-        for gone in set(self._stored) - set(listing.files):
+        self._refused, files = listing.refused, [*map(shown, listing.files)]
+        await self._send_all(files, count)
+        for gone in set(self._stored) - set(files):
             self._forget_artifact(gone)
 
     async def _send_all(self, paths: list[str], count: NameCount) -> None:
@@ -255,15 +249,13 @@ class Uploads:
 
     async def _send(self, path: str, count: NameCount | None = None) -> None:
         try:
-            async with self._slots, self._opened(f"{OUTPUTS}/{path}", count) as source:
+            async with self._slots, self._opened(f"{OUTPUTS}/{on_disk(path)}", count) as source:
                 state = state_of(source)
                 if path in self._stored and self._stored[path][0] == state:
                     return
                 file = await self._store_file(source, path)
         except FileRefused as error:
             self._refuse(path, str(error))
-        except InvalidKey as error:
-            self._refuse(path, f"its path cannot be stored: {error}")
         except (ChecksumMismatch, FileNotFoundError) as error:
             raise UploadFailed(f"artifact {path!r} could not be stored: {error}") from error
         else:
@@ -320,8 +312,6 @@ class Uploads:
             log.warning("checkpoint %d is not kept: %s", sealed.seq, odd or "it is empty")
             return
         checkpoint = Checkpoint(attempt=self._attempt, seq=sealed.seq, files=())
-        for path in listing.files:
-            check_key(checkpoint_key(self._process_id, checkpoint, path))
         folder, names = sealed.path, self._folder.names_while_job_lives
         count = await asyncio.to_thread(names) if listing.linked else NO_LINKS
         files = [await self._send_part(checkpoint, folder, path, count) for path in listing.files]
@@ -333,12 +323,12 @@ class Uploads:
     async def _send_part(
         self, checkpoint: Checkpoint, folder: str, path: str, count: NameCount
     ) -> CheckpointFile:
-        key = checkpoint_key(self._process_id, checkpoint, path)
+        key = checkpoint_key(self._process_id, checkpoint, shown(path))
         async with self._opened(f"{folder}/{path}", count) as source:
             modified_ns = state_of(source).modified_ns
             facts = await self._patiently(lambda: upload_file(self._store, source, key))
         return CheckpointFile(
-            path=path, size=facts.size, sha256=facts.sha256, modified_ns=modified_ns
+            path=shown(path), size=facts.size, sha256=facts.sha256, modified_ns=modified_ns
         )
 
     async def _forget(self, checkpoints: list[Checkpoint]) -> None:

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
+from child.names import shown
+
 Emit = Callable[[dict[str, Any]], None]
 
 #: A result is returned inline in replies, so it stays small: bytes of its JSON.
@@ -121,7 +123,7 @@ class JobContext:
         relative = path.relative_to(self.outputs).as_posix()
         if path.is_symlink() or not path.is_file():
             raise FileNotFoundError(f"outputs/{relative} is not a regular file")
-        self._emit({"event": "artifact", "path": relative})
+        self._emit({"event": "artifact", "path": shown(relative)})
 
     def should_stop(self) -> bool:
         """Whether somebody asked this attempt to end: save a checkpoint, then raise JobStopped."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from child.context import RESULT_LIMIT, JobFailed
+from child.names import json_text
 
 Message = dict[str, Any]
 
@@ -52,7 +52,7 @@ def failed(error: Exception) -> Message:
 def checked(result: object) -> object:
     """`result`, if it can be part of a reply. Raises JobFailed."""
     try:
-        size = len(json.dumps(result, ensure_ascii=False, allow_nan=False).encode())
+        size = len(json_text(result).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise JobFailed("result_invalid", f"The result is not JSON: {error}") from None
     if size > RESULT_LIMIT:

@@ -1,34 +1,35 @@
 """What a child says, from the bytes of its event pipe to checked values.
 
-The child runs other people's code, so nothing it sends is believed before it is checked.
+The child runs other people's code, so nothing it sends is believed before it is checked. A line
+that is no event is dropped, and the run goes on.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import logging
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, JsonValue
+from pydantic import Field, FiniteFloat, JsonValue
 
 from child.context import EVENT_LIMIT
+from child.names import json_text, relative
 from utils import Frozen
 
-_OUTSIDE: Final = "The child offered a path outside its own folder."
+log = logging.getLogger(__name__)
 
-
-class ProtocolError(Exception):
-    """The child sent something that the protocol does not know."""
+#: What a float holds exactly, so that percentages and times can be worked out.
+_Count = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
 class Progress(Frozen):
     """How far the job says it is."""
 
-    step: int
-    total: int | None
+    step: _Count
+    total: _Count | None
     message: str
-    metrics: dict[str, float]
+    metrics: dict[str, FiniteFloat]
 
 
 class CheckpointSealed(NamedTuple):
@@ -42,7 +43,7 @@ class CheckpointSealed(NamedTuple):
 
 
 class ArtifactReady(NamedTuple):
-    """The job says that a file is finished. `path` is relative to the outputs.
+    """The job says that a file is finished. `path` is relative to the outputs, as callers see it.
 
     What lies there is unchecked: by the time that it is read it may be something else.
     """
@@ -106,42 +107,53 @@ class EventReader:
     def __init__(self, heard: Callable[[Event | JobEnded], None]) -> None:
         self._heard = heard
         self._partial = b""
+        #: The line that goes on is too long; the rest of it is dropped.
+        self._too_long = False
+        self._dropped = 0
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes, in any portions. Raises ProtocolError."""
+        """Take the next bytes, in any portions."""
         *lines, self._partial = (self._partial + chunk).split(b"\n")
-        for line in (*lines, self._partial):
-            if len(line) > EVENT_LIMIT:
-                raise ProtocolError(f"The child sent an event of more than {EVENT_LIMIT} bytes.")
         for line in lines:
-            self._heard(self._parse(line))
+            event = None if self._too_long else parsed(line)
+            self._too_long = False
+            if event is None:
+                self._drop()
+            else:
+                self._heard(event)
+        if len(self._partial) > EVENT_LIMIT:
+            self._partial, self._too_long = b"", True
 
-    def _parse(self, line: bytes) -> Event | JobEnded:
-        try:
-            fields = json.loads(line, parse_constant=_refuse)
-            message = _MESSAGES[fields.pop("event")].model_validate(fields)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise ProtocolError("The child sent something that is not an event.") from None
-        if isinstance(message, _Checkpoint):
-            _check_path(message.path)
-            if not message.path.startswith("sealed/"):
-                raise ProtocolError(_OUTSIDE)
-            return CheckpointSealed(message.seq, message.path)
-        if isinstance(message, _Artifact):
-            _check_path(message.path)
-            return ArtifactReady(message.path)
-        assert isinstance(message, Event | JobEnded)
-        return message
+    def _drop(self) -> None:
+        self._dropped += 1
+        if self._dropped == 1:  # a job can write millions
+            log.warning("the job sent a line that is no event; it was dropped, as others will be")
 
 
-def _check_path(path: str) -> None:
-    """Raise ProtocolError unless it is relative, leads nowhere else and can be a path."""
-    if {"", ".", ".."} & set(path.split("/")) or "\0" in path:
-        raise ProtocolError(_OUTSIDE)
+def parsed(line: bytes) -> Event | JobEnded | None:
+    """The event that a line holds; None if it holds none."""
+    if len(line) > EVENT_LIMIT:
+        return None
     try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        raise ProtocolError("The child offered a path that no file can have.") from None
+        fields = json.loads(line, parse_constant=_refuse)
+        if b"\\ud" in line.lower():
+            fields = json.loads(json_text(fields))
+        message = _MESSAGES[fields.pop("event")].model_validate(fields)
+        return _checked(message)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _checked(message: Frozen) -> Event | JobEnded:
+    """Raises ValueError for a path that leads elsewhere, or that no file can have."""
+    if isinstance(message, _Checkpoint):
+        if not relative(message.path).startswith("sealed/"):
+            raise ValueError("outside")
+        return CheckpointSealed(message.seq, message.path)
+    if isinstance(message, _Artifact):
+        return ArtifactReady(relative(message.path))
+    assert isinstance(message, Event | JobEnded)
+    return message
 
 
 def _refuse(constant: str) -> None:

@@ -21,13 +21,7 @@ from typing import ClassVar, Final, NamedTuple
 from pydantic import JsonValue
 
 from child.environment import child_environment
-from child.events import (
-    Event,
-    EventReader,
-    JobEnded,
-    JobFailure,
-    ProtocolError,
-)
+from child.events import Event, EventReader, JobEnded, JobFailure
 from child.forks import Forked, ForkFailed, Template
 from child.guardian import adopt_orphans
 from child.job_log import JobLog, Redact
@@ -102,7 +96,6 @@ class Child:
         self._unheard: list[Event] = []
         self._on_event: Callable[[Event], None] = self._unheard.append
         self._final: JobEnded | None = None
-        self._offence: str | None = None
         self._listener_error: Exception | None = None
         self._stop_asked = False
         self._ended_by_us = False
@@ -188,13 +181,10 @@ class Child:
         return self.log.tail(lines)
 
     def _receive(self, chunk: bytes) -> None:
-        if self._offence is not None or self._listener_error is not None:
+        if self._listener_error is not None:
             return
         try:
             self._reader.feed(chunk)
-        except ProtocolError as error:
-            self._offence = str(error)
-            self._let_go()
         except Exception as error:  # noqa: BLE001 - the listener's; `run` raises it
             self._listener_error = error
             self._let_go()
@@ -264,7 +254,6 @@ class Child:
         return Evidence(
             exit_code=exit_code,
             final=self._final,
-            offence=self._offence,
             stop_asked=self._stop_asked,
             ended_by_us=self._ended_by_us,
             lingered=self._lingered,

@@ -55,8 +55,6 @@ class Evidence(NamedTuple):
     exit_code: int
     #: The job's last word, if it came to one.
     final: JobEnded | None
-    #: What the child sent that the protocol does not know.
-    offence: str | None
     stop_asked: bool
     #: We sent signals, and before that the job had not failed.
     ended_by_us: bool
@@ -70,8 +68,6 @@ class Evidence(NamedTuple):
 def judge(evidence: Evidence) -> Verdict:
     """The verdict. What the job says counts only if its process then ends as it should."""
     final = evidence.final
-    if evidence.offence is not None:
-        return _failed(evidence, "protocol_error", evidence.offence)
     if isinstance(final, JobCompleted) and evidence.exit_code == 0:
         return Completed(final.result)
     if evidence.ended_by_us or (isinstance(final, JobStopping) and evidence.stop_asked):

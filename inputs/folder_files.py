@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
+from child.names import from_key, in_key
 from storage import InvalidKey, Listed, check_key
 from utils import WorkerError
 from worker.settings import Settings
@@ -105,6 +106,12 @@ class FolderContents(NamedTuple):
     #: What callers announced of it.
     announcements: list[Listed]
 
+    def named(self, paths: Iterable[str]) -> FolderContents:
+        """With those of `paths` for keys that are made of a hash, which a listing cannot undo."""
+        names = {key: path for path in paths if (key := in_key(path)) in self.files}
+        files = [file._replace(path=names.get(at, at)) for at, file in self.files.items()]
+        return self._replace(files={file.path: file for file in files})
+
     def chunks_of(self, path: str) -> dict[int, Listed]:
         return self.chunks.get(chunk_name(path), {})
 
@@ -131,7 +138,7 @@ def file_key(folder: str, path: str) -> str:
     """
     if path.partition("/")[0] == OWN:
         raise InvalidKey(f"{OWN!r} is the worker's own")
-    return check_key(f"{PREFIX}{folder}/{path}")
+    return check_key(f"{PREFIX}{folder}/{in_key(path)}")
 
 
 def manifest_key(folder: str) -> str:
@@ -160,9 +167,10 @@ def announcements_prefix(folder: str) -> str:
 
 
 def callers_files(rows: Iterable[Listed], prefix: str) -> Iterator[InputFile]:
+    """Those of `rows` that a path leads to; a bucket may hold others, as a console's folders."""
     for row in rows:
-        path = row.key.removeprefix(prefix)
-        if not path.startswith(f"{OWN}/"):
+        path = from_key(row.key.removeprefix(prefix))
+        if path and not path.startswith(f"{OWN}/"):
             yield InputFile(path, row.size, row.modified, version=row.version)
 
 

@@ -96,7 +96,7 @@ class InputFolders:
         Raises:
             UploadRefused: a limit would be exceeded, or a file has too many parts.
         """
-        there = await self.contents(folder)
+        there = (await self.contents(folder)).named(file.path for file in files)
         check_room(there.announcements)
         check_limits(files, there, self._settings)
         counts = [self._parts(file) for file in files]
@@ -157,7 +157,7 @@ class InputFolders:
             UploadRefused: a limit would be exceeded, or a file of this name is there already.
         """
         file_key(folder, path)  # or no file may have this path
-        there = await self.contents(folder)
+        there = (await self.contents(folder)).named([path])
         if path in there.files and not overwrite:
             raise is_there_already(path)
         others = sum(row.size for at, row in there.chunks_of(path).items() if at != offset)
@@ -187,6 +187,8 @@ class InputFolders:
                 '(`"files": [{"path": ..., "size": ...}]`), or delete them'
             )
         before = await self.announcements.read(there.announcements)
+        paths = {*before.promises, *(file.path for file in announced)}
+        there = there.named(paths)
         new = news(announced, before.promises)
         announced = bound(announced, before.promises, there.files)
         check_limits(announced, there, self._settings)
@@ -195,23 +197,23 @@ class InputFolders:
             file.path for file in apart if await self._put_together(folder, file, there, overwrite)
         }
         if apart:
-            there = await self.contents(folder)
+            there = (await self.contents(folder)).named(paths)
         check_sizes(announced, there.files)
         known = await self._prove(folder, announced, there.files, hashed)
-        manifest = await self._list_all(folder, announced, known)
+        manifest = await self._list_all(folder, announced, known, paths)
         if new:
             await self.announcements.keep(folder, new)
         await self.announcements.merge(folder, before)
         return manifest
 
     async def _list_all(
-        self, folder: str, announced: list[Announced], known: Hashes
+        self, folder: str, announced: list[Announced], known: Hashes, paths: set[str]
     ) -> FolderManifest:
         """Write what the folder holds now. Proving may have taken minutes: it is listed anew, and
         anew again when another has written the manifest since it was read."""
         while True:
             last = await self._last(folder)
-            there = (await self.contents(folder)).files
+            there = (await self.contents(folder)).named(paths).files
             check_sizes(announced, there)
             if not there:
                 raise UnknownFolder(f"there is no input folder {folder!r}")
@@ -330,7 +332,7 @@ class InputFolders:
     async def page(
         self, folder: str, after: str | None, limit: int
     ) -> tuple[list[InputFile], str | None]:
-        """Up to `limit` files after `after`, and what to pass as `after` for more, if there are.
+        """Up to `limit` files after the end `after` of a key, and such an end if there are more.
 
         One request. A page may be short, or even empty, and still not be the last.
         """
@@ -411,7 +413,7 @@ class InputFolders:
         await self._store.delete([*sizes])
         await self.announcements.withdraw(folder, path)
         while last := await self._last(folder):
-            rest = [file for file in last.manifest.files if file.path != path]
+            rest = [each for each in last.manifest.files if file_key(folder, each.path) != key]
             if not sizes and len(rest) == len(last.manifest.files):
                 break
             if await self._swap(folder, last, rest):

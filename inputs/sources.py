@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field
 
+from child.names import relative
 from inputs.errors import InputRefused
 from storage import InvalidKey, check_key
 from utils import OWN_PREFIXES, Sha256, WorkerError
@@ -128,7 +129,14 @@ def _name_and_path(rest: str) -> tuple[str, str | None]:
         raise InputInvalid(
             "after `folder:` or `process:` comes a name, then perhaps `/` and a path"
         )
-    return name, _checked(path) if slash else None
+    return name, _path(path) if slash else None
+
+
+def _path(path: str) -> str:
+    try:
+        return relative(path)
+    except ValueError as error:
+        raise InputInvalid(f"a path in a source {error}") from None
 
 
 def _operators_key(key: str) -> str:
@@ -137,11 +145,7 @@ def _operators_key(key: str) -> str:
             f"`key:` names what lies beside the worker's own folders ({', '.join(OWN_PREFIXES)}); "
             "for those use `folder:` or `process:`"
         )
-    return _checked(key)
-
-
-def _checked(path: str) -> str:
     try:
-        return check_key(path)
+        return check_key(key)
     except InvalidKey as error:
         raise InputInvalid(str(error)) from None

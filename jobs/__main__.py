@@ -31,6 +31,7 @@ from pydantic import ValidationError
 from child.context import EVENT_LIMIT, JobContext, JobFailed, JobStopped
 from child.ending import Message, checked, failed, without_values
 from child.guardian import guard
+from child.names import json_text
 from child.prepare import prepared
 from jobs import JOBS
 
@@ -49,7 +50,7 @@ class EventWriter:
 
     def emit(self, event: Message) -> None:
         """Send one event. Raises ValueError or TypeError for what JSON cannot say."""
-        line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = json_text(event).encode() + b"\n"
         if len(line) > EVENT_LIMIT:
             raise ValueError(f"an event of {len(line)} bytes; the limit is {EVENT_LIMIT}")
         if threading.current_thread() is not threading.main_thread():
@@ -87,7 +88,7 @@ def main() -> None:
     os.register_at_fork(after_in_child=lambda: _cut_off(writer, control, events))
     faulthandler.enable()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # so that the log is up to date
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # an up-to-date log
     final = _final_event(_lines(control), writer)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is decided
     writer.emit(final)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from child.relative_path import relative
+from child.names import relative
 
 InputPath = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(relative)]
 

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from child.relative_path import is_relative
+from child.names import is_relative
 from programs.params import Param, params_model
 from programs.placeholders import (
     ArgvPart,

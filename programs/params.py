@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import SchemaError
 
-from child.relative_path import relative
+from child.names import relative
 from programs.placeholders import Declared, Value, as_text
 
 #: A text that sets no limit of its own; one item of a command line takes 128 KiB at most.

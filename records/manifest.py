@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from child.names import from_key, in_key
 from records.keys import attempt_prefix
 from records.record import Record, RefusedFile, StoredFile
 from storage import ObjectNotFound, Store
@@ -27,8 +28,7 @@ class Manifest(BaseModel, frozen=True, extra="ignore"):
     #: Whether this is all that a completed process made; False after a failure or a stop.
     complete: bool
     files: tuple[StoredFile, ...]
-    #: How many entries of the output folder were left behind: links, what is no regular file,
-    #: names that no key may have.
+    #: How many entries of the output folder were left behind: links, what is no regular file.
     refused_count: int = 0
     #: The first of them, with reasons.
     refused: tuple[RefusedFile, ...] = ()
@@ -72,10 +72,12 @@ class Manifests:
         if told is not None:
             return told
         prefix = artifact_key(record.process_id, record.attempt, "")
-        return [
-            Artifact(row.key.removeprefix(prefix), row.size, None, None)
+        listed = [
+            Artifact(path, row.size, None, None)
             async for row in list_all(self._store, prefix)
+            if (path := from_key(row.key.removeprefix(prefix)))
         ]
+        return sorted(listed)
 
     async def artifact(self, record: Record, path: str) -> Artifact:
         """One of them, at the price of one request at most.
@@ -145,7 +147,7 @@ def find(artifacts: list[Artifact], path: str) -> Artifact:
 
 
 def artifact_key(process_id: str, attempt: int, path: str) -> str:
-    return f"{attempt_prefix(process_id, attempt)}artifacts/{path}"
+    return f"{attempt_prefix(process_id, attempt)}artifacts/{in_key(path)}"
 
 
 def manifest_key(process_id: str, attempt: int) -> str:

@@ -38,6 +38,10 @@ class Laid(BaseModel, extra="forbid"):
     seals: str = ""
     #: A file or folder below `checkpoints` that is handed over before all that.
     checkpoint: str = ""
+    #: Names of outputs in hex, that hold their names and are offered.
+    names: list[str] = []
+    #: An input whose names are returned in hex.
+    named: str = ""
     #: Print so many lines of 64 bytes.
     lines: int = 0
     #: Wait for this file to appear, at the end.
@@ -50,6 +54,7 @@ def lay(context: JobContext, params: Laid) -> JsonValue:
     for path, text in params.files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
+    _lay_named(context, params.names)
     if params.checkpoint:
         context.checkpoint(context.checkpoints / params.checkpoint)
     for path in params.moved:
@@ -64,7 +69,20 @@ def lay(context: JobContext, params: Laid) -> JsonValue:
     context.progress(1)
     while params.waits_for and not Path(params.waits_for).exists():
         time.sleep(0.01)
-    return None
+    return _names_in(context.inputs / params.named) if params.named else None
+
+
+def _lay_named(context: JobContext, names: list[str]) -> None:
+    for name in map(bytes.fromhex, names):
+        path = context.outputs / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name)
+        context.artifact(path)
+
+
+def _names_in(folder: Path) -> JsonValue:
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(os.fsencode(path).hex() for path in found)
 
 
 def _say(event: dict[str, JsonValue]) -> None:

@@ -243,7 +243,7 @@ async def test_an_empty_file_has_one_empty_stretch(crowd):
         ({"path": "/etc/passwd"}, "invalid_request"),
         ({"path": "a\0b"}, "invalid_request"),
         ({"path": "..%2fmanifest.json"}, "unknown_artifact"),
-        ({"path": "..\\manifest.json"}, "invalid_request"),
+        ({"path": "..\\manifest.json"}, "unknown_artifact"),
         ({"path": "\uff0e\uff0e/manifest.json"}, "unknown_artifact"),
         ({"path": "x" * 701}, "invalid_request"),
     ],

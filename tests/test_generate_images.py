@@ -377,7 +377,7 @@ def test_these_bad_models_are_bad_for_what_is_said_only(
     assert attempt.outputs()["images/00000.png"] == undisturbed.outputs()["images/00000.png"]
 
 
-@pytest.mark.parametrize("name", ["other", "model/nothing", "x" * 300])
+@pytest.mark.parametrize("name", ["other", "model/nothing"])
 def test_a_model_that_is_not_there(name: str, new_attempt: Callable[..., Attempt]) -> None:
     with pytest.raises(JobFailed, match="which are: model") as failed:
         new_attempt().run(model=name)

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 
 from child import job_log, runner
 from child.events import ArtifactReady, CheckpointSealed, Event, Progress
 from child.runner import Attempt, Child, ChildNotStarted
 from child.verdict import Completed, Failed
-from tests.children import UNRULY, attempt, failure_of, result_of, run
+from tests.children import UNRULY, attempt, result_of, run
 from tests.images import zipped
 
 
@@ -143,21 +144,38 @@ async def test_an_error_of_the_listener_ends_the_child_and_is_raised(tmp_path: P
         '{"event": "artifact", "path": "/etc/passwd"}\n',
         '{"event": "checkpoint", "seq": 1, "path": "outputs"}\n',
         '{"event": "checkpoint", "seq": 1, "path": "sealed/../outputs"}\n',
-        '{"event": "artifact", "path": "half\\ud800"}\n',
+        '{"event": "progress", "step": 1e999, "total": 1, "message": "", "metrics": {}}\n',
+        '{"event": "progress", "step": 1, "total": 1, "message": "", "metrics": {"x": 1e999}}\n',
         '{"event": "artifact", "path": "nul\\u0000"}\n',
         "[" * 100_000 + "\n",
         "\xff\n",
     ],
 )
-async def test_what_is_no_event_ends_the_child_and_fails(tmp_path: Path, text: str) -> None:
-    failure = await failure_of(tmp_path, "send", text=text)
-    assert failure.code == "protocol_error"
+async def test_what_is_no_event_costs_that_line_alone(tmp_path: Path, text: str) -> None:
+    assert await heard_after(tmp_path, text=text) == [1]
 
 
-async def test_an_endless_line_ends_the_child_instead_of_filling_memory(tmp_path: Path) -> None:
-    failure = await failure_of(tmp_path, "send", text="x" * 65536, times=100_000)
-    assert failure.code == "protocol_error"
-    assert "more than" in failure.message
+async def test_an_endless_line_is_dropped_and_does_not_fill_memory(tmp_path: Path) -> None:
+    assert await heard_after(tmp_path, text="x" * 65536, times=100, end="\n") == [1]
+
+
+async def heard_after(tmp_path: Path, **params: JsonValue) -> list[int]:
+    """The steps of a job that sends `params`, then step 1, and completes."""
+    events: list[Event] = []
+    child = await Child.spawn(attempt(tmp_path, "send", **params))
+    assert await child.run(events.append) == Completed(None)
+    return [event.step for event in events if isinstance(event, Progress)]
+
+
+async def test_a_file_name_that_is_not_utf_8_reaches_the_worker_as_callers_see_it(
+    tmp_path: Path,
+) -> None:
+    events: list[Event] = []
+    child = await Child.spawn(attempt(tmp_path, "tell_of_an_odd_name"))
+    assert await child.run(events.append) == Completed({"file": r"caf\xe9.png"})
+    assert [type(event) for event in events] == [Progress, ArtifactReady]
+    assert isinstance(events[0], Progress)
+    assert events[0].message == events[1].path == r"caf\xe9.png"  # type: ignore[union-attr]
 
 
 async def test_what_a_job_prints_cannot_pass_for_an_event(tmp_path: Path) -> None:

@@ -146,13 +146,24 @@ def complete_but_linger(_context: JobContext, _params: dict[str, Any]) -> JsonVa
     return "all is well"
 
 
-def send(_context: JobContext, params: dict[str, Any]) -> JsonValue:
+def send(context: JobContext, params: dict[str, Any]) -> JsonValue:
     """Write to the event pipe behind the context's back."""
     text = params["text"].encode()
     for _ in range(params.get("times", 1)):
         os.write(event_pipe(), text)
-    time.sleep(86400)
+    os.write(event_pipe(), params.get("end", "").encode())
+    context.progress(1)
     return None
+
+
+def tell_of_an_odd_name(context: JobContext, _params: dict[str, Any]) -> JsonValue:
+    """Print, report, offer and return a name whose bytes are not UTF-8."""
+    path = context.outputs / os.fsdecode(b"caf\xe9.png")
+    path.write_text("")
+    sys.stdout.write(f"{path.name}\n")
+    context.progress(1, message=path.name)
+    context.artifact(path)
+    return {"file": path.name}
 
 
 def report_and_die(context: JobContext, params: dict[str, Any]) -> JsonValue:
@@ -291,6 +302,7 @@ KINDS = [
     complete_but_linger,
     send,
     report_and_die,
+    tell_of_an_odd_name,
     report_fast,
     save_and_offer,
     have_descendants,

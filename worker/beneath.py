@@ -18,8 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-#: Longer paths are refused: no key of a store could hold them.
-MAX_PATH_BYTES: Final = 1024
+from child.names import MAX_PATH_BYTES
+
 FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPENAT2: Final = 437  # the same on every architecture
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08

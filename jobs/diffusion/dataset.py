@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from child.context import JobContext, JobFailed, JobStopped
+from child.names import on_disk
 from child.packed import MAX_INFLATION, check_methods, promises_too_much, why_unsafe_in_zip
 from jobs.diffusion.pictures import Pixels
 from jobs.input_path import contents_of, is_there
@@ -88,7 +89,7 @@ def find_dataset(inputs: Path, dataset: str) -> Path:
 
     Raises JobFailed: dataset_missing, or dataset_unsafe when a link leads out of there.
     """
-    roots = {inputs: inputs / dataset}
+    roots = {inputs: inputs / on_disk(dataset)}
     if dataset.startswith(f"{EXAMPLES.name}/"):
         roots[EXAMPLES] = EXAMPLES.parent / dataset
     for root, path in roots.items():

@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic import JsonValue
 
 from child.context import JobContext, JobFailed, JobStopped
+from child.names import on_disk
 from jobs.diffusion.device import choose_device
 from jobs.diffusion.model_file import MODEL, Description, load_network
 from jobs.diffusion.params import GenerationParams
@@ -104,7 +105,8 @@ class Model(NamedTuple):
 
 def find_model(inputs: Path, name: str) -> Path:
     """The file of the model that is called `name`: itself, or in a folder. Raises model_missing."""
-    for path in (inputs / name / MODEL, inputs / name):
+    place = inputs / on_disk(name)
+    for path in (place / MODEL, place):
         try:
             if is_there(inputs, path) and path.is_file():
                 return path
