@@ -96,8 +96,8 @@ class JobContext:
         self._emit(
             {
                 "event": "progress",
-                "step": step,
-                "total": total,
+                "step": int(step),
+                "total": None if total is None else int(total),
                 "message": message[:500],
                 "metrics": finite,
             }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
+from functools import partial
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from child.context import RESULT_LIMIT, JobFailed
 from child.names import json_text
+from child.plain import plain
 
 Message = dict[str, Any]
 
@@ -50,8 +53,12 @@ def failed(error: Exception) -> Message:
 
 
 def checked(result: object) -> object:
-    """`result`, if it can be part of a reply. Raises JobFailed."""
+    """`result` as plain JSON, if it can be part of a reply. Raises JobFailed.
+
+    A warning about a number that became null goes to the job's log, as all that a job prints.
+    """
     try:
+        result = plain(result, partial(print, "warning:", file=sys.stderr))
         size = len(json_text(result).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise JobFailed("result_invalid", f"The result is not JSON: {error}") from None

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from itertools import islice
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, FiniteFloat, JsonValue
+from pydantic import AfterValidator, Field, FiniteFloat, JsonValue
 
 from child.context import EVENT_LIMIT
 from child.names import json_text, relative
@@ -23,13 +24,27 @@ log = logging.getLogger(__name__)
 _Count = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
+#: The largest texts that the worker takes over, in characters, and how many metrics. The child
+#: cuts, too, but nothing obliges a job to go through it.
+MESSAGE_LENGTH, FAILURE_LENGTH, NAME_LENGTH, MAX_METRICS = 500, 2000, 100, 100
+
+
+def _cut(length: int) -> AfterValidator:
+    return AfterValidator(lambda text: text[:length])
+
+
+def _fewer(metrics: dict[str, float]) -> dict[str, float]:
+    """The first MAX_METRICS, by names of at most NAME_LENGTH characters."""
+    return {name[:NAME_LENGTH]: value for name, value in islice(metrics.items(), MAX_METRICS)}
+
+
 class Progress(Frozen):
     """How far the job says it is."""
 
     step: _Count
     total: _Count | None
-    message: str
-    metrics: dict[str, FiniteFloat]
+    message: Annotated[str, _cut(MESSAGE_LENGTH)]
+    metrics: Annotated[dict[str, FiniteFloat], AfterValidator(_fewer)]
 
 
 class CheckpointSealed(NamedTuple):
@@ -70,7 +85,7 @@ class JobFailure(Frozen):
     """The job raised."""
 
     code: str = Field(max_length=100)
-    message: str = Field(max_length=2000)
+    message: Annotated[str, _cut(FAILURE_LENGTH)]
     retryable: bool
 
 

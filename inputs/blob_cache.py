@@ -108,6 +108,7 @@ class BlobCache:
         self._busy: Counter[str] = Counter()
         #: The sha256 of blobs that this worker brought, by key.
         self._brought: dict[str, str] = {}
+        self._preparing = asyncio.Lock()
         self._prepared = False
         #: Bytes that may still come before somebody must look at all that is here.
         self._room = 0
@@ -237,10 +238,11 @@ class BlobCache:
     # ---- the folder
 
     async def _prepare(self) -> None:
-        if not self._prepared:
-            with disk_errors():
-                await asyncio.to_thread(self._sweep)
-            self._prepared = True
+        async with self._preparing:
+            if not self._prepared:
+                with disk_errors():
+                    await asyncio.to_thread(self._sweep)
+                self._prepared = True
 
     async def _evict(self) -> None:
         if self._room > 0:

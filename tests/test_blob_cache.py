@@ -113,6 +113,16 @@ async def test_another_worker_finds_it_by_its_sha256(
     assert origin.asked == [None]
 
 
+async def test_many_first_callers_prepare_the_folder_once(
+    cache: BlobCache, origin: Origin, inputs: Path
+) -> None:
+    names = [str(number) for number in range(20)]
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(cache.place(name, inputs / name, origin.fetch, immutable=True))
+    assert {(inputs / name).read_bytes() for name in names} == {b"content"}
+
+
 @pytest.mark.parametrize("before_the_first", [True, False])
 async def test_a_link_in_place_of_the_folder_diverts_nothing(
     cache: BlobCache,

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,43 @@ def test_a_value_is_found_as_it_is_in_a_url_and_in_json(text):
 def test_a_long_line_takes_no_longer_than_many_short_ones(piece):
     line = piece * (256 * 1024 // len(piece)) + "? token :// key"
     assert len(Redactor([VALUE]).text(line)) > 200_000
+
+
+#: Texts that almost match, each the piece of one pattern.
+ALMOST = [
+    "eyJ-",
+    "eyJ0123456789.",
+    "eyJ",
+    "Bearer ",
+    "secret=1.",
+    "secret = ",
+    "a.b-c+",
+    "https://a",
+    "?token=&",
+    "-----BEGIN A PRIVATE KEY",
+    "hf_sk-xoxa-gho_",
+    "AKIA0",
+]
+
+
+@pytest.mark.parametrize("piece", ALMOST)
+def test_a_text_that_almost_matches_takes_no_longer_than_another(piece):
+    """CPU time of this thread, the least of several; a token without its end took 60 times as long.
+
+    A job prints such texts as it likes, and every log line and event of it is searched.
+    """
+
+    def least(part):
+        text = (part * 65536)[:65536]
+
+        def once():
+            begin = time.thread_time()
+            Redactor().text(text)
+            return time.thread_time() - begin
+
+        return min(once() for _ in range(5))
+
+    assert least(piece) < 15 * least("word = x ")
 
 
 def test_links_of_a_reply_stay_whole_and_nothing_else_does():

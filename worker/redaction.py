@@ -62,8 +62,9 @@ _MODEL_TOKENS = {
     "class",
 }
 
-#: Whatever repeats in it has a bound, or begins where nothing before it can begin: a line of 16 KiB
-#: that almost matches must not take longer than one that does not.
+#: A search takes time that is linear in the length of the text: a part that repeats has a small
+#: bound, or no match of the same part can begin within it. So a JSON web token, whose parts may
+#: hold `-`, begins after a character that no part holds, and not at a `\b`.
 _PLACES = re.compile(
     r"""
       (?P<param>[?&](?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId
@@ -75,7 +76,7 @@ _PLACES = re.compile(
         (?![\d.]+\b)[^\s"',;&}\])]{4,}
     | (?P<shape>)(?:\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bhf_[A-Za-z0-9]{20,}|\brpa_[A-Za-z0-9]{20,}
         |\bgh[pousr]_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bxox[abp]-[A-Za-z0-9-]{10,}
-        |\beyJ[A-Za-z0-9_-]{10,2000}\.[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]+
+        |(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{10,2000}\.[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]+
         |-----BEGIN[ A-Z]{0,20}PRIVATE\ KEY-----[^-]*(?:-----END[ A-Z]{0,20}PRIVATE\ KEY-----)?)
     """,
     re.VERBOSE | re.IGNORECASE,
