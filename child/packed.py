@@ -44,6 +44,8 @@ MAX_XZ_BYTES: Final = 128 << 20
 MAX_NAME_BYTES: Final = 1024
 MAX_PART_BYTES: Final = 255
 
+#: In a zip, what made it: MS-DOS, which is what Windows says.
+_WINDOWS: Final = 0
 _ZIP_ENTRY: Final = b"PK\x01\x02"
 #: zipfile unpacks what other methods made in pieces of any size.
 _ZIP_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -78,8 +80,10 @@ def why_unsafe(name: str) -> str | None:
     """What forbids to make a file of that name below a folder; None if nothing does."""
     path = PurePosixPath(name)
     parts = path.parts
-    if path.is_absolute() or ".." in parts or "\\" in name or re.match("[A-Za-z]:", str(path)):
+    if path.is_absolute() or ".." in parts or re.match("[A-Za-z]:", str(path)):
         return "leads out of it"
+    if "\\" in name:
+        return "has a backslash in its name, which divides folders on some systems only"
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
         return "has a name with characters that no name should have"
     if len(name.encode()) > MAX_NAME_BYTES or any(len(p.encode()) > MAX_PART_BYTES for p in parts):
@@ -91,7 +95,17 @@ def why_unsafe_in_zip(member: zipfile.ZipInfo) -> str | None:
     """What forbids to unpack it; None if nothing does."""
     if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a special file"
-    return why_unsafe(member.orig_filename)  # `filename` ends before a NUL
+    return why_unsafe(zip_name(member))
+
+
+def zip_name(member: zipfile.ZipInfo) -> str:
+    """The name of a member, folders divided by `/`.
+
+    A zip made on Windows may divide them by backslashes (PowerShell 5 does), which no name there
+    can hold; elsewhere a backslash is a character.
+    """
+    name = member.orig_filename  # `filename` ends before a NUL
+    return name.replace("\\", "/") if member.create_system == _WINDOWS else name
 
 
 def check_methods(members: Iterable[zipfile.ZipInfo]) -> None:
@@ -185,8 +199,8 @@ def _zip_members(path: Path, max_members: int) -> Iterator[Member]:
                 "input_too_large", f"It would unpack to more than {MAX_INFLATION} times its size."
             )
         for member in members:
-            folder = member.orig_filename.endswith("/")
-            yield Member(member.orig_filename, folder, _zip_chunks(archive, member))
+            name = zip_name(member)
+            yield Member(name, name.endswith("/"), _zip_chunks(archive, member))
 
 
 def _zip_chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:

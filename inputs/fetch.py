@@ -27,7 +27,7 @@ from inputs.files import CHUNK, Blob, disk_errors, new_part_beside, write_at
 from inputs.public_web import FAULTS, Hop, Web, visit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     import httpx
@@ -39,6 +39,17 @@ _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 #: Nobody needs a longer ETag, and each is kept and sent back.
 _MAX_ETAG = 1024
 _MAX_WAIT_SECONDS = 10.0
+#: Between tries of a server that asks to wait, but for no time at all.
+_LEAST_WAIT_SECONDS = 1.0
+#: Servers describe a packed file by its encoding (Apache's `AddEncoding`): the bytes are the file.
+_PACKED_NAMES = {
+    "gzip": (".gz", ".tgz"),
+    "x-gzip": (".gz", ".tgz"),
+    "bzip2": (".bz2", ".tbz", ".tbz2"),
+    "x-bzip2": (".bz2", ".tbz", ".tbz2"),
+    "xz": (".xz", ".txz"),
+    "x-xz": (".xz", ".txz"),
+}
 
 
 class Limits(NamedTuple):
@@ -52,6 +63,14 @@ class Limits(NamedTuple):
     tries: int = 5
     #: The wait after the first of these, at most; it doubles with each.
     backoff_seconds: float = 0.5
+
+
+class _AskedToWait(InputUnreachable):
+    """The server says when to ask again (`Retry-After`)."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class Answer(Enum):
@@ -113,12 +132,20 @@ async def fetch(
 async def _persist(download: _Download, url: str, web: Web) -> bool:
     """Try until the file is whole (True) or known to be unchanged (False).
 
-    Raises the last failure when too many tries in a row brought nothing new.
+    A wait that the server asks for is no failed try. Raises the last failure when too many tries in
+    a row brought nothing new, or when that wait would take longer than the time that is left.
     """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + download.limits.total_seconds
     furthest = failures = 0
     while True:
         try:
             return await _try(download, url, web)
+        except _AskedToWait as error:
+            if loop.time() + error.seconds > end:
+                raise
+            await asyncio.sleep(error.seconds)
+            continue
         except InputUnreachable as error:
             failure = error
         failures = 0 if download.size > furthest else failures + 1
@@ -138,7 +165,7 @@ async def _try(download: _Download, url: str, web: Web) -> bool:
         if answer is Answer.UNCHANGED:
             return False
         if answer is Answer.LATER:
-            raise InputUnreachable(f"{hop.name} answered with status {status}")
+            raise _later(f"{hop.name} answered with status {status}", response.headers)
         if answer is Answer.ANEW:
             download.forget()
             raise InputUnreachable(f"{hop.name} did not go on where it had broken off")
@@ -147,8 +174,23 @@ async def _try(download: _Download, url: str, web: Web) -> bool:
             download.begin(response.headers)
         else:
             download.go_on(response.headers)
-        await _read(download, response)
+        await _read(download, response, web.read_seconds)
     return True
+
+
+def _later(sentence: str, headers: httpx.Headers) -> InputUnreachable:
+    """By how long the server asks to wait: in seconds, or until a time by its own clock."""
+    asked = headers.get("retry-after", "")
+    if re.fullmatch("[0-9]{1,9}", asked):
+        seconds = float(asked)
+    else:
+        try:
+            now = parsedate_to_datetime(headers.get("date", ""))
+            seconds = (parsedate_to_datetime(asked) - now).total_seconds()
+        except (TypeError, ValueError, OverflowError):
+            return InputUnreachable(sentence)
+    sentence = f"{sentence} and asks to wait {seconds:.0f} seconds"
+    return _AskedToWait(sentence, max(seconds, _LEAST_WAIT_SECONDS))
 
 
 def judge(status: int, headers: httpx.Headers, download: _Download, hop: Hop) -> Answer:
@@ -183,20 +225,34 @@ def _fits(headers: httpx.Headers, download: _Download) -> bool:
 
 
 def _check_encoding(headers: httpx.Headers, hop: Hop) -> None:
-    """Unpacked, it would have another size and SHA-256, and no part of it could be asked for."""
-    if headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-        raise InputRefused(
-            f"{hop.name} comes with a Content-Encoding though none was asked for; store it as it "
-            "is, without that header"
-        )
+    """Raises InputRefused for a body that is encoded on its way.
+
+    Unpacked, it would have another size and SHA-256, and no part of it could be asked for. A file
+    whose own name says that it is packed so arrives as it is.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("", "identity") or hop.url.path.lower().endswith(
+        _PACKED_NAMES.get(encoding, ())
+    ):
+        return
+    raise InputRefused(
+        f"{hop.name} comes with the Content-Encoding {encoding[:20]!r} though none was asked for; "
+        "store it as it is, without that header"
+    )
 
 
-async def _read(download: _Download, response: httpx.Response) -> None:
-    """Take the body. Raises InputUnreachable if it broke off, InputMismatch if it is too long."""
+async def _read(download: _Download, response: httpx.Response, silence: float) -> None:
+    """Take the body, with no longer silence in it.
+
+    Raises InputUnreachable if it broke off, InputMismatch if it is too long.
+    """
     broken = None
+    body = response.aiter_raw()
     try:
-        async for data in response.aiter_raw():
+        while data := await _next(body, silence):
             await download.take(data)
+    except TimeoutError:
+        broken = f"nothing came for {silence:g} seconds"
     except FAULTS as error:
         broken = type(error).__name__
     await download.flush()
@@ -209,6 +265,12 @@ async def _read(download: _Download, response: httpx.Response) -> None:
             f"{download.name} broke off at byte {download.size}{of}"
             + (f" ({broken})" if broken else "")
         )
+
+
+async def _next(body: AsyncIterator[bytes], silence: float) -> bytes:
+    """The next bytes; none at the end. Raises TimeoutError."""
+    async with asyncio.timeout(silence):
+        return await anext(body, b"")
 
 
 class _Download:

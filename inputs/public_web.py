@@ -96,7 +96,9 @@ class Web(NamedTuple):
     allowed: AllowedHosts = frozenset()
     #: To find a host's addresses; then, for each of them, to be connected.
     connect_seconds: float = 10.0
-    #: Without a byte.
+    #: For the first byte of an answer: some servers make the file only when they are asked.
+    answer_seconds: float = 300.0
+    #: Without a byte of its body.
     read_seconds: float = 30.0
     #: Whom to trust; None: whom everybody trusts.
     tls: ssl.SSLContext | None = None
@@ -267,7 +269,7 @@ async def _send(
     async with web.transport or httpx.AsyncHTTPTransport(
         verify=web.tls or _usual_tls(), trust_env=False
     ) as transport:
-        timeout = httpx.Timeout(web.read_seconds, connect=web.connect_seconds)
+        timeout = httpx.Timeout(web.answer_seconds, connect=web.connect_seconds)
         requests = [_pinned(hop, address, headers, timeout) for address in addresses]
         response = await _first_answer(transport, hop, requests)
         try:

@@ -23,7 +23,9 @@ STRONG = {"ETag": '"v1"'}
 HERE = parse_allowed_hosts("127.0.0.1")
 
 
-async def get(server: WebServer, path: Path, **changes: Any) -> Blob | None:
+async def get(
+    server: WebServer, path: Path, *, at: str = "/folder/file", **changes: Any
+) -> Blob | None:
     """Fetch the server's file with short waits; fields of Limits and Web may be given."""
     limits: dict[str, Any] = {
         "max_bytes": 100 << 20,
@@ -37,7 +39,7 @@ async def get(server: WebServer, path: Path, **changes: Any) -> Blob | None:
             if name in kind._fields:
                 fields[name] = changes.pop(name)
     return await fetch(
-        f"{server.url}/folder/file?{QUERY}",
+        f"{server.url}{at}?{QUERY}",
         path,
         web=Web(**web),
         limits=Limits(**limits),

@@ -21,6 +21,7 @@ from inputs.errors import (
     InputTooLarge,
     InputUnreachable,
 )
+from inputs.public_web import Web
 from tests.fetching import CONTENT, HALF, QUERY, STRONG, blob, get
 from tests.web_server import Reply, WebServer, in_turn
 
@@ -238,12 +239,72 @@ async def test_a_body_that_is_always_shorter_than_it_says(
     assert len(server.asked) == 4  # the first brought something, three no more than that
 
 
+@pytest.mark.parametrize(
+    ("path", "encoding"),
+    [("/a.tar.gz", "gzip"), ("/a.TGZ", "x-gzip"), ("/a.tar.bz2", "x-bzip2"), ("/a.tar.xz", "xz")],
+)
+async def test_a_packed_file_that_is_said_to_be_encoded_arrives_as_it_is(
+    server: WebServer, tmp_path: Path, path: str, encoding: str
+) -> None:
+    """Apache's AddEncoding describes the file, not what became of it on its way."""
+    server.answer = lambda _: Reply(body=CONTENT, headers={"Content-Encoding": encoding})
+    assert await get(server, tmp_path / "x", at=path) == blob(CONTENT)
+
+
+@pytest.mark.parametrize(("path", "encoding"), [("/a.png", "gzip"), ("/a.gz", "br")])
+async def test_a_file_that_is_encoded_on_its_way_is_refused_in_words(
+    server: WebServer, tmp_path: Path, path: str, encoding: str
+) -> None:
+    server.answer = lambda _: Reply(body=CONTENT, headers={"Content-Encoding": encoding})
+    with pytest.raises(InputRefused, match=encoding):
+        await get(server, tmp_path / "x", at=path)
+
+
 # ---- time
+
+
+@pytest.mark.parametrize("date", [True, False])
+async def test_what_a_server_asks_to_wait_is_waited_for_and_no_failed_try(
+    server: WebServer, path: Path, monkeypatch: pytest.MonkeyPatch, date: bool
+) -> None:
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def quick(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr("inputs.fetch.asyncio.sleep", quick)
+    later = {"Retry-After": "20"}
+    if date:  # by the server's own clock, whatever ours says
+        later = {
+            "Date": "Tue, 01 Dec 2020 10:00:00 GMT",
+            "Retry-After": "Tue, 01 Dec 2020 10:00:20 GMT",
+        }
+    server.answer = lambda _: (
+        Reply(429, headers=later) if len(server.asked) < 9 else Reply(body=CONTENT)
+    )
+    assert await get(server, path, tries=3) == blob(CONTENT)
+    assert waits == [20.0] * 8
+
+
+async def test_a_wait_beyond_the_time_that_is_left_fails_at_once(
+    server: WebServer, path: Path
+) -> None:
+    server.answer = lambda _: Reply(503, headers={"Retry-After": "7200"})
+    with pytest.raises(InputUnreachable, match="asks to wait 7200 seconds"):
+        await get(server, path, total_seconds=3600)
+    assert len(server.asked) == 1
+
+
+def test_a_server_may_take_longer_for_its_answer_than_between_two_bytes() -> None:
+    """Some make the file only when they are asked."""
+    assert Web().answer_seconds > 45 > Web().read_seconds
 
 
 async def test_a_server_that_says_nothing(server: WebServer, path: Path) -> None:
     server.answer = lambda _: Reply(body=b"xy", silent_after=1)
-    with pytest.raises(InputUnreachable, match="ReadTimeout"):
+    with pytest.raises(InputUnreachable, match=r"nothing came for 0\.1 seconds"):
         await get(server, path, read_seconds=0.1, tries=1)
     assert not path.exists()
 

@@ -28,7 +28,7 @@ def test_formats(format_name: str, tmp_path: Path) -> None:
     context = JobContext(tmp_path)
     picture = encoded(Image.new("RGB", (20, 10), "white"), format_name)
     give(context, {f"images/a.{format_name}": picture})
-    pixels, _ = load_images(context, "images", 8, "rgb")
+    pixels, *_ = load_images(context, "images", 8, "rgb")
     assert pixels.shape == (1, 8, 8, 3)
     assert pixels.min() >= 254
 
@@ -62,6 +62,59 @@ def test_the_central_square_is_what_counts(tmp_path: Path) -> None:
     wide.paste("white", (16, 0, 24, 8))
     give(context, {"images/a.png": encoded(wide, "PNG")})
     assert (load_images(context, "images", 8, "auto").pixels == 255).all()
+
+
+# ---- what is not the picture never refuses it
+
+
+def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A sound PNG with more chunks after its header."""
+    plain = png()
+    more = b"".join(
+        len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+        for name, data in chunks
+    )
+    return plain[:33] + more + plain[33:]
+
+
+MUCH = zlib.compress(bytes(1_500_000))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"zTXt", b"prompt\0\0" + MUCH),
+        (b"iTXt", b"workflow\0\1\0\0\0" + MUCH),
+        (b"iCCP", b"profile\0\0" + MUCH),
+        (b"zTXt", b"damaged\0\0no stream"),
+        (b"eXIf", b"MM\0*\0\0\xff\xff"),
+    ],
+    ids=["zTXt", "iTXt", "iCCP", "a damaged text", "damaged EXIF"],
+)
+def test_large_and_damaged_descriptions_change_no_picture(
+    chunk: tuple[bytes, bytes], tmp_path: Path
+) -> None:
+    context = JobContext(tmp_path)
+    give(context, {"images/a.png": png_with(chunk), "images/b.png": png()})
+    one, other = load_images(context, "images", 8, "auto").pixels
+    assert (one == other).all()
+
+
+def test_broken_images_can_be_skipped_and_are_listed(tmp_path: Path) -> None:
+    context = JobContext(tmp_path)
+    give(context, {"images/a.png": b"", "images/b.png": png(), "images/c.png": image_bomb(9_000)})
+    images = load_images(context, "images", 8, "auto", skip_broken=True)
+    assert len(images.pixels) == 1
+    assert list(images.skipped) == ["a.png", "c.png"]
+    assert "BytesIO" not in str(images.skipped)
+
+
+def test_a_dataset_of_nothing_but_broken_images_is_empty(tmp_path: Path) -> None:
+    context = JobContext(tmp_path)
+    give(context, {"images/a.png": b""})
+    with pytest.raises(JobFailed, match="were skipped") as failed:
+        load_images(context, "images", 8, "auto", skip_broken=True)
+    assert failed.value.code == "dataset_empty"
 
 
 # ---- bad data: each fails before the first step, with a code, and names the file

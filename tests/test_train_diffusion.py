@@ -336,9 +336,7 @@ def test_limits(changes: dict[str, Any]) -> None:
         tiny(**changes)
 
 
-@pytest.mark.parametrize(
-    "path", ["", "/etc", "../other", "a/../../b", "a//b", "a/", ".", "a\\b", "a\nb", "a\0b"]
-)
+@pytest.mark.parametrize("path", ["", "/etc", "../other", "a/../../b", "a//b", "a/", ".", "a\0b"])
 def test_a_dataset_cannot_be_looked_for_elsewhere(path: str) -> None:
     with pytest.raises(ValidationError):
         tiny(dataset=path)

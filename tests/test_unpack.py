@@ -179,6 +179,31 @@ def test_an_xz_of_two_streams(tmp_path: Path) -> None:
 # ---- what is unsafe
 
 
+def windows_zip(*names: str) -> bytes:
+    """As PowerShell 5 makes it: folders divided by backslashes."""
+    members = []
+    for name in names:
+        info = zipfile.ZipInfo("x")
+        info.filename, info.create_system = name, 0
+        members.append((info, b"" if name.endswith("\\") else b"1"))
+    return zip_of(*members)
+
+
+def test_a_zip_of_windows_divides_folders_by_backslashes(tmp_path: Path) -> None:
+    unpack_bytes(tmp_path, windows_zip("photos\\", "photos\\cats\\a.png", "b.png"))
+    assert contents(tmp_path / "target") == {"photos/cats/a.png": b"1", "b.png": b"1"}
+
+
+@pytest.mark.parametrize("name", ["..\\a", "a\\..\\..\\b", "\\a", "C:\\a", "\\\\server\\a"])
+def test_such_a_zip_leads_nowhere_else(name: str, tmp_path: Path) -> None:
+    assert refused(tmp_path / "here", windows_zip(name)) == "input_unsafe"
+
+
+def test_a_backslash_from_elsewhere_is_refused_for_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(JobFailed, match="has a backslash in its name"):
+        unpack_bytes(tmp_path, zip_of(("a\\b", b"1")))
+
+
 UNSAFE_NAMES = [
     "../a",
     "..",

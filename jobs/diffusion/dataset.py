@@ -10,15 +10,24 @@ import io
 import os
 import stat
 import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from child.context import JobContext, JobFailed, JobStopped
 from child.names import on_disk
-from child.packed import MAX_INFLATION, check_methods, promises_too_much, why_unsafe_in_zip
+from child.packed import (
+    MAX_INFLATION,
+    check_methods,
+    promises_too_much,
+    why_unsafe_in_zip,
+    zip_name,
+)
+from jobs.diffusion.descriptions import without_descriptions
 from jobs.diffusion.pictures import Pixels
 from jobs.input_path import contents_of, is_there
 
@@ -40,6 +49,8 @@ class Images(NamedTuple):
     pixels: Pixels
     #: How many files were no images, by their suffix.
     ignored: int
+    #: Names of the images that could not be used, with reasons.
+    skipped: dict[str, str]
 
 
 class ImageSource(Protocol):
@@ -52,10 +63,13 @@ class ImageSource(Protocol):
         """The content of one file."""
 
 
-def load_images(context: JobContext, dataset: str, image_size: int, color: str) -> Images:
+def load_images(
+    context: JobContext, dataset: str, image_size: int, color: str, *, skip_broken: bool = False
+) -> Images:
     """Decode all images of `dataset` to squares of `image_size` pixels.
 
-    `color` is `gray`, `rgb`, or `auto`: grey if no image has colors.
+    `color` is `gray`, `rgb`, or `auto`: grey if no image has colors. With `skip_broken` an image
+    that is broken or too large is left out.
 
     Raises JobFailed: dataset_missing, dataset_empty, dataset_broken, dataset_unsafe,
     dataset_too_large, image_broken, image_too_large.
@@ -72,16 +86,32 @@ def load_images(context: JobContext, dataset: str, image_size: int, color: str) 
     mode = "L" if color == "gray" else "RGB"
     pixels = np.empty((len(names), image_size, image_size, 1 if mode == "L" else 3), np.uint8)
     colorful = False
+    skipped: dict[str, str] = {}
+    count = 0
+    for name in _told(context, names):
+        try:
+            pixels[count] = _decode(source, name, mode, image_size)
+        except JobFailed as error:
+            if not skip_broken:
+                raise
+            skipped[name] = str(error)
+        else:
+            colorful = colorful or bool((pixels[count] != pixels[count, :, :, :1]).any())
+            count += 1
+    if not count:
+        raise JobFailed("dataset_empty", f"All {len(names)} images of {dataset!r} were skipped.")
+    kept = pixels[:count] if colorful or color != "auto" else pixels[:count, ..., :1].copy()
+    return Images(kept, ignored, skipped)
+
+
+def _told(context: JobContext, names: list[str]) -> Iterator[str]:
+    """`names`, and how far they are. Raises JobStopped."""
     for index, name in enumerate(names):
         if index % 100 == 0:
             context.progress(0, message=f"reading images: {index} of {len(names)}")
             if context.should_stop():
                 raise JobStopped
-        pixels[index] = _decode(source, name, mode, image_size)
-        colorful = colorful or bool((pixels[index] != pixels[index, :, :, :1]).any())
-    if color == "auto" and not colorful:
-        pixels = pixels[..., :1].copy()
-    return Images(pixels, ignored)
+        yield name
 
 
 def find_dataset(inputs: Path, dataset: str) -> Path:
@@ -152,7 +182,7 @@ class ZipOfImages:
 
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path)
-        members = [member for member in self._zip.infolist() if not member.filename.endswith("/")]
+        members = [each for each in self._zip.infolist() if not zip_name(each).endswith("/")]
         for member in members:
             if why := why_unsafe_in_zip(member):
                 raise JobFailed("dataset_unsafe", f"{member.filename!r} in the zip {why}.")
@@ -162,7 +192,7 @@ class ZipOfImages:
                 "dataset_unsafe",
                 f"{path.name!r} would unpack to more than {MAX_INFLATION} times its size.",
             )
-        self._members = {member.filename: member for member in members}
+        self._members = {zip_name(member): member for member in members}
         self.names = sorted(self._members)
 
     def read(self, name: str) -> bytes:
@@ -205,13 +235,18 @@ def _check_pixels(name: str, count: int) -> None:
 def _decode(source: ImageSource, name: str, mode: str, size: int) -> Pixels:
     """One file as (size, size, 1 or 3). Raises JobFailed: image_broken, image_too_large."""
     try:
-        with Image.open(io.BytesIO(source.read(name)), formats=FORMATS) as image:
+        data = without_descriptions(source.read(name))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(name, image.width * image.height)
             square = _to_square(image, mode, size)
     except JobFailed:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, far above ours
         raise JobFailed("image_too_large", f"{name!r}: {error}") from error
+    except UnidentifiedImageError as error:  # its own message names an object in memory
+        raise JobFailed(
+            "image_broken", f"{name!r} is no PNG, JPEG or WebP picture, or its beginning is damaged"
+        ) from error
     except Exception as error:  # decoders raise almost anything on broken bytes
         raise JobFailed("image_broken", f"{name!r} cannot be read: {error}") from error
     return np.asarray(square).reshape(size, size, -1)
@@ -219,7 +254,8 @@ def _decode(source: ImageSource, name: str, mode: str, size: int) -> Pixels:
 
 def _to_square(image: Image.Image, mode: str, size: int) -> Image.Image:
     """Upright, on white where it is transparent, in `mode`, the central square, resized."""
-    image = ImageOps.exif_transpose(image)
+    with suppress(Exception):  # damaged EXIF is no orientation, and says nothing about the pixels
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow would clip the 16 bits, not scale them
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:

@@ -27,6 +27,13 @@ class TrainingParams(BaseModel, frozen=True, extra="forbid", title="Params"):
             "examples/digits/images.",
         ),
     ]
+    on_broken: Annotated[
+        Literal["fail", "skip"],
+        Field(
+            description="What to do about an image that is broken or too large: fail before the "
+            "first step, or go on without it; the result lists what was skipped."
+        ),
+    ] = "fail"
     image_size: Annotated[
         int,
         Field(

@@ -18,6 +18,7 @@ import json
 import math
 import shutil
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from child.context import JobContext, JobFailed, JobStopped
-from jobs.diffusion.dataset import load_images
+from jobs.diffusion.dataset import Images, load_images
 from jobs.diffusion.device import choose_device
 from jobs.diffusion.model_file import MODEL, Description, save_network
 from jobs.diffusion.params import SAMPLER_STEPS, TrainingParams
@@ -43,6 +44,8 @@ RECENT = 50  # steps that a shown loss is the mean of
 
 PLOT_SECONDS = 10.0  # between two plots of the loss while it trains; one takes half a second
 
+#: Skipped images in the result; the log names them all.
+SKIPPED_SHOWN = 100
 LOSS_PLOT, METRICS = "loss.png", "metrics.jsonl"
 
 
@@ -54,7 +57,7 @@ def train(context: JobContext, params: TrainingParams) -> dict[str, JsonValue]:
     """
     device = choose_device(context, params.device)
     torch.use_deterministic_algorithms(device.type == "cpu")
-    dataset = load_images(context, params.dataset, params.image_size, params.color)
+    dataset = _read_dataset(context, params)
     training = Training(params, dataset.pixels, device)
     if context.resume_from is not None:
         load_checkpoint(context, training, context.resume_from)
@@ -79,7 +82,21 @@ def train(context: JobContext, params: TrainingParams) -> dict[str, JsonValue]:
             print(f"step {step}: checkpoint saved")
     metrics.offer()
     save_results(context, training)
-    return summary(training) | {"ignored_files": dataset.ignored}
+    return summary(training) | {
+        "ignored_files": dataset.ignored,
+        "skipped_count": len(dataset.skipped),
+        "skipped": dict(islice(dataset.skipped.items(), SKIPPED_SHOWN)),
+    }
+
+
+def _read_dataset(context: JobContext, params: TrainingParams) -> Images:
+    """The images; those that are skipped are named in the log."""
+    skip = params.on_broken == "skip"
+    where, size, color = params.dataset, params.image_size, params.color
+    images = load_images(context, where, size, color, skip_broken=skip)
+    for reason in images.skipped.values():
+        print(f"skipped: {reason}")
+    return images
 
 
 # ---- learning
