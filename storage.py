@@ -282,6 +282,7 @@ class Store(Protocol):
     ) -> Page:
         """One page of what begins with `prefix`, which is empty or ends with `/`. One request.
 
+        Rows may have keys of other origin, which `check_key` refuses. `start_after` is any text,
         `limit` is 1 to `MAX_PAGE`.
         """
         ...
@@ -291,13 +292,15 @@ class Store(Protocol):
     ) -> FolderPage:
         """One page of the names directly under `prefix` that have objects below them.
 
-        `prefix` is as for `list`, `start_after` one such name, there or not. One request, and
+        `prefix` is as for `list`, `start_after` any name, there or not. One request, and
         another for each `limit` objects in a row that lie directly under `prefix` themselves.
         """
         ...
 
     async def delete(self, keys: Sequence[str]) -> None:
-        """Remove these. One that is not there is no error. Many go in as few requests as can be."""
+        """Remove these, which may be as `list` gives them: of other origin. One that is not there
+        is no error. Many go in as few requests as can be.
+        """
         ...
 
     async def upload(
@@ -461,16 +464,15 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
-def check_folder(prefix: str, name: str) -> str:
-    """`name` itself, if it may be that of a folder directly under `prefix`.
+def check_listed(key: str) -> str:
+    """`key` itself, if `list` may give it and a request can name it without leading elsewhere.
 
     Raises:
-        InvalidKey: either cannot be.
+        InvalidKey: it cannot be; some clients and proxies resolve `.` and `..` in a URL.
     """
-    check_key(check_prefix(prefix) + name)
-    if "/" in name:
-        raise InvalidKey("a folder's name is one part of a key")
-    return name
+    if not key or not {".", ".."}.isdisjoint(key.split("/")):
+        raise InvalidKey("no part of a key is '.' or '..': remove it with the store's own tools")
+    return key
 
 
 def check_range(offset: int, length: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from api.actions import (
+    ID_PATTERN,
     BulkDownloadAction,
     DeleteAction,
     DownloadAction,
@@ -280,7 +282,8 @@ class FileActions:
             cursor = left[len(rows) - 1].path if more else None
             return {**_head(snapshot.record), "files": rows, "next_cursor": cursor}
         page = await self._store.list_folders(PREFIX, start_after=action.cursor, limit=action.limit)
-        return {"folders": [*page.names], "next_cursor": page.next}
+        names = [name for name in page.names if re.fullmatch(ID_PATTERN, name)]
+        return {"folders": [*names], "next_cursor": page.next}
 
     async def _list_folder(self, action: ListFilesAction, folder: str) -> Reply:
         files, cursor = await self._folders.page(folder, action.cursor, action.limit)

@@ -58,6 +58,8 @@ class Examined(NamedTuple):
     capabilities: Capabilities | None
     gpus: Gpus
     disk: Disk
+    #: Keys of objects that no path leads to.
+    foreign: tuple[str, ...]
 
     @property
     def verdict(self) -> Verdict:

@@ -17,6 +17,7 @@ from health.checks import (
     try_compute,
     try_disk,
 )
+from health.foreign import foreign_objects, judge_foreign
 from health.versions import API, versions
 from process_manager import ProcessManager
 from storage import Capabilities, Store
@@ -47,7 +48,9 @@ class Examiner:
         (health, capabilities, of_store), (gpus, disk, of_machine) = await asyncio.gather(
             ask_store(self._store, deep=deep), self._look_at_machine()
         )
-        return Examined((*of_store, *of_machine, *tried), health, capabilities, gpus, disk)
+        foreign = await foreign_objects(self._store, deep=deep) if health.ok else ()
+        findings = (*of_store, *judge_foreign(foreign), *of_machine, *tried)
+        return Examined(findings, health, capabilities, gpus, disk, foreign)
 
     async def examine_machine(self) -> tuple[Finding, ...]:
         """What can be told without the store."""
@@ -91,6 +94,7 @@ async def health(
             "clock_offset_seconds": store.clock_offset_seconds,
             "capabilities": _shown(capabilities),
             "degraded": [*capabilities.degraded] if capabilities else [],
+            "foreign_objects": [*examined.foreign],
         },
         "disk": {**examined.disk._asdict()},
         "gpu": examined.gpus.as_json(),

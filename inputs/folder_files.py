@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import mimetypes
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel
 
 from child.names import from_key, in_key
+from inputs.sources import NAME
 from storage import InvalidKey, Listed, check_key
 from utils import WorkerError
 from worker.settings import Settings
@@ -166,6 +168,12 @@ def announcements_prefix(folder: str) -> str:
     return f"{PREFIX}{folder}/{OWN}/announced/"
 
 
+def is_foreign(key: str) -> bool:
+    """Whether no folder and path lead to an object below `PREFIX`."""
+    folder, _, rest = key.removeprefix(PREFIX).partition("/")
+    return re.fullmatch(NAME, folder) is None or from_key(rest) is None
+
+
 def callers_files(rows: Iterable[Listed], prefix: str) -> Iterator[InputFile]:
     """Those of `rows` that a path leads to; a bucket may hold others, as a console's folders."""
     for row in rows:
@@ -180,7 +188,8 @@ def contents_of(folder: str, rows: list[Listed]) -> FolderContents:
     for row in rows:
         if row.key.startswith(_all_chunks(folder)):
             name, offset = row.key.split("/")[-2:]
-            chunks.setdefault(name, {})[int(offset)] = row
+            if offset.isdecimal():
+                chunks.setdefault(name, {})[int(offset)] = row
     files = {file.path: file for file in callers_files(rows, f"{PREFIX}{folder}/")}
     announced = [row for row in rows if row.key.startswith(announcements_prefix(folder))]
     return FolderContents(files, chunks, announced)

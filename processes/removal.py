@@ -22,7 +22,7 @@ from records.lease import Leases
 from records.reading import decode_record, read_stored
 from records.record import Record
 from storage import Listed, ObjectChanged, StorageUnavailable, Store
-from stores.prefixes import Removed, list_all
+from stores.prefixes import Removed, list_with_foreign
 from utils import Stopwatch, WorkerError, side_by_side
 
 #: An erased record stays for so long: then no removal that erased it still removes its files.
@@ -110,7 +110,7 @@ async def files_of(store: Store, record: Record) -> list[Listed]:
     everything = f"processes/{record.process_id}/attempts/"
     return [
         row
-        async for row in list_all(store, everything)
+        async for row in list_with_foreign(store, everything)
         if _number(row.key.removeprefix(everything)) <= record.attempt
     ]
 

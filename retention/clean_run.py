@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from records.lease import Leases
 from retention.last_clean import LastClean, SweepPlace
 from storage import StorageMisconfigured, StorageUnavailable
-from utils import Stopwatch, side_by_side
+from stores.prefixes import delete_each
+from utils import Stopwatch, WorkerError, side_by_side
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -83,21 +84,12 @@ class CleanRun:
         """Remove these; False: the store refuses some of them for good, which are reported."""
         if not keys or self.dry:
             return True
-        try:
-            await self.store.delete(keys)
-        except StorageMisconfigured:
-            return all([await self._delete_alone(key) for key in keys])
-        return True
-
-    async def _delete_alone(self, key: str) -> bool:
-        try:
-            await self.store.delete([key])
-        except StorageMisconfigured as error:
+        refused = await delete_each(self.store, keys)
+        for key, error in refused.items():
             self.refused(key, error)
-            return False
-        return True
+        return not refused
 
-    def refused(self, name: str, error: StorageMisconfigured) -> None:
+    def refused(self, name: str, error: WorkerError) -> None:
         """Report what the store refuses to remove, as by a lock on an object or by a policy."""
         log.warning("%s cannot be removed: %s", name, error)
         self.report.add("refused by the store", name)

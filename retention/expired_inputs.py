@@ -9,7 +9,7 @@ from inputs.touches import ROWS, TOUCH_SECONDS
 from retention.clean_run import DAY, CleanRun
 from retention.sweep import Names, in_turn
 from storage import Listed, ObjectNotFound
-from stores.prefixes import list_all
+from stores.prefixes import list_with_foreign
 from utils import Stopwatch
 
 #: Rows that one run looks at, at least: a LIST for 1000.
@@ -34,7 +34,8 @@ async def _look_at(run: CleanRun, before: float, row: Listed) -> None:
     if row.modified > before:
         return
     folder = row.key.removeprefix(ROWS)
-    objects = [each async for each in list_all(run.store, f"{PREFIX}{folder}/")]
+    below = f"{PREFIX}{folder}/"
+    objects = [each async for each in list_with_foreign(run.store, below)]
     # Also a file that was PUT to an old link is a use.
     if max((each.modified for each in objects), default=0.0) > before + TOUCH_SECONDS:
         return

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pydantic import BaseModel, Field, ValidationError
 
 from storage import ObjectChanged, ObjectExists, ObjectNotFound, Store
-from stores.prefixes import is_key
 from utils import new_nonce
 
 KEY = "locks/retention"
@@ -33,11 +32,6 @@ class State(BaseModel, frozen=True):
     #: No two versions are the same bytes.
     nonce: str = ""
     places: dict[str, SweepPlace] = {}
-
-
-def can_follow(name: str) -> bool:
-    """Whether a store lists what comes after this name."""
-    return is_key(name) and "/" not in name
 
 
 class LastClean:
@@ -70,7 +64,7 @@ class LastClean:
 
     def place(self, sweep: str) -> SweepPlace:
         place = self._state.places.get(sweep, SweepPlace())
-        return place if can_follow(place.after) else SweepPlace()
+        return SweepPlace() if "/" in place.after else place
 
     async def write(self, **places: SweepPlace) -> bool:
         """Say that this worker cleans and has come so far; False: another worker cleans, too."""

@@ -29,9 +29,9 @@ from records.reading import (
 from records.record import Record
 from retention.clean_run import AT_ONCE, DAY, MOST, CleanRun, each_apart
 from retention.expired_processes import is_expired, remove
-from retention.last_clean import SweepPlace, can_follow
+from retention.last_clean import SweepPlace
 from storage import MAX_PAGE
-from stores.prefixes import list_all
+from stores.prefixes import list_with_foreign
 from utils import Stopwatch
 from worker.settings import Settings
 
@@ -88,10 +88,10 @@ async def in_turn(
         items = [item for name, item in page.items.items() if re.fullmatch(NAME, name)]
         for start in range(0, len(items), AT_ONCE):
             await each_apart(look_at(item) for item in items[start : start + AT_ONCE])
-        after = [name for name in page.items if can_follow(name)]
-        more = page.more and bool(after)
+        after = [*page.items][-1] if page.items else ""
+        more = page.more and after != ""
         seen = place.seen + len(page.items)
-        place = SweepPlace(after=after[-1], seen=seen) if more else SweepPlace()
+        place = SweepPlace(after=after, seen=seen) if more else SweepPlace()
         if not await run.came_to(sweep, place) or not more:
             return
         left -= len(page.items)
@@ -141,7 +141,7 @@ async def _mend_rows(run: CleanRun, record: Record) -> None:
 
 async def _remove_orphans(run: CleanRun, process_id: str) -> None:
     seen = Stopwatch()
-    rows = [row async for row in list_all(run.store, f"processes/{process_id}/")]
+    rows = [row async for row in list_with_foreign(run.store, f"processes/{process_id}/")]
     old = [row for row in rows if run.now - row.modified > ORPHAN_SECONDS]
     if old and await run.delete_if_just_seen([row.key for row in old], seen):
         size = sum(row.size for row in old)

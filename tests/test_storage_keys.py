@@ -98,8 +98,6 @@ CALLS: dict[str, Callable[[Store, str, Path], Awaitable[object]]] = {
     "replace": lambda store, key, _: store.replace(key, b"", "version"),
     "list": lambda store, key, _: store.list(f"{key}/"),
     "list_folders": lambda store, key, _: store.list_folders(f"{key}/"),
-    "list_folders after": lambda store, key, _: store.list_folders("a/", start_after=key),
-    "delete": lambda store, key, _: store.delete(["good", key]),
     "upload": lambda store, key, file: servers.upload_file(store, file, key),
     "upload_stream": lambda store, key, _: store.upload_stream(nothing(), key, size=0),
     "download": lambda store, key, file: store.download(key, file),

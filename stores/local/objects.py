@@ -44,7 +44,6 @@ from storage import (
     Page,
     Stored,
     age_at,
-    check_folder,
     check_key,
     check_prefix,
     check_range,
@@ -140,7 +139,7 @@ class LocalObjects:
 
     def list_folders(self, prefix: str, start_after: str | None, limit: int) -> FolderPage:
         limit, folder = min(limit, MAX_PAGE), self._path(check_prefix(prefix) + "_").parent
-        after = "" if start_after is None else f"{check_folder(prefix, start_after)}/"
+        after = "" if start_after is None else f"{start_after}/"
         with self._at_work():
             names = list(islice(local_files.folders(folder, prefix, after), limit + 1))
             self._now()  # as in `list`

@@ -171,7 +171,7 @@ class Bucket:
     def list_folders(self, prefix: str, after: str | None, limit: int) -> FoldersPage:
         """One page of what lies directly under `prefix`, which may hold no folders."""
         rows, folders, more = self._listing(prefix, after, limit, {"delimiter": "/"})
-        names = [folder[len(prefix) : -1] for folder in folders]
+        names = [name for folder in folders if (name := folder[len(prefix) : -1])]
         last = max([*folders, *(row.key for row in rows)], default=None) if more else None
         return FoldersPage(names, last)
 

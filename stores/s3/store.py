@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from dataclasses import asdict
@@ -26,8 +27,8 @@ from storage import (
     StorageUnavailable,
     StoreHealth,
     WantedLink,
-    check_folder,
     check_key,
+    check_listed,
     check_prefix,
     check_range,
 )
@@ -56,6 +57,9 @@ T = TypeVar("T")
 READERS, WRITERS = 24, 16
 #: Bytes per second that even a poor link moves; larger writes are given more time.
 SLOW = 1 << 20
+
+#: A request that names many keys is XML, which holds no such character.
+_NOT_IN_XML = re.compile(r"[\x00-\x1f\ufffe\uffff]")
 
 
 class S3Store:
@@ -194,7 +198,7 @@ class S3Store:
         self, prefix: str, *, start_after: str | None = None, limit: int = MAX_PAGE
     ) -> Page:
         """As `Store.list`."""
-        after = None if start_after is None else self._full(start_after)
+        after = None if start_after is None else self._prefix + start_after
         full = self._prefix + check_prefix(prefix)
         page = await self._read(partial(self._bucket.list, full, after, min(limit, MAX_PAGE)))
         own = len(self._prefix)
@@ -208,7 +212,7 @@ class S3Store:
         full, limit = self._prefix + check_prefix(prefix), min(limit, MAX_PAGE)
         # Past a folder as a whole: `0` comes after `/`. With `name/`, stores that compare keys
         # give the folder again, and with the highest character as its end, some stores choke.
-        after = None if start_after is None else f"{full}{check_folder(prefix, start_after)}0"
+        after = None if start_after is None else f"{full}{start_after}0"
         page = await self._read(partial(self._bucket.list_folders, full, after, limit))
         while page.last and not page.names:
             call = partial(self._bucket.list_folders, full, page.last, limit)
@@ -217,14 +221,16 @@ class S3Store:
 
     async def delete(self, keys: Sequence[str]) -> None:
         """As `Store.delete`."""
-        full = [self._full(key) for key in dict.fromkeys(keys)]
-        if len(full) > 1 and (await self.capabilities()).multi_delete:
-            calls = [
-                partial(self._bucket.delete_many, full[start : start + MAX_PAGE])
-                for start in range(0, len(full), MAX_PAGE)
-            ]
-        else:
-            calls = [partial(self._bucket.delete, key) for key in full]
+        full = [self._prefix + check_listed(key) for key in dict.fromkeys(keys)]
+        many = [key for key in full if not _NOT_IN_XML.search(key)]
+        if len(full) == 1 or not (await self.capabilities()).multi_delete:
+            many = []
+        apart = set(full).difference(many)
+        calls: list[Callable[[], None]] = [
+            partial(self._bucket.delete_many, many[start : start + MAX_PAGE])
+            for start in range(0, len(many), MAX_PAGE)
+        ]
+        calls += [partial(self._bucket.delete, key) for key in apart]
         await asyncio.gather(*(self._write(call) for call in calls))
 
     # ---- files
