@@ -43,7 +43,7 @@ from worker.redaction import LINKS, Redactor, environment_secrets
 from worker.settings import Settings, load_settings, unknown_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -321,7 +321,31 @@ def serve(handler: Handler, settings: Settings, way_in: WayIn) -> None:
             await check_fitness(settings)
 
         runpod.serverless.register_fitness_check(worker_can_work)
+    guard_fetch()
     runpod.serverless.start({"handler": handler, "concurrency_modifier": handler.concurrency})
+
+
+def guard_fetch() -> None:
+    """Keep rows that are no jobs from the SDK's loop: they end it, and every process that runs.
+
+    For SDK 1.12.0 (`rp_scale.JobScaler`), whose own setting `jobs_fetcher` works in its tests only.
+    """
+    from runpod.serverless.modules import rp_scale
+
+    fetch = rp_scale.get_job
+
+    async def get_job(session: object, num_jobs: int = 1) -> list[dict[str, Any]]:
+        return usable_jobs(await fetch(session, num_jobs) or [])
+
+    rp_scale.get_job = get_job
+
+
+def usable_jobs(rows: Sequence[object]) -> list[dict[str, Any]]:
+    """The rows that can be answered: a job without an id cannot, one without an input can."""
+    jobs = [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
+    if dropped := len(rows) - len(jobs):
+        log.error("RunPod handed out %d rows that are no jobs; they were dropped", dropped)
+    return jobs
 
 
 def import_sdk() -> Any:

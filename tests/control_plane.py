@@ -127,6 +127,7 @@ class ControlPlane:
         self.ignored_updates: list[tuple[str, str, Any]] = []  # of a job no longer the worker's
         self.ignored_results: list[tuple[str, str, Any]] = []  # the same; (job, worker, payload)
         self.violations: list[str] = []  # what a correct worker never does, late updates included
+        self.odd_rows: list[Any] = []  # no jobs, handed out beside the next batch
         self.url = ""
         self._born = time.monotonic()
         self._changed = asyncio.Event()

@@ -144,6 +144,9 @@ class _WorkerApi:
         count = int(request.query["batch_size"])
         jobs = await self._plane.take(request.match_info["worker"], count, _connected(request))
         deliveries = [_delivery(job) for job in jobs]
+        if jobs:
+            deliveries = [*self._plane.odd_rows, *deliveries]
+            self._plane.odd_rows.clear()
         return web.json_response(deliveries) if jobs else web.Response(status=204)
 
     async def stops(self, request: web.Request) -> web.Response:

@@ -57,6 +57,19 @@ async def test_runpods_status_shows_progress_in_order_and_with_links(endpoint: E
 
 
 @on_local
+async def test_rows_that_are_no_jobs_end_nothing(endpoint: Endpoint) -> None:
+    """A batch of jobs by hand may hold empty rows; the SDK's loop would end, and all that runs."""
+    async with endpoint.worker("w1"):
+        start = endpoint.start(**LONG)
+        await endpoint.running(start.id)
+        endpoint.plane.odd_rows = [{}, None, "text", {"input": {}}, {"id": 5, "input": {}}, []]
+        assert "kinds" in await endpoint.ask("kinds")
+        assert not endpoint.plane.odd_rows
+        assert (await endpoint.ask("process_status", process_id=start.id))["status"] == "running"
+        assert (await endpoint.ask("cancel", process_id=start.id))["status"] == "cancelled"
+
+
+@on_local
 async def test_cancel_on_runpod_kills_the_child_and_is_recorded(endpoint: Endpoint) -> None:
     async with endpoint.worker("w1") as worker:
         job = endpoint.start(**LONG, spawn_grandchild=True)
