@@ -33,7 +33,7 @@ HUB_TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
 GUIDE = (ROOT / "docs" / "deploy.md").read_text()
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())
 #: Folders of Python that no worker runs.
-NOT_SHIPPED = ("tests/", "scripts/", "bench/", "examples/")
+NOT_SHIPPED = ("tests/", "scripts/", "bench/", "examples/", "client/")
 #: What a package is called when it is imported, where that is another name.
 MODULES = {"pillow": "PIL"}
 

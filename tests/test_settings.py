@@ -17,11 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 #: What no look at the value alone can find wrong.
 ANY_TEXT = {
-    "bucket",
     "region",
-    "access_key_id",
-    "secret_access_key",
-    "session_token",
     "tls_bundle",
     "data_dir",
     "scratch_dir",
@@ -43,6 +39,61 @@ def test_a_setting_that_is_wrong_stops_the_worker_with_a_sentence_that_names_it(
         load_settings()
     assert str(stopped.value.code).startswith(f"{name}: ")
     assert "\n" not in stopped.value.code
+
+
+R2 = "https://account.r2.cloudflarestorage.com"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"S3_BUCKET": "s3://b"}, "S3_BUCKET: .*set S3_BUCKET=b$"),
+        ({"S3_BUCKET": "s3://b/a/c/"}, "S3_BUCKET: .*set S3_BUCKET=b and S3_PREFIX=a/c$"),
+        ({"S3_BUCKET": "b/"}, "S3_BUCKET: .*set S3_BUCKET=b$"),
+        ({"BUCKET_NAME": "b/prefix"}, "BUCKET_NAME: .*S3_PREFIX=prefix$"),
+        ({"S3_BUCKET": f"{R2}/b"}, "S3_BUCKET: .*goes into S3_ENDPOINT_URL$"),
+        (
+            {"S3_BUCKET": "b", "S3_ENDPOINT_URL": f"{R2}/b"},
+            f"set S3_ENDPOINT_URL={R2} and S3_BUCKET=b$",
+        ),
+        (
+            {"S3_BUCKET": "b", "S3_ENDPOINT_URL": "https://x.test/storage/s3/b/"},
+            "set S3_ENDPOINT_URL=https://x.test/storage/s3 and S3_BUCKET=b$",
+        ),
+        (
+            {"S3_BUCKET": "b", "S3_ENDPOINT_URL": "https://b.s3.amazonaws.com"},
+            "set S3_ENDPOINT_URL=https://s3.amazonaws.com and S3_BUCKET=b$",
+        ),
+        ({"S3_ENDPOINT_URL": f"{R2}/b"}, "no bucket: set S3_BUCKET"),
+        ({"BUCKET_ACCESS_KEY_ID": "AK IA"}, "BUCKET_ACCESS_KEY_ID: holds a space"),
+        ({"BUCKET_SECRET_ACCESS_KEY": "se\ncret"}, "BUCKET_SECRET_ACCESS_KEY: holds a space"),
+    ],
+)
+def test_a_bucket_that_is_pasted_in_another_form_is_recognised(given, sentence, monkeypatch):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=sentence) as stopped:
+        load_settings()
+    assert "cret" not in str(stopped.value.code)
+
+
+def test_white_space_around_pasted_values_does_no_harm(monkeypatch):
+    for name, value in {
+        "S3_BUCKET": " b\n",
+        "S3_ENDPOINT_URL": f"{R2}\n",
+        "BUCKET_ACCESS_KEY_ID": "AKIA\n",
+        "BUCKET_SECRET_ACCESS_KEY": "\tsecret ",
+    }.items():
+        monkeypatch.setenv(name, value)
+    found = load_settings()
+    assert (found.bucket, found.endpoint_url, found.access_key_id) == ("b", R2, "AKIA")
+    assert found.secret_access_key.get_secret_value() == "secret"
+
+
+def test_an_address_with_a_path_of_its_own_is_taken(monkeypatch):
+    monkeypatch.setenv("S3_BUCKET", "b")
+    monkeypatch.setenv("S3_ENDPOINT_URL", "https://project.test/storage/v1/s3")
+    assert load_settings().endpoint_url == "https://project.test/storage/v1/s3"
 
 
 def test_the_lease_must_outlast_the_heartbeat(monkeypatch):

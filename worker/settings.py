@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     ByteSize,
     Field,
@@ -25,6 +26,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from utils import OWN_PREFIXES, did_you_mean
 from worker import volume
+from worker.bucket import bucket_name, check_together, credential, endpoint_address
 
 Role = Literal["all", "gpu", "control"]
 #: Of days that are counted in numbers: no one means a longer time.
@@ -33,6 +35,12 @@ MAX_DAYS = 3650
 
 def _names(*names: str) -> AliasChoices:
     return AliasChoices(*names)
+
+
+_Secret = Annotated[
+    SecretStr,
+    AfterValidator(lambda secret: SecretStr(credential(secret.get_secret_value()))),
+]
 
 
 class Settings(BaseSettings):
@@ -49,7 +57,7 @@ class Settings(BaseSettings):
 
     # ---- the store: a bucket, or else a folder. Names people already have, RunPod's among them.
     bucket: Annotated[
-        str | None,
+        Annotated[str, AfterValidator(bucket_name)] | None,
         Field(
             validation_alias=_names("S3_BUCKET", "BUCKET_NAME"),
             description="The bucket that holds everything. Unset: a folder (WORKER_DATA_DIR).",
@@ -63,7 +71,7 @@ class Settings(BaseSettings):
         ),
     ] = ""
     endpoint_url: Annotated[
-        str | None,
+        Annotated[str, AfterValidator(endpoint_address)] | None,
         Field(
             validation_alias=_names("S3_ENDPOINT_URL", "BUCKET_ENDPOINT_URL"),
             description="Where the S3 API answers. Unset: AWS.",
@@ -77,21 +85,21 @@ class Settings(BaseSettings):
         ),
     ] = None
     access_key_id: Annotated[
-        str | None,
+        Annotated[str, AfterValidator(credential)] | None,
         Field(
             validation_alias=_names("BUCKET_ACCESS_KEY_ID"),
             description="RunPod's name for the access key. Unset: boto3's own chain (AWS_*).",
         ),
     ] = None
     secret_access_key: Annotated[
-        SecretStr | None,
+        _Secret | None,
         Field(
             validation_alias=_names("BUCKET_SECRET_ACCESS_KEY"),
             description="Goes with BUCKET_ACCESS_KEY_ID.",
         ),
     ] = None
     session_token: Annotated[
-        SecretStr | None,
+        _Secret | None,
         Field(
             validation_alias=_names("BUCKET_SESSION_TOKEN"),
             description="Goes with BUCKET_ACCESS_KEY_ID when that is temporary.",
@@ -390,6 +398,11 @@ class Settings(BaseSettings):
     ] = 3600.0
 
     @model_validator(mode="after")
+    def _bucket_is_named_once(self) -> Self:
+        check_together(self.endpoint_url, self.bucket)
+        return self
+
+    @model_validator(mode="after")
     def _lease_outlasts_heartbeat(self) -> Self:
         if self.lease_seconds < 2 * self.heartbeat_seconds:
             raise ValueError(
@@ -405,13 +418,6 @@ class Settings(BaseSettings):
             raise ValueError("is the beginning of keys, such as `endpoint-1`")
         if {".", ".."} & set(text.split("/")):
             raise ValueError("no part of it is `.` or `..`")
-        return text
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _is_url(cls, text: str | None) -> str | None:
-        if text is not None and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", text):
-            raise ValueError("is of the form https://host[:port]")
         return text
 
     @field_validator("allowed_hosts")

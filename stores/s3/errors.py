@@ -152,7 +152,7 @@ def _no_answer(error: Exception, place: BucketPlace) -> str | None:
             "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY, or mend the role or profile"
         )
     if isinstance(error, _BROKEN_OFF):
-        return f"{place} broke off ({type(error).__name__})"
+        return f"{place} broke off ({type(error).__name__}){_plain(place)}"
     if isinstance(error, ResponseParserError | KeyError):
         return f"{place} gave an answer that is not S3's: if this lasts, correct S3_ENDPOINT_URL"
     return None
@@ -179,6 +179,7 @@ def _answer(error: boto.ClientError, place: BucketPlace, key: str | None) -> Wor
         # S3 always names its errors: this one was cut short, or something else answered
         return StorageUnavailable(
             f"{place} answered {status} and no more: if this lasts, correct S3_ENDPOINT_URL"
+            f"{_plain(place)}"
         )
     if status >= 500 or status in _PASSING_STATUS or code in _PASSING:
         return StorageUnavailable(f"{place} answered {status} {code}, which should pass")
@@ -217,6 +218,13 @@ def _right_region(error: boto.ClientError) -> str | None:
     told = cast("dict[str, Any]", error.response.get("Error", {})).get("Region")
     headers = error.response["ResponseMetadata"]["HTTPHeaders"]
     return told or headers.get("x-amz-bucket-region")
+
+
+def _plain(place: BucketPlace) -> str:
+    """A hint for an endpoint that is spoken to without TLS."""
+    if place.endpoint is None or not place.endpoint.startswith("http://"):
+        return ""
+    return "; where it expects TLS, S3_ENDPOINT_URL begins with https://"
 
 
 def _verb(error: boto.ClientError) -> str:
