@@ -147,6 +147,11 @@ class DownloadAction(Action):
     pattern: Pattern | None = Field(
         default=None, description="A glob over artifact paths; `*` also crosses `/`."
     )
+    attempt: int | None = Field(
+        default=None,
+        ge=1,
+        description="Only what this attempt stored, also where a later one replaced it.",
+    )
     expires_in: ExpiresIn = 3600
     cursor: str | None = Field(default=None, max_length=4400)
 

@@ -28,7 +28,7 @@ from inputs.folder_files import PREFIX, Announced, Way, file_key
 from inputs.folders import InputFolders
 from inputs.touches import Touches
 from process_manager import ProcessManager
-from records.manifest import Artifact, UnknownArtifact, artifact_key, choose
+from records.manifest import Artifact, UnknownArtifact, artifact_key, choose, find
 from records.reading import RecordUnreadable, UnknownProcess
 from records.record import Record
 from records.replies import Reply, ReplyPage, page_of
@@ -95,6 +95,7 @@ class FileActions:
         *,
         path: str | None = None,
         pattern: str | None = None,
+        attempt: int | None = None,
         after: str = "",
         expires_in: int,
     ) -> Reply:
@@ -102,9 +103,13 @@ class FileActions:
 
         Raises:
             UnknownArtifact: none has this `path`.
+            UnknownAttempt: the process has had no such `attempt`.
             PresignUnsupported: this store has no links.
         """
-        if path is not None:
+        if attempt is not None:
+            of_it = await self._lookup.artifacts_of(snapshot, attempt)
+            artifacts = choose(of_it, pattern) if path is None else [find(of_it, path)]
+        elif path is not None:
             artifacts = [await self._lookup.artifact(snapshot, path)]
         else:
             artifacts = choose(await self._lookup.artifacts(snapshot), pattern)
@@ -120,6 +125,7 @@ class FileActions:
             snapshot,
             path=action.path,
             pattern=action.pattern,
+            attempt=action.attempt,
             after=action.cursor or "",
             expires_in=action.expires_in,
         )
@@ -170,7 +176,7 @@ class FileActions:
         names = [artifact.path.rpartition("/")[2] for _, artifact in pairs]
         urls = await self._store.presign_gets(
             [
-                WantedLink(artifact_key(record.process_id, record.attempt, artifact.path), name)
+                WantedLink(artifact_key(record.process_id, artifact.attempt, artifact.path), name)
                 for (record, artifact), name in zip(pairs, names, strict=True)
             ],
             expires_in=expires_in,
@@ -187,7 +193,7 @@ class FileActions:
         if action.offset > artifact.size:
             raise InvalidRequest(f"`offset` lies beyond the {artifact.size} bytes of the artifact")
         record = snapshot.record
-        key = artifact_key(record.process_id, record.attempt, artifact.path)
+        key = artifact_key(record.process_id, artifact.attempt, artifact.path)
         try:
             data = await self._store.get_range(key, offset=action.offset, length=action.length)
         except ObjectNotFound:

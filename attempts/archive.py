@@ -166,7 +166,7 @@ class Archiver:
         return [
             ZipEntry(
                 f"{process_id}/{artifact.path}",
-                artifact_key(process_id, record.attempt, artifact.path),
+                artifact_key(process_id, artifact.attempt, artifact.path),
                 artifact.size,
                 artifact.sha256,
             )

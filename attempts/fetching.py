@@ -219,7 +219,7 @@ class Inputs:
         return [
             self._stored(
                 rest,
-                artifact_key(process_id, record.attempt, each.path),
+                artifact_key(process_id, each.attempt, each.path),
                 each.size,
                 _agreed(each.sha256, None if rest else sha256),
                 version=f"{each.size} {record.attempt} {record.revision}",

@@ -186,6 +186,7 @@ class ProcessRun:
             self._watch_lease(),
             self.log.keep(),
             self._keep_index(),
+            self._uploads.keep_manifest(self._settings.progress_write_seconds),
         ]
 
     async def _logged(self, background: Coroutine[Any, Any, None]) -> None:
@@ -200,6 +201,7 @@ class ProcessRun:
         await to_the_end(self._own.make)
         with suppress(_StopAsked):
             try:
+                await self._unless_stopping(self._uploads.inherit())
                 await self._unless_stopping(self._bring_inputs())
                 verdict = await self._work_in_a_slot()
             except (
@@ -358,10 +360,11 @@ class ProcessRun:
     async def _end(self, change: Change, *, complete: bool = False) -> None:
         """The last writes of this attempt: log, manifest, record."""
         await self._finish_log(patiently=False)
+        await self._uploads.inherit()
         if complete or self._uploads.files():
             await self._uploads.write_manifest(complete=complete)
         self.phases.enter(ENDED)
-        files = tuple(self._uploads.files())
+        files = self._uploads.inline_files()
         summary = self._uploads.summary()
         await self.lease.change(lambda r: change(r.with_artifacts(summary).with_files(files)))
         await self._finish_log(patiently=True)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import mimetypes
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from io import FileIO
 from typing import Final, Protocol, TypeVar
@@ -22,8 +22,15 @@ from child.events import CheckpointSealed
 from child.names import in_key, on_disk, shown
 from records.keys import attempt_prefix
 from records.lease import Lease, LeaseLost
-from records.manifest import Manifest, artifact_key, manifest_key
-from records.record import ArtifactsSummary, Checkpoint, CheckpointFile, StoredFile, Trouble
+from records.manifest import Manifest, artifact_key, manifest_key, read_manifest, running_key
+from records.record import (
+    MAX_FILES_INLINE,
+    ArtifactFile,
+    ArtifactsSummary,
+    Checkpoint,
+    CheckpointFile,
+    Trouble,
+)
 from storage import ChecksumMismatch, FileFacts, StorageFailure, Store
 from utils import WorkerError
 from worker.beneath import FileRefused
@@ -78,11 +85,14 @@ class Uploads:
         self._patience_seconds = patience_seconds
         self._process_id = lease.record.process_id
         self._attempt = lease.record.attempt
-        self._stored: dict[str, tuple[FileState, StoredFile]] = {}
-        #: Artifacts that never were files here.
-        self._streamed: dict[str, StoredFile] = {}
+        self._stored: dict[str, tuple[FileState, ArtifactFile]] = {}
+        #: Artifacts that never were files here: streamed ones, and those of earlier attempts.
+        self._others: dict[str, ArtifactFile] = {}
         #: Of all artifacts.
         self._total_bytes = 0
+        #: Whether artifacts of earlier attempts are known: from the record, unless too many.
+        self._inherited = lease.record.files is not None
+        self._take_over(lease.record.files or ())
         self._refused = Refusals()
         self._sent_bytes = 0
         #: When the store last took some bytes.
@@ -94,6 +104,38 @@ class Uploads:
         #: Sealed folders that nobody needs any more, to be removed off the event loop.
         self._overtaken: list[str] = []
         self._sending: asyncio.Task[None] | None = None
+
+    async def inherit(self) -> None:
+        """Take over the artifacts of earlier attempts that are too many for the record.
+
+        They are read once and listed anew: what an attempt that lost its process stores after that
+        does not count. Idempotent.
+
+        Raises:
+            UploadFailed: the store refused it all along.
+        """
+        if self._inherited:
+            return
+        before = self._attempt - 1
+        files = await self._patiently(lambda: read_manifest(self._store, self._process_id, before))
+        self._take_over(files)
+        self._inherited = True
+        await self._write_list(running_key(self._process_id, self._attempt), complete=False)
+
+    async def keep_manifest(self, seconds: float) -> None:
+        """While the job runs, list artifacts that are too many for the record, now and then."""
+        listed = self._total_bytes
+        while True:
+            await asyncio.sleep(seconds)
+            if self.inline_files() is None and self._total_bytes != listed:
+                listed = self._total_bytes
+                key = running_key(self._process_id, self._attempt)
+                await self._write_list(key, complete=False)
+
+    def _take_over(self, files: Iterable[ArtifactFile]) -> None:
+        for file in files:
+            self._others[file.path] = file
+            self._total_bytes += file.size
 
     def offer(self, path: str) -> None:
         """Send an artifact now, by the path that callers see. If that fails, `finish` tells.
@@ -190,13 +232,15 @@ class Uploads:
             )
 
         facts = await self._patiently(send)
-        self._streamed[path] = StoredFile(
-            path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
-        )
+        self._forget_artifact(path)
+        self._others[path] = self._artifact(path, facts, content_type)
         self._total_bytes += facts.size
 
     async def write_manifest(self, *, complete: bool) -> None:
         """Say in the store what is there; for `complete`, the commit point of the process."""
+        await self._write_list(manifest_key(self._process_id, self._attempt), complete=complete)
+
+    async def _write_list(self, key: str, *, complete: bool) -> None:
         manifest = Manifest(
             process_id=self._process_id,
             attempt=self._attempt,
@@ -205,28 +249,48 @@ class Uploads:
             refused_count=self._refused.count,
             refused=self._refused.listed,
         )
-        key = manifest_key(self._process_id, self._attempt)
         data = manifest.model_dump_json().encode()
         await self._patiently(lambda: self._store.put(key, data, content_type="application/json"))
 
     def summary(self) -> ArtifactsSummary:
         """Called for every chunk, so it uses running totals."""
         return ArtifactsSummary(
-            count=len(self._stored) + len(self._streamed),
+            count=len(self._stored) + len(self._others),
             total_bytes=self._total_bytes,
             sent_bytes=self._sent_bytes,
             refused_count=self._refused.count,
             refused=self._refused.listed,
         )
 
-    def files(self) -> list[StoredFile]:
+    def files(self) -> list[ArtifactFile]:
         """What is stored so far, by path."""
-        files = [*self._streamed.values(), *(file for _, file in self._stored.values())]
+        files = [*self._others.values(), *(file for _, file in self._stored.values())]
         return sorted(files, key=lambda file: file.path)
 
     def _forget_artifact(self, path: str) -> None:
+        """Before another takes its path, also one of an earlier attempt."""
         if path in self._stored:
             self._total_bytes -= self._stored.pop(path)[1].size
+        if path in self._others:
+            self._total_bytes -= self._others.pop(path).size
+
+    def _artifact(self, path: str, facts: FileFacts, content_type: str) -> ArtifactFile:
+        return ArtifactFile(
+            path=path,
+            size=facts.size,
+            sha256=facts.sha256,
+            content_type=content_type,
+            attempt=self._attempt,
+        )
+
+    def inline_files(self) -> tuple[ArtifactFile, ...] | None:
+        """`files` for the record; None: they are too many."""
+        few = self._inherited and len(self._stored) + len(self._others) <= MAX_FILES_INLINE
+        return tuple(self.files()) if few else None
+
+    def _report(self) -> None:
+        summary, files = self.summary(), self.inline_files()
+        self._lease.report(lambda record: record.with_artifacts(summary).with_files(files))
 
     def _count(self, sent: int) -> None:
         """Counts sent bytes, so a long upload shows progress."""
@@ -262,13 +326,14 @@ class Uploads:
             self._forget_artifact(path)
             self._stored[path] = (state, file)
             self._total_bytes += file.size
-        self._lease.report(lambda record: record.with_artifacts(self.summary()))
+        self._report()
 
     def _refuse(self, path: str, reason: str) -> None:
         self._refused.add(path, reason)
-        self._forget_artifact(path)
+        if path in self._stored:
+            self._forget_artifact(path)
 
-    async def _store_file(self, source: FileIO, path: str) -> StoredFile:
+    async def _store_file(self, source: FileIO, path: str) -> ArtifactFile:
         key = artifact_key(self._process_id, self._attempt, path)
         content_type = _content_type(path)
         facts = await self._patiently(
@@ -276,9 +341,7 @@ class Uploads:
                 self._store, source, key, content_type=content_type, on_bytes=self._count
             )
         )
-        return StoredFile(
-            path=path, size=facts.size, sha256=facts.sha256, content_type=content_type
-        )
+        return self._artifact(path, facts, content_type)
 
     @asynccontextmanager
     async def _opened(self, path: str, count: NameCount | None) -> AsyncIterator[FileIO]:

@@ -21,21 +21,15 @@ from attempts.log_writing import (
 )
 from child.job_log import Lines
 from processes.runs import Runs
+from records.reading import check_attempt
 from records.record import Record
 from storage import ObjectNotFound, Store, Stored
 from stores.prefixes import list_all
-from utils import WorkerError
 
 #: How often the log of an attempt elsewhere is looked at while somebody waits for it.
 LOOK_SECONDS = 2.0
 #: How often it is looked whether an attempt here has ended; of a line one hears at once.
 END_SECONDS = 0.5
-
-
-class UnknownAttempt(WorkerError):
-    """The process has had no such attempt yet."""
-
-    code = "unknown_attempt"
 
 
 class WantedLines(NamedTuple):
@@ -169,10 +163,7 @@ class LogLook:
 
     def __init__(self, store: Store, runs: Runs, record: Record, attempt: int) -> None:
         """Raises UnknownAttempt."""
-        if not 1 <= attempt <= record.attempt:
-            raise UnknownAttempt(
-                f"process {record.process_id} has had {record.attempt} attempts so far"
-            )
+        check_attempt(record, attempt)
         self.attempt = attempt
         self._store = store
         self._runs = runs

@@ -11,7 +11,7 @@ from records.cache import Copy, RecordCache
 from records.index import Row, read_rows
 from records.lease import until_answered
 from records.manifest import Artifact, Manifests, find
-from records.reading import UnknownProcess, decode_record, present, read_stored
+from records.reading import UnknownProcess, check_attempt, decode_record, present, read_stored
 from records.record import Status
 from records.view import Snapshot
 from records.why import NO_PROGRESS, Why, why
@@ -91,10 +91,19 @@ class ProcessLookup:
         )
 
     async def artifacts(self, snapshot: Snapshot) -> list[Artifact]:
-        """What the current attempt has stored, by path; of a running one, so far."""
+        """What the process has stored, by path; of a running one, so far."""
         if run := self._runs.held(snapshot.record.process_id):
             return [Artifact.of(file) for file in run.uploads.files()]
         return await self._manifests.artifacts(snapshot.record)
+
+    async def artifacts_of(self, snapshot: Snapshot, attempt: int) -> list[Artifact]:
+        """What lies in the store under the number of one attempt.
+
+        Raises:
+            UnknownAttempt: the process has had no such attempt.
+        """
+        check_attempt(snapshot.record, attempt)
+        return await self._manifests.of_attempt(snapshot.record, attempt)
 
     async def artifact(self, snapshot: Snapshot, path: str) -> Artifact:
         """One of them.

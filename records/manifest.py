@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 from collections import OrderedDict
+from contextlib import suppress
 from typing import NamedTuple
 
 from pydantic import BaseModel
 
 from child.names import from_key, in_key
 from records.keys import attempt_prefix
-from records.record import Record, RefusedFile, StoredFile
+from records.record import ArtifactFile, Record, RefusedFile
 from storage import ObjectNotFound, Store
 from stores.prefixes import list_all
 from utils import WorkerError, did_you_mean
@@ -27,7 +28,7 @@ class Manifest(BaseModel, frozen=True, extra="ignore"):
     attempt: int
     #: Whether this is all that a completed process made; False after a failure or a stop.
     complete: bool
-    files: tuple[StoredFile, ...]
+    files: tuple[ArtifactFile, ...]
     #: How many entries of the output folder were left behind: links, what is no regular file.
     refused_count: int = 0
     #: The first of them, with reasons.
@@ -35,16 +36,18 @@ class Manifest(BaseModel, frozen=True, extra="ignore"):
 
 
 class Artifact(NamedTuple):
-    """An artifact in the store. `sha256` is None while its attempt has no manifest yet."""
+    """An artifact in the store. `sha256` is None if nothing but its object tells of it."""
 
     path: str
     size: int
     sha256: str | None
     content_type: str | None
+    #: Under whose number it lies.
+    attempt: int
 
     @classmethod
-    def of(cls, file: StoredFile) -> Artifact:
-        return cls(file.path, file.size, file.sha256, file.content_type)
+    def of(cls, file: ArtifactFile) -> Artifact:
+        return cls(file.path, file.size, file.sha256, file.content_type, file.attempt)
 
 
 class UnknownArtifact(WorkerError):
@@ -63,17 +66,29 @@ class Manifests:
         self._rows = 0
 
     async def artifacts(self, record: Record) -> list[Artifact]:
-        """The artifacts of the current attempt, by path.
+        """The artifacts of the process, by path.
 
-        From the record itself if they are few, else from the manifest, else (the attempt goes on,
-        or ended without one) from a listing.
+        From the record itself if they are few, else from the manifest, else (the attempt ended
+        without one) from a listing.
         """
         told = await self._told(record)
-        if told is not None:
-            return told
-        prefix = artifact_key(record.process_id, record.attempt, "")
+        return await self._listed(record.process_id, record.attempt) if told is None else told
+
+    async def of_attempt(self, record: Record, attempt: int) -> list[Artifact]:
+        """Those that lie under the number of one attempt, also where a later one replaced them."""
+        if attempt == record.attempt:
+            artifacts = await self.artifacts(record)
+        else:
+            told = await self._manifest(record.process_id, attempt)
+            if told is None:
+                return await self._listed(record.process_id, attempt)
+            artifacts = told[1]
+        return [each for each in artifacts if each.attempt == attempt]
+
+    async def _listed(self, process_id: str, attempt: int) -> list[Artifact]:
+        prefix = artifact_key(process_id, attempt, "")
         listed = [
-            Artifact(path, row.size, None, None)
+            Artifact(path, row.size, None, None, attempt)
             async for row in list_all(self._store, prefix)
             if (path := from_key(row.key.removeprefix(prefix)))
         ]
@@ -92,7 +107,7 @@ class Manifests:
             facts = await self._store.stat(artifact_key(record.process_id, record.attempt, path))
         except ObjectNotFound:
             raise UnknownArtifact("the process has no such artifact yet") from None
-        return Artifact(path, facts.size, None, None)
+        return Artifact(path, facts.size, None, None, record.attempt)
 
     async def _told(self, record: Record) -> list[Artifact] | None:
         """What the record or the manifest lists; None if there is no manifest."""
@@ -102,20 +117,45 @@ class Manifests:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        try:
-            stored = await self._store.get(manifest_key(record.process_id, record.attempt))
-        except ObjectNotFound:
+        told = await self._manifest(record.process_id, record.attempt)
+        if told is None:
             return None
-        manifest, artifacts = await asyncio.to_thread(_decode, stored.data)
+        manifest, artifacts = told
         if manifest.complete and key not in self._kept:  # the last word about this attempt
             self._keep(key, artifacts)
         return artifacts
+
+    async def _manifest(
+        self, process_id: str, attempt: int
+    ) -> tuple[Manifest, list[Artifact]] | None:
+        """What an attempt's manifest says, or the list while it runs; None: there is neither."""
+        data = await _read(self._store, process_id, attempt)
+        return None if data is None else await asyncio.to_thread(_decode, data)
 
     def _keep(self, key: tuple[str, int, str], artifacts: list[Artifact]) -> None:
         self._kept[key] = artifacts
         self._rows += len(artifacts)
         while self._rows > MAX_ROWS_KEPT:
             self._rows -= len(self._kept.popitem(last=False)[1])
+
+
+async def read_manifest(store: Store, process_id: str, attempt: int) -> tuple[ArtifactFile, ...]:
+    """The files that an attempt's manifest lists, or its list while it ran; perhaps none.
+
+    Raises:
+        StorageFailure: the store does not answer.
+    """
+    data = await _read(store, process_id, attempt)
+    if data is None:
+        return ()
+    return (await asyncio.to_thread(Manifest.model_validate_json, data)).files
+
+
+async def _read(store: Store, process_id: str, attempt: int) -> bytes | None:
+    for key in (manifest_key(process_id, attempt), running_key(process_id, attempt)):
+        with suppress(ObjectNotFound):
+            return (await store.get(key)).data
+    return None
 
 
 def _decode(data: bytes) -> tuple[Manifest, list[Artifact]]:
@@ -148,6 +188,11 @@ def find(artifacts: list[Artifact], path: str) -> Artifact:
 
 def artifact_key(process_id: str, attempt: int, path: str) -> str:
     return f"{attempt_prefix(process_id, attempt)}artifacts/{in_key(path)}"
+
+
+def running_key(process_id: str, attempt: int) -> str:
+    """Of the list while the attempt runs: never the manifest, which a late write could undo."""
+    return f"{attempt_prefix(process_id, attempt)}running.json"
 
 
 def manifest_key(process_id: str, attempt: int) -> str:

@@ -10,6 +10,20 @@ from storage import ObjectNotFound, Store, Stored
 from utils import WorkerError
 
 
+class UnknownAttempt(WorkerError):
+    """The process has had no such attempt yet."""
+
+    code = "unknown_attempt"
+
+
+def check_attempt(record: Record, attempt: int) -> None:
+    """Raises UnknownAttempt."""
+    if not 1 <= attempt <= record.attempt:
+        raise UnknownAttempt(
+            f"process {record.process_id} has had {record.attempt} attempts so far"
+        )
+
+
 class UnknownProcess(WorkerError):
     """The store has no record with this id. Never raised because the store could not be asked."""
 

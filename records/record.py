@@ -32,7 +32,7 @@ class Status(StrEnum):
 
 #: Of the records that this version writes. Raise it when an older version would misread, or on
 #: writing lose, what a record says: then it leaves such a record alone.
-FORMAT = 2
+FORMAT = 3
 TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 #: A record stays small: a longer list of artifacts is in the manifest only.
 MAX_FILES_INLINE = 100
@@ -69,6 +69,13 @@ class StoredFile(RecordPart):
     size: int
     sha256: str
     content_type: str = "application/octet-stream"
+
+
+class ArtifactFile(StoredFile):
+    """An artifact. The next attempt keeps those that the record named when it claimed."""
+
+    #: Under whose number it lies.
+    attempt: int
 
 
 class CheckpointFile(StoredFile):
@@ -134,7 +141,7 @@ class RefusedFile(RecordPart):
 
 
 class ArtifactsSummary(RecordPart):
-    """How much the current attempt has stored so far, and what it does not store."""
+    """How much is stored so far, by all attempts, and what the current one does not store."""
 
     count: int = 0
     total_bytes: int = 0
@@ -194,9 +201,9 @@ class Record(RecordPart):
     failure: Failure | None = None
     result: JsonValue = None
     artifacts: ArtifactsSummary = ArtifactsSummary()
-    #: All artifacts of an attempt that has ended, if they are few: links to them then cost no
-    #: second read. None: the manifest lists them.
-    files: tuple[StoredFile, ...] | None = None
+    #: All artifacts so far, if they are few: links to them then cost no second read, and each has
+    #: its hash while the job still runs. None: the manifest lists them.
+    files: tuple[ArtifactFile, ...] | None = ()
     #: Oldest first; at most two.
     checkpoints: tuple[Checkpoint, ...] = ()
     #: Seconds each attempt spent in each of its phases (see `phase`), keyed by attempt.
@@ -261,8 +268,10 @@ class Record(RecordPart):
             "trouble": None,
             "settled_note": settled_note or self.settled_note,
             "runpod_job_id": runpod_job_id,
-            "artifacts": ArtifactsSummary(),
-            "files": None,
+            # The artifacts stay: callers have seen them.
+            "artifacts": ArtifactsSummary(
+                count=self.artifacts.count, total_bytes=self.artifacts.total_bytes
+            ),
         }
         claim = self._with(attempt=self.attempt + 1, writer=writer, **fresh)
         return claim._entered(Status.QUEUED, now, reason)
@@ -308,8 +317,9 @@ class Record(RecordPart):
     def with_artifacts(self, artifacts: ArtifactsSummary) -> Record:
         return self._with(artifacts=artifacts)
 
-    def with_files(self, files: tuple[StoredFile, ...]) -> Record:
-        return self._with(files=files if len(files) <= MAX_FILES_INLINE else None)
+    def with_files(self, files: tuple[ArtifactFile, ...] | None) -> Record:
+        """None: there are more than MAX_FILES_INLINE, and the manifest lists them."""
+        return self._with(files=files)
 
     def erased(self, writer: Writer) -> Record:
         """What stays of a deleted process: that there was one, and how far its attempts counted."""

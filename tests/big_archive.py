@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from records.manifest import artifact_key
-from records.record import Record, StoredFile, Writer, new_record
+from records.record import ArtifactFile, Record, Writer, new_record
 from tests import servers
 from tests.big_transfer import memory
 from tests.kit import Caller
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FILES = 5
 
 
-async def put_large_files(store: Store, folder: Path, size: int) -> tuple[StoredFile, ...]:
+async def put_large_files(store: Store, folder: Path, size: int) -> tuple[ArtifactFile, ...]:
     """Zeros, which cost no disk where a store is a folder."""
     digest, block = hashlib.sha256(), bytes(1 << 20)
     for offset in range(0, size, len(block)):
@@ -51,11 +51,13 @@ async def put_large_files(store: Store, folder: Path, size: int) -> tuple[Stored
             file.truncate(size)
         if target is source:
             await servers.upload_file(store, source, key)
-        files.append(StoredFile(path=f"{number}.bin", size=size, sha256=digest.hexdigest()))
+        files.append(
+            ArtifactFile(path=f"{number}.bin", size=size, sha256=digest.hexdigest(), attempt=1)
+        )
     return tuple(files)
 
 
-def completed(files: tuple[StoredFile, ...]) -> Record:
+def completed(files: tuple[ArtifactFile, ...]) -> Record:
     """The record of a process that made them."""
     record = new_record(
         process_id="large",

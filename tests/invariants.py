@@ -97,14 +97,14 @@ async def _of_artifacts(store: Store, record: Record) -> list[str]:
     if (manifest.complete, manifest.attempt) != (True, record.attempt):
         found.append(f"its manifest is of attempt {manifest.attempt}, {manifest.complete=}")
     for file in manifest.files:
-        key = artifact_key(record.process_id, record.attempt, file.path)
+        key = artifact_key(record.process_id, file.attempt, file.path)
         found += await _of_file(store, key, file.sha256)
     prefix = f"{attempt_prefix(record.process_id, record.attempt)}artifacts/"
     there = {key.removeprefix(prefix) for key in await keys_of(store, prefix)}
-    if there != {file.path for file in manifest.files}:
+    if there != {file.path for file in manifest.files if file.attempt == record.attempt}:
         found.append(f"its manifest does not list what is there: {there}")
-    if len(there) != record.artifacts.count:
-        found.append(f"it says {record.artifacts.count} artifacts and has {len(there)}")
+    if len(manifest.files) != record.artifacts.count:
+        found.append(f"it says {record.artifacts.count} artifacts and has {len(manifest.files)}")
     return found
 
 
