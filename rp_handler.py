@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from api.answers import Answers, HandedBack
 from api.parsing import check_body
 from api.progress import Look, Show, send_updates, show_nothing
+from api.taking import guarded
 from cli import console
 from cli.arguments import WayIn, job_by_hand, parse, way_in_of
 from cli.clean import clean_by_hand
@@ -43,7 +44,7 @@ from worker.redaction import LINKS, Redactor, environment_secrets
 from worker.settings import Settings, load_settings, unknown_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
@@ -326,26 +327,10 @@ def serve(handler: Handler, settings: Settings, way_in: WayIn) -> None:
 
 
 def guard_fetch() -> None:
-    """Keep rows that are no jobs from the SDK's loop: they end it, and every process that runs.
-
-    For SDK 1.12.0 (`rp_scale.JobScaler`), whose own setting `jobs_fetcher` works in its tests only.
-    """
+    """Put the guard around the SDK's fetch; its own setting `jobs_fetcher` works in tests only."""
     from runpod.serverless.modules import rp_scale
 
-    fetch = rp_scale.get_job
-
-    async def get_job(session: object, num_jobs: int = 1) -> list[dict[str, Any]]:
-        return usable_jobs(await fetch(session, num_jobs) or [])
-
-    rp_scale.get_job = get_job
-
-
-def usable_jobs(rows: Sequence[object]) -> list[dict[str, Any]]:
-    """The rows that can be answered: a job without an id cannot, one without an input can."""
-    jobs = [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
-    if dropped := len(rows) - len(jobs):
-        log.error("RunPod handed out %d rows that are no jobs; they were dropped", dropped)
-    return jobs
+    rp_scale.get_job = guarded(rp_scale.get_job)
 
 
 def import_sdk() -> Any:
