@@ -40,7 +40,7 @@ from utils import WorkerError
 from worker.gpus import Driver
 from worker.log import log_context, log_to_stderr
 from worker.meter import Meter
-from worker.redaction import LINKS, Redactor, environment_secrets
+from worker.redaction import Redactor, environment_secrets
 from worker.settings import Settings, load_settings, unknown_variables
 
 if TYPE_CHECKING:
@@ -149,7 +149,9 @@ class Handler:
         """Mask this worker's own secrets: the last net behind the redaction of each part."""
         if not self._redactor.knows_part_of(text):
             return reply
-        return {n: each if n in LINKS else self._redactor.reply(each) for n, each in reply.items()}
+        masked = self._redactor.reply(reply)
+        assert isinstance(masked, dict)
+        return masked
 
     def _show(self, job: dict[str, Any]) -> Show:
         match self._way_in:

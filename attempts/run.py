@@ -117,9 +117,7 @@ class ProcessRun:
         lease.redactor = parts.redactor.knowing(start.secrets)
         self._own = OwnFolder(parts.workplace, f"{self.process_id}.{record.writer.nonce}")
         self._folder = self._own.path
-        self._uploads = Uploads(
-            parts.store, lease, self._own, parts.settings.upload_patience_seconds
-        )
+        self._uploads = Uploads(parts.store, lease, self._own, parts.settings)
         self.log = AttemptLog(parts.store, lease, self._own, parts.settings.log_bytes)
         #: Whether it runs a child or waits to; not any more when only files are left to store.
         self.wants_slot = start.kind != ARCHIVE

@@ -34,6 +34,7 @@ from records.record import (
 from storage import ChecksumMismatch, FileFacts, StorageFailure, Store
 from utils import WorkerError
 from worker.beneath import FileRefused
+from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,13 @@ class UploadFailed(WorkerError):
     retryable = True
 
 
+class OutputTooLarge(UploadFailed):
+    """The process would store more than WORKER_MAX_OUTPUT_BYTES."""
+
+    code = "output_too_large"
+    retryable = False
+
+
 def checkpoint_key(process_id: str, checkpoint: Checkpoint, path: str) -> str:
     prefix = attempt_prefix(process_id, checkpoint.attempt)
     return f"{prefix}checkpoints/{checkpoint.seq:06d}/{in_key(path)}"
@@ -76,13 +84,14 @@ class Content(Protocol):
 class Uploads:
     """Everything one attempt stores beside its record."""
 
-    def __init__(
-        self, store: Store, lease: Lease, folder: OwnFolder, patience_seconds: float
-    ) -> None:
+    def __init__(self, store: Store, lease: Lease, folder: OwnFolder, settings: Settings) -> None:
         self._store = store
         self._lease = lease
         self._folder = folder
-        self._patience_seconds = patience_seconds
+        self._patience_seconds = settings.upload_patience_seconds
+        self._max_bytes = settings.max_output_bytes
+        #: Of artifacts that are on their way.
+        self._under_way = 0
         self._process_id = lease.record.process_id
         self._attempt = lease.record.attempt
         self._stored: dict[str, tuple[FileState, ArtifactFile]] = {}
@@ -216,6 +225,7 @@ class Uploads:
 
         async def send() -> FileFacts:
             content, sent = await begin(), 0
+            self._check_room(path, content.size)
 
             def passed(count: int) -> None:
                 nonlocal sent
@@ -317,7 +327,12 @@ class Uploads:
                 state = state_of(source)
                 if path in self._stored and self._stored[path][0] == state:
                     return
-                file = await self._store_file(source, path)
+                self._check_room(path, state.size)
+                self._under_way += state.size
+                try:
+                    file = await self._store_file(source, path)
+                finally:
+                    self._under_way -= state.size
         except FileRefused as error:
             self._refuse(path, str(error))
         except (ChecksumMismatch, FileNotFoundError) as error:
@@ -327,6 +342,16 @@ class Uploads:
             self._stored[path] = (state, file)
             self._total_bytes += file.size
         self._report()
+
+    def _check_room(self, path: str, size: int) -> None:
+        """Raises OutputTooLarge, before a byte is sent: a sparse file may say that it has a TB."""
+        stored = self._stored[path][1] if path in self._stored else self._others.get(path)
+        others = self._total_bytes + self._under_way - (stored.size if stored else 0)
+        if others + size > self._max_bytes:
+            raise OutputTooLarge(
+                f"artifact {path!r} has {size} bytes: with the {others} bytes of the others, the "
+                f"process would store more than WORKER_MAX_OUTPUT_BYTES ({self._max_bytes})"
+            )
 
     def _refuse(self, path: str, reason: str) -> None:
         self._refused.add(path, reason)
@@ -388,10 +413,15 @@ class Uploads:
     ) -> CheckpointFile:
         key = checkpoint_key(self._process_id, checkpoint, shown(path))
         async with self._opened(f"{folder}/{path}", count) as source:
-            modified_ns = state_of(source).modified_ns
+            state = state_of(source)
+            if state.size > self._max_bytes:
+                raise OutputTooLarge(
+                    f"{path!r} has {state.size} bytes, more than WORKER_MAX_OUTPUT_BYTES "
+                    f"({self._max_bytes})"
+                )
             facts = await self._patiently(lambda: upload_file(self._store, source, key))
         return CheckpointFile(
-            path=shown(path), size=facts.size, sha256=facts.sha256, modified_ns=modified_ns
+            path=shown(path), size=facts.size, sha256=facts.sha256, modified_ns=state.modified_ns
         )
 
     async def _forget(self, checkpoints: list[Checkpoint]) -> None:

@@ -40,6 +40,7 @@ class Written(BaseModel, extra="forbid"):
 
     files: dict[str, str] = {}
     links: dict[str, str] = {}
+    sparse: dict[str, int] = {}
     token: SecretStr = SecretStr("")
 
 
@@ -49,6 +50,9 @@ def write_files(context: JobContext, params: Written) -> JsonValue:
         target = context.outputs / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
+    for path, size in params.sparse.items():
+        with (context.outputs / path).open("wb") as file:
+            file.truncate(size)
     for path, target_of in params.links.items():
         (context.outputs / path).symlink_to(target_of)
     return sorted(params.files)

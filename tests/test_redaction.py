@@ -143,13 +143,19 @@ def test_a_text_that_almost_matches_takes_no_longer_than_another(piece):
     assert least(piece) < 15 * least("word = x ")
 
 
-def test_links_of_a_reply_stay_whole_and_nothing_else_does():
-    """With temporary credentials a presigned URL holds their token, and must."""
-    reply = {"message": VALUE, "files": [{"url": f"https://b/x?t={VALUE}", "path": VALUE}]}
-    assert Redactor([VALUE]).reply(reply) == {
-        "message": MASK,
-        "files": [{"url": f"https://b/x?t={VALUE}", "path": MASK}],
-    }
+def test_of_a_reply_links_ids_and_paths_stay_whole_and_nothing_else_does():
+    """With temporary credentials a presigned URL holds their token; an id is the next request's."""
+    row = {"url": f"https://b/x?t={VALUE}", "path": VALUE, "sha256": VALUE, "data": VALUE}
+    reply = {"process_id": VALUE, "message": VALUE, "files": [row], "next_cursor": VALUE}
+    assert Redactor([VALUE]).reply(reply) == reply | {"message": MASK}
+
+
+@pytest.mark.parametrize("value", ["runpod", "changeme", "jupyter", "12345678", "Password"])
+def test_a_common_value_is_masked_in_logs_and_not_in_replies(value):
+    redactor = Redactor([value])
+    assert redactor.reply({"message": f"{value}-lora done"}) == {"message": f"{value}-lora done"}
+    assert not redactor.knows_part_of(value)
+    assert redactor.text(f"the key is {value}") == f"the key is {MASK}"
 
 
 def test_a_short_value_is_not_looked_for():

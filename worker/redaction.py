@@ -21,6 +21,28 @@ MASK: Final = "[redacted]"
 MASKED_BY_PYDANTIC: Final = "**********"
 #: Fields of replies that hold presigned URLs: with temporary credentials, their token is in there.
 LINKS: Final = frozenset({"url", "urls", "links"})
+#: Fields of replies that the caller needs as they are, for the next request or to check bytes: ids,
+#: paths, cursors, hashes, base64.
+VERBATIM: Final = frozenset(
+    {
+        "process_id",
+        "path",
+        "filename",
+        "folder",
+        "folders",
+        "kind",
+        "worker_id",
+        "next_cursor",
+        "upload_id",
+        "sha256",
+        "file_sha256",
+        "data",
+    }
+)
+#: In replies a value counts as a secret from this length, and if it is no plain word: a variable
+#: that is named like a secret may hold `runpod` or `changeme`.
+REPLY_MIN_LENGTH: Final = 8
+_PLAIN_WORD: Final = re.compile(r"[A-Za-z]{1,15}|[0-9]{1,11}")
 #: A shorter value is found in too many innocent texts to be looked for.
 MIN_LENGTH: Final = 6
 #: A longer one is looked for by its beginning: what follows would not give it away.
@@ -112,9 +134,9 @@ class Redactor:
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         self._values = frozenset(value for value in values if len(value) >= MIN_LENGTH)
-        forms = {form for value in self._values for form in _forms(value)}
-        #: Longest first: one may be a part of another.
-        self._forms = sorted(forms, key=len, reverse=True)
+        self._forms = _sorted_forms(self._values)
+        certain = [value for value in self._values if _is_certain(value)]
+        self._reply_forms = _sorted_forms(certain)
 
     def knowing(self, values: Iterable[str]) -> Self:
         """One that also knows these."""
@@ -122,30 +144,26 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """`text` without secrets, as a person may see it."""
-        text = self._without_known(text)
+        text = _without(self._forms, text)
         might = any(map(text.lower().__contains__, _HINTS))
         return _PLACES.sub(_mask_place, text) if might else text
 
-    def _without_known(self, text: str) -> str:
-        for form in self._forms:
-            text = text.replace(form, MASK)
-        return text
-
     def reply(self, value: JsonValue) -> JsonValue:
-        """`value` without the values that are known; links in it stay whole, as they are meant."""
+        """`value` without known secrets; links and VERBATIM fields in it stay whole."""
         match value:
             case str():
-                return self._without_known(value)
+                return _without(self._reply_forms, value)
             case list():
                 return [self.reply(each) for each in value]
             case dict():
-                return {n: each if n in LINKS else self.reply(each) for n, each in value.items()}
+                whole = LINKS | VERBATIM
+                return {n: each if n in whole else self.reply(each) for n, each in value.items()}
             case _:
                 return value
 
     def knows_part_of(self, text: str) -> bool:
-        """Whether a value that is known stands in `text`."""
-        return any(form in text for form in self._forms)
+        """Whether a value that counts in replies stands in `text`."""
+        return any(form in text for form in self._reply_forms)
 
     def value(self, value: JsonValue) -> JsonValue:
         """`value` without secrets: its texts, and all that stands under a name like a secret's."""
@@ -214,6 +232,22 @@ def _texts(value: JsonValue) -> Iterator[str]:
         case dict():
             for each in value.values():
                 yield from _texts(each)
+
+
+def _is_certain(value: str) -> bool:
+    """Whether a value is so much like a secret that a reply must not hold it."""
+    return len(value) >= REPLY_MIN_LENGTH and not _PLAIN_WORD.fullmatch(value)
+
+
+def _sorted_forms(values: Iterable[str]) -> list[str]:
+    """Longest first: one may be a part of another."""
+    return sorted({form for value in values for form in _forms(value)}, key=len, reverse=True)
+
+
+def _without(forms: Iterable[str], text: str) -> str:
+    for form in forms:
+        text = text.replace(form, MASK)
+    return text
 
 
 def _forms(value: str) -> set[str]:

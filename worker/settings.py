@@ -244,6 +244,14 @@ class Settings(BaseSettings):
             gt=0, description="What the inputs of one process may hold; unpacked, as much again."
         ),
     ] = ByteSize(200 << 30)
+    max_output_bytes: Annotated[
+        ByteSize,
+        Field(
+            gt=0,
+            description="What the artifacts of one process may hold, and a file of a checkpoint. "
+            "A larger one fails the process before it is sent.",
+        ),
+    ] = ByteSize(500 << 30)
     input_timeout_seconds: Annotated[
         float, Field(gt=0, description="An input that takes longer to fetch fails the process.")
     ] = 3600.0
