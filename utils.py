@@ -124,6 +124,11 @@ def read_time(text: str) -> datetime | None:
         return None
 
 
+def timestamp(at: datetime) -> str:
+    """A time as every reply shows it: RFC 3339, UTC, milliseconds (`2026-12-01T10:00:00.000Z`)."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+
+
 def utc_now() -> datetime:
     """Now, aware. Every time this worker writes down is UTC and says so."""
     return datetime.now(UTC)

@@ -34,7 +34,7 @@ from records.record import Record
 from records.replies import Reply, ReplyPage, page_of
 from records.view import Snapshot
 from storage import ChecksumMismatch, ObjectNotFound, Store, WantedLink
-from utils import utc_now
+from utils import timestamp, utc_now
 from worker.settings import Settings
 
 #: Rows of one page at most; fewer where they would not fit into a reply.
@@ -172,7 +172,7 @@ class FileActions:
         """A row with a fresh link for each, as many as one reply can carry."""
         if not pairs:
             return []
-        expires_at = (utc_now() + timedelta(seconds=expires_in)).isoformat(timespec="seconds")
+        expires_at = timestamp(utc_now() + timedelta(seconds=expires_in))
         names = [artifact.path.rpartition("/")[2] for _, artifact in pairs]
         urls = await self._store.presign_gets(
             [
@@ -297,7 +297,7 @@ class FileActions:
             {
                 "path": file.path,
                 "size": file.size,
-                "modified_at": datetime.fromtimestamp(file.modified, UTC).isoformat(),
+                "modified_at": timestamp(datetime.fromtimestamp(file.modified, UTC)),
             }
             for file in files
         )
@@ -373,5 +373,5 @@ def _way_row(way: Way, expires_at: datetime) -> Reply:
     if way.part_bytes is not None:
         row["part_bytes"] = way.part_bytes
     if way.urls:
-        row["expires_at"] = expires_at.isoformat(timespec="seconds")
+        row["expires_at"] = timestamp(expires_at)
     return row

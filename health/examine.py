@@ -90,7 +90,7 @@ async def health(
             "url": examiner.store_url,
             "ok": store.ok,
             "message": store.message,
-            "round_trip_ms": store.round_trip_ms,
+            "round_trip_ms": None if (took := store.round_trip_ms) is None else round(took, 1),
             "clock_offset_seconds": store.clock_offset_seconds,
             "capabilities": _shown(capabilities),
             "degraded": [*capabilities.degraded] if capabilities else [],

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from health.presence import Fleet, Other, Presence, WorkerSeen
 from records.replies import Reply, page_of
 from storage import StorageMisconfigured, StorageUnavailable
+from utils import timestamp
 from worker.meter import CANCEL_SECONDS, PHASE_SECONDS, Extremes, Family, Sample
 
 
@@ -93,7 +94,8 @@ _NOT_SHOWN = {"families", "written_at", "turn_seconds"}
 
 def _row(other: Other) -> Reply:
     row: Reply = other.seen.model_dump(mode="json", exclude=_NOT_SHOWN)
-    return {**row, "age_seconds": round(other.age_seconds, 1)}
+    since = timestamp(other.seen.started_at)
+    return {**row, "started_at": since, "age_seconds": round(other.age_seconds, 1)}
 
 
 def merged(each: Iterable[Iterable[Family]]) -> list[Family]:

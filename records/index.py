@@ -27,6 +27,7 @@ from inputs.sources import NAME
 from records.record import Record, Status
 from storage import MAX_PAGE, Page, Store
 from stores.prefixes import list_all
+from utils import timestamp
 
 PREFIX = "index/"
 #: Rows of archives, by their creation, and of deleted processes, by their deletion.
@@ -142,7 +143,7 @@ def rows_shown(rows: list[Row]) -> list[JsonValue]:
             "process_id": row.process_id,
             "kind": row.kind,
             "status": row.status.value,
-            "created_at": row.created_at.isoformat(),
+            "created_at": timestamp(row.created_at),
         }
         for row in rows
     ]

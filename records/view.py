@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
 
 from pydantic import JsonValue
 
 from records.record import Record, Status
+from utils import timestamp
 
 
 class Snapshot(NamedTuple):
@@ -38,11 +40,25 @@ class Snapshot(NamedTuple):
         return round(self.age_seconds, 1)
 
 
+def _shown(value: Any) -> JsonValue:
+    """A field as JSON has it, with all times in one shape."""
+    match value:
+        case datetime():
+            return timestamp(value)
+        case Status():
+            return value.value
+        case dict():
+            return {str(name): _shown(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_shown(each) for each in value]
+    told: JsonValue = value
+    return told
+
+
 def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
     """A process as every reply shows it. JSON-ready."""
     record = snapshot.record
     fields = record.model_dump(
-        mode="json",
         include={
             "process_id",
             "kind",
@@ -65,7 +81,7 @@ def view(snapshot: Snapshot, *, lease_seconds: float) -> dict[str, JsonValue]:
     )
     lost = snapshot.lost(lease_seconds)
     return {
-        **fields,
+        **{name: _shown(value) for name, value in fields.items()},
         "status": (Status.INTERRUPTED if lost else record.status).value,
         "worker_id": record.writer.worker_id,
         "queue_position": snapshot.queue_position,

@@ -96,13 +96,12 @@ def test_images_have_the_size_and_colors_of_the_model(undisturbed: Attempt) -> N
         assert (image.size, image.mode) == ((8, 8), "RGB")
 
 
-def test_the_seeds_prove_the_pixels_of_each_image(undisturbed: Attempt) -> None:
+def test_the_seeds_have_the_hash_of_each_file(undisturbed: Attempt) -> None:
     rows = undisturbed.seeds()["images"]
     assert [row["index"] for row in rows] == list(range(COUNT))
     for row in rows:
-        with Image.open(undisturbed.context.outputs / row["path"]) as image:
-            pixels = np.asarray(image)
-        assert hashlib.sha256(pixels.tobytes()).hexdigest() == row["sha256"]
+        data = (undisturbed.context.outputs / row["path"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
         assert row["seed"] == seed_of(0, row["index"])
     assert len({row["sha256"] for row in rows}) == COUNT
 

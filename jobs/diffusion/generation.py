@@ -222,7 +222,7 @@ class Gallery:
             path = self._context.outputs / image_path(number)
             to_picture(pixels).save(path)
             self._context.artifact(path)
-            digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
             self.rows.append(
                 {"path": image_path(number), "index": number, "seed": seed, "sha256": digest}
             )
