@@ -87,12 +87,25 @@ def main() -> None:
         os.set_inheritable(pipe, False)  # to programs that the job starts
     os.register_at_fork(after_in_child=lambda: _cut_off(writer, control, events))
     faulthandler.enable()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # an up-to-date log
+    _open_log()
     final = _final_event(_lines(control), writer)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is decided
     writer.emit(final)
     _leave(1 if final["event"] == "failed" else 0)
+
+
+def _open_log() -> None:
+    """Print line by line, so that the log is up to date, and any name, UTF-8 or not.
+
+    A new stream: the template's may have been opened on a file, and a change of `errors` would ask
+    the pipe that took its place for its position.
+    """
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    stdout = io.FileIO(1, "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(stdout), "utf-8", errors="backslashreplace", line_buffering=True
+    )
 
 
 def _leave(code: int) -> NoReturn:
