@@ -327,12 +327,12 @@ class Uploads:
                 state = state_of(source)
                 if path in self._stored and self._stored[path][0] == state:
                     return
-                self._check_room(path, state.size)
-                self._under_way += state.size
+                more = self._check_room(path, state.size)
+                self._under_way += more
                 try:
                     file = await self._store_file(source, path)
                 finally:
-                    self._under_way -= state.size
+                    self._under_way -= more
         except FileRefused as error:
             self._refuse(path, str(error))
         except (ChecksumMismatch, FileNotFoundError) as error:
@@ -343,15 +343,20 @@ class Uploads:
             self._total_bytes += file.size
         self._report()
 
-    def _check_room(self, path: str, size: int) -> None:
-        """Raises OutputTooLarge, before a byte is sent: a sparse file may say that it has a TB."""
+    def _check_room(self, path: str, size: int) -> int:
+        """How many bytes more the process will have stored: a path that is sent again counts once.
+
+        Raises OutputTooLarge, before a byte is sent: a sparse file may say that it has a TB.
+        """
         stored = self._stored[path][1] if path in self._stored else self._others.get(path)
-        others = self._total_bytes + self._under_way - (stored.size if stored else 0)
+        before = stored.size if stored else 0
+        others = self._total_bytes + self._under_way - before
         if others + size > self._max_bytes:
             raise OutputTooLarge(
                 f"artifact {path!r} has {size} bytes: with the {others} bytes of the others, the "
                 f"process would store more than WORKER_MAX_OUTPUT_BYTES ({self._max_bytes})"
             )
+        return max(0, size - before)
 
     def _refuse(self, path: str, reason: str) -> None:
         self._refused.add(path, reason)

@@ -140,15 +140,18 @@ class Manifests:
 
 
 async def read_manifest(store: Store, process_id: str, attempt: int) -> tuple[ArtifactFile, ...]:
-    """The files that an attempt's manifest lists, or its list while it ran; perhaps none.
+    """The files that an attempt's manifest lists, or its list while it ran.
+
+    An attempt that died before it wrote either has taken over what the one before it lists.
 
     Raises:
         StorageFailure: the store does not answer.
     """
-    data = await _read(store, process_id, attempt)
-    if data is None:
-        return ()
-    return (await asyncio.to_thread(Manifest.model_validate_json, data)).files
+    for number in range(attempt, 0, -1):
+        data = await _read(store, process_id, number)
+        if data is not None:
+            return (await asyncio.to_thread(Manifest.model_validate_json, data)).files
+    return ()
 
 
 async def _read(store: Store, process_id: str, attempt: int) -> bytes | None:

@@ -88,6 +88,30 @@ async def test_it_is_there_while_the_next_attempt_runs(crowd):
 
 
 @pytest.mark.usefixtures("_inline")
+async def test_an_attempt_that_died_before_it_listed_anything_loses_nothing(crowd, monkeypatch):
+    first, other = crowd.worker(progress_write_seconds=0.1), crowd.worker()
+    start(first)
+    await told(other, len(FIRST))
+    await first.die()
+    second = crowd.heir()
+    claimed = asyncio.Event()
+
+    async def held(_self):
+        claimed.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads.Uploads, "inherit", held)
+        start(second)
+        await claimed.wait()
+        await second.die()
+    view = await start(crowd.heir())
+
+    assert (view["status"], view["attempt"]) == ("completed", 3)
+    assert len(await told(crowd.worker(), 3)) == 3
+
+
+@pytest.mark.usefixtures("_inline")
 async def test_what_a_fenced_attempt_adds_afterwards_never_counts(crowd):
     await taken_over(crowd)
     await crowd.store.put(artifact_key("p", 1, "late.txt"), b"of a zombie")

@@ -248,8 +248,8 @@ class Settings(BaseSettings):
         ByteSize,
         Field(
             gt=0,
-            description="What the artifacts of one process may hold, and a file of a checkpoint. "
-            "A larger one fails the process before it is sent.",
+            description="What the artifacts of one process may hold; one more fails the process "
+            "before it is sent. A checkpoint with a larger file is not kept.",
         ),
     ] = ByteSize(500 << 30)
     input_timeout_seconds: Annotated[
