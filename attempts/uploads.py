@@ -12,7 +12,7 @@ import logging
 import mimetypes
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from io import FileIO
 from typing import Final, Protocol, TypeVar
 
@@ -139,7 +139,8 @@ class Uploads:
             if self.inline_files() is None and self._total_bytes != listed:
                 listed = self._total_bytes
                 key = running_key(self._process_id, self._attempt)
-                await self._write_list(key, complete=False)
+                with suppress(UploadFailed, LeaseLost):  # the next list, or the manifest, says it
+                    await self._write_list(key, complete=False)
 
     def _take_over(self, files: Iterable[ArtifactFile]) -> None:
         for file in files:
@@ -407,22 +408,26 @@ class Uploads:
         checkpoint = Checkpoint(attempt=self._attempt, seq=sealed.seq, files=())
         folder, names = sealed.path, self._folder.names_while_job_lives
         count = await asyncio.to_thread(names) if listing.linked else NO_LINKS
-        files = [await self._send_part(checkpoint, folder, path, count) for path in listing.files]
+        files: list[CheckpointFile] = []
+        room = int(self._max_bytes)
+        for path in listing.files:
+            files.append(await self._send_part(checkpoint, folder, path, count, room))
+            room -= files[-1].size
         checkpoint = checkpoint.model_copy(update={"files": tuple(files)})
         before = self._lease.desired.checkpoints
         after = (await self._lease.change(lambda r: r.with_checkpoint(checkpoint))).checkpoints
         await self._forget([old for old in before if old not in after])
 
     async def _send_part(
-        self, checkpoint: Checkpoint, folder: str, path: str, count: NameCount
+        self, checkpoint: Checkpoint, folder: str, path: str, count: NameCount, room: int
     ) -> CheckpointFile:
         key = checkpoint_key(self._process_id, checkpoint, shown(path))
         async with self._opened(f"{folder}/{path}", count) as source:
             state = state_of(source)
-            if state.size > self._max_bytes:
+            if state.size > room:
                 raise OutputTooLarge(
-                    f"{path!r} has {state.size} bytes, more than WORKER_MAX_OUTPUT_BYTES "
-                    f"({self._max_bytes})"
+                    f"with the {state.size} bytes of {path!r} it would hold more than "
+                    f"WORKER_MAX_OUTPUT_BYTES ({self._max_bytes})"
                 )
             facts = await self._patiently(lambda: upload_file(self._store, source, key))
         return CheckpointFile(

@@ -21,6 +21,8 @@ from jobs import JOBS, Job
 class Params(BaseModel, frozen=True, extra="forbid"):
     first: tuple[str, ...]
     second: tuple[str, ...] = ()
+    #: Sizes of the files of a checkpoint, in bytes.
+    checkpoint: tuple[int, ...] = ()
 
 
 def run(context: JobContext, params: Params) -> JsonValue:
@@ -29,6 +31,12 @@ def run(context: JobContext, params: Params) -> JsonValue:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{name} of attempt {context.attempt}")
         context.artifact(path)
+    if params.checkpoint:
+        folder = context.checkpoints / "state"
+        folder.mkdir()
+        for number, size in enumerate(params.checkpoint):
+            (folder / str(number)).write_bytes(bytes(size))
+        context.checkpoint(folder)
     context.progress(1, 2)
     while context.attempt == 1:
         time.sleep(0.05)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crowd import on_every_store
+from child import runner
+from jobs import JOBS
+from tests import sampling_job
+from tests.crowd import on_every_store, until
 
 if TYPE_CHECKING:
     from tests.crowd import Crowd
@@ -42,6 +46,22 @@ async def test_a_sparse_file_costs_no_request(crowd: Crowd) -> None:
     assert view["failure"]["code"] == "output_too_large"
     assert str(1 << 42) in view["failure"]["message"]
     assert not worker.store.asked("upload", key="huge")
+
+
+async def test_a_checkpoint_that_holds_more_is_not_kept(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of its files count, not each by itself. The job goes on."""
+    monkeypatch.setitem(JOBS, "sampling", sampling_job.KINDS["sampling"])
+    monkeypatch.setattr(runner, "ENTRY", (sampling_job.__file__,))
+    worker = crowd.worker(max_output_bytes=1500)
+    params = {"first": [], "checkpoint": [1000, 1000]}
+    start = worker("start", kind="sampling", process_id="p", params=params)
+    worker.held.append(asyncio.create_task(start))
+    await until(lambda: "checkpoint 1 was not stored" in caplog.text)
+    assert "WORKER_MAX_OUTPUT_BYTES (1500)" in caplog.text
+    record = await crowd.record("p")
+    assert (record.status, record.checkpoints) == ("running", ())
 
 
 async def test_an_archive_is_held_to_it_too(crowd: Crowd) -> None:

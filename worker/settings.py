@@ -249,7 +249,7 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             description="What the artifacts of one process may hold; one more fails the process "
-            "before it is sent. A checkpoint with a larger file is not kept.",
+            "before it is sent. A checkpoint that holds more is not kept.",
         ),
     ] = ByteSize(500 << 30)
     input_timeout_seconds: Annotated[

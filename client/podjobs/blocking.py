@@ -117,7 +117,7 @@ class Endpoint:
         return self._portal.call(lambda: self._own.health(deep=deep))
 
     def metrics(self) -> Reply:
-        """What this worker, and all live ones together, have done."""
+        """The figures of this worker, and of all live ones together."""
         return self._portal.call(self._own.metrics)
 
     def ask(self, request: Mapping[str, Any]) -> Reply:

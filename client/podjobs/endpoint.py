@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 #: How the worker names what it brings itself; anything else in `inputs` is a local path.
 REMOTE_SOURCES = ("folder:", "process:", "key:", "https://", "http://")
 STORE_TIMEOUT = httpx.Timeout(30.0, read=120.0, write=120.0, pool=None)
-PathLike = "str | os.PathLike[str]"
 
 
 def _nothing(_: int) -> None:
@@ -171,7 +170,7 @@ class AsyncEndpoint:
         return await uploader.upload(name, files, overwrite=overwrite or folder is None, sent=sent)
 
     async def _source(self, source: str | os.PathLike[str], sent: Callable[[int], None]) -> str:
-        """What the start names for an input; a local one is uploaded first."""
+        """The source of an input as the start names it; a local one is uploaded first."""
         text = os.fspath(source)
         if text.startswith(REMOTE_SOURCES):
             return text
@@ -200,7 +199,7 @@ class AsyncEndpoint:
         return await self.ask({"action": "health", "deep": deep})
 
     async def metrics(self) -> Reply:
-        """What this worker, and all live ones together, have done."""
+        """The figures of this worker, and of all live ones together."""
         return await self.ask({"action": "metrics"})
 
     async def ask(self, request: Mapping[str, Any], *, low_priority: bool = False) -> Reply:

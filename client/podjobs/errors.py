@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions: one class for each code that a caller may want to catch.
+"""The exceptions of the package: one class for each code that a caller may want to catch.
 
 A worker refuses a request with `{"code", "message", "retryable"}`; a process that failed has the
 same in its `failure`. `error_of` turns both into an exception. Codes without a class of their own

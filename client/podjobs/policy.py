@@ -1,4 +1,4 @@
-"""What RunPod is told about a start: how long it may run, and how long it may wait. Pure.
+"""RunPod's policy for a start: how long it may run, and how long it may wait. Pure.
 
 Without it the platform ends a job after ten minutes.
 """

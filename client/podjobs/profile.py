@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ def load_profile(
 
 
 def saved_profile() -> dict[str, str]:
-    """What `podjobs login` saved; empty if it never did.
+    """The fields that `podjobs login` saved; empty if it never did.
 
     Raises:
         NotConfigured: the file is damaged.
@@ -69,7 +70,9 @@ def saved_profile() -> dict[str, str]:
 def save_profile(**fields: str | None) -> Path:
     """Save what is given beside what is there, readable by this user alone."""
     place = profile_path()
-    kept = saved_profile() if place.exists() else {}
+    kept: dict[str, str] = {}
+    with suppress(NotConfigured):  # a damaged file is replaced
+        kept = saved_profile()
     kept |= {name: value for name, value in fields.items() if value is not None}
     place.parent.mkdir(parents=True, exist_ok=True)
     fresh = place.with_suffix(".new")

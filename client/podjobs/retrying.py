@@ -62,7 +62,7 @@ def delay_after(attempt: int, response: httpx.Response | None = None) -> float:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """What the header Retry-After asks for: seconds, or a date by the server's own clock."""
+    """Seconds that the header Retry-After asks for; a date is read by the server's own clock."""
     value: str = response.headers.get("Retry-After", "")
     if value.isdigit():
         return float(value)

@@ -252,7 +252,7 @@ def _object(response: httpx.Response) -> Reply | None:
 
 
 def _sentence(response: httpx.Response) -> str:
-    """What an error answer says, in at most a line."""
+    """The sentence of an error answer, in at most a line."""
     answer = _object(response) or {}
     said = answer.get("error") or answer.get("detail") or response.text
     return " ".join(str(said).split())[:300]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
@@ -34,7 +35,7 @@ ROUNDS = 3
 
 
 class Uploaded(NamedTuple):
-    """What an upload did."""
+    """The outcome of an upload."""
 
     folder: str
     files: int
@@ -42,6 +43,23 @@ class Uploaded(NamedTuple):
     #: Files and bytes that were sent; the others were there already.
     sent_files: int
     sent_bytes: int
+
+
+@dataclass
+class _Upload:
+    """The state of an upload over its rounds."""
+
+    files: dict[str, LocalFile]
+    #: Paths that are in the folder, and those of them that were sent by this upload.
+    arrived: set[str] = field(default_factory=set)
+    sent: set[str] = field(default_factory=set)
+    #: Of files that go in parts.
+    ids: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[LocalFile]:
+        """Files that have not arrived, in their order."""
+        return [file for path, file in self.files.items() if path not in self.arrived]
 
 
 class Uploader:
@@ -72,40 +90,38 @@ class Uploader:
                 f"{len(files)} files are too many for one folder (at most {MAX_FILES})",
                 next_step="pack them into a zip; kinds that read images take one",
             )
-        by_path = {file.path: file for file in files}
-        upload_ids: dict[str, str] = {}
-        arrived, sent_paths = set[str](), set[str]()
+        upload = _Upload({file.path: file for file in files})
         for _ in range(ROUNDS):
-            missing = [file for file in files if file.path not in arrived]
-            rows = [row async for row in self._rows(folder, missing, overwrite=overwrite)]
-            if different := [row.path for row in rows if row.via == "differs"]:
-                raise WorkerError(
-                    f"the folder {folder} holds another file {different[0]!r}",
-                    code="upload_refused",
-                    next_step="choose another folder, or overwrite what is there",
-                )
-            todo = [row for row in rows if row.via != "exists"]
-            arrived |= {row.path for row in rows if row.via == "exists"}
-            upload_ids |= {row.path: row.upload_id for row in todo if row.upload_id}
-            done = await self._send_all(folder, todo, by_path, sent, overwrite=overwrite)
-            sent_paths |= done
-            arrived |= done
-            if len(arrived) == len(by_path):
+            await self._send_missing(folder, upload, sent, overwrite=overwrite)
+            if not upload.missing:
                 break
         else:
-            raise TransferFailed(f"{len(by_path) - len(arrived)} files could not be sent")
-        await self._asks.ask(
-            {
-                "action": "upload",
-                "folder": folder,
-                "complete": True,
-                "overwrite": overwrite,
-                "files": [_announced(file, upload_ids.get(file.path)) for file in files],
-            }
-        )
+            raise TransferFailed(f"{len(upload.missing)} files could not be sent")
+        announced = [_announced(file, upload.ids.get(file.path)) for file in files]
+        request: Reply = {"action": "upload", "folder": folder, "complete": True}
+        await self._asks.ask({**request, "overwrite": overwrite, "files": announced})
         total = sum(file.size for file in files)
-        sent_bytes = sum(by_path[path].size for path in sent_paths)
-        return Uploaded(folder, len(files), total, len(sent_paths), sent_bytes)
+        sent_bytes = sum(upload.files[path].size for path in upload.sent)
+        return Uploaded(folder, len(files), total, len(upload.sent), sent_bytes)
+
+    async def _send_missing(
+        self, folder: str, upload: _Upload, sent: Callable[[int], None], *, overwrite: bool
+    ) -> None:
+        """Ask how to send the files that are missing, and send them; links may expire meanwhile."""
+        rows = [row async for row in self._rows(folder, upload.missing, overwrite=overwrite)]
+        for row in rows:
+            if row.via == "differs":
+                raise WorkerError(
+                    f"the folder {folder} holds another file {row.path!r}",
+                    code="upload_refused",
+                    next_step="choose another folder, or overwrite the files in it",
+                )
+        todo = [row for row in rows if row.via != "exists"]
+        upload.arrived |= {row.path for row in rows if row.via == "exists"}
+        upload.ids |= {row.path: row.upload_id for row in todo if row.upload_id}
+        done = await self._send_all(folder, todo, upload.files, sent, overwrite=overwrite)
+        upload.sent |= done
+        upload.arrived |= done
 
     async def _rows(
         self, folder: str, files: Sequence[LocalFile], *, overwrite: bool

@@ -36,7 +36,6 @@ JOB_SECONDS = 15.0
 LONG_POLL_SECONDS = 20.0
 #: The workers' default lease: a record that has not been written for longer has no worker.
 LEASE_SECONDS = 30.0
-LOG_LINES = 1000
 
 
 class Watch:

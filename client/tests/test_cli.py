@@ -14,7 +14,9 @@ import pytest
 from podjobs import retrying
 from podjobs.cli.app import app, run_command
 from podjobs.cli.display import sparkline
+from podjobs.cli.following import exit_code
 from podjobs.cli.schema import param_rows
+from podjobs.models import View
 from podjobs.policy import policy_of
 from podjobs.profile import load_profile, profile_path, save_profile
 from podjobs.retrying import delay_after
@@ -60,6 +62,31 @@ def test_login_saves_a_profile_that_only_its_owner_can_read() -> None:
     assert load_profile() == ("e", "c", "k")
     if os.name != "nt":
         assert stat.S_IMODE(profile_path().stat().st_mode) == 0o600
+
+
+def test_login_replaces_a_damaged_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    profile_path().parent.mkdir(parents=True)
+    profile_path().write_text("{half")
+    assert run_command(["ps", "--endpoint", "e"]) == 1
+    assert "podjobs login" in capsys.readouterr().err
+    assert run_command(["login", "--key", "k", "--endpoint", "e"]) == 0
+    assert load_profile() == ("e", None, "k")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exits"),
+    [
+        ("completed", "", 0),
+        ("failed", "job_error", 1),
+        ("cancelled", "", 3),
+        ("cancelled", "stopped_by_platform", 4),
+        ("interrupted", "", 4),
+    ],
+)
+def test_the_exit_code_says_how_the_process_ended(status: str, code: str, exits: int) -> None:
+    failure = {"code": code, "message": ""} if code else None
+    view = View.model_validate({"process_id": "p", "status": status, "failure": failure})
+    assert exit_code(view) == exits
 
 
 def test_an_argument_wins_over_the_environment_and_that_over_the_profile(

@@ -33,7 +33,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 24
 #: A line of progress at most this often where nothing can be drawn anew.
 LINE_SECONDS = 10.0
-#: What a phase is called on the screen.
+#: Names of phases on the screen.
 PHASES = {
     "inputs": "fetching inputs",
     "startup": "starting",
@@ -61,7 +61,7 @@ class Display:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        _trace: TracebackType | None,
     ) -> None:
         self._live.stop()
 

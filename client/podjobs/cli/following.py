@@ -16,9 +16,14 @@ if TYPE_CHECKING:
     from podjobs.downloads import Fetched
     from podjobs.endpoint import AsyncProcess
 
-#: What the shell gets to know: the status of the process.
+#: The status of the process as an exit code.
 EXIT_CODES = {"completed": 0, "failed": 1, "cancelled": 3, "interrupted": 4}
 INTERRUPTED_BY_KEY = 130
+
+
+def exit_code(view: View) -> int:
+    """The exit code for the end of a process; 4: only a new start would carry it on."""
+    return 4 if view.stopped_by_platform else EXIT_CODES.get(view.status, 1)
 
 
 async def follow(

@@ -1,4 +1,4 @@
-"""What commands print: tables and sentences for people, JSON for programs. One place prints."""
+"""Printing: tables and sentences for people, JSON for programs."""
 
 from __future__ import annotations
 
