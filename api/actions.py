@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    FailFast,
     Field,
     JsonValue,
     StringConstraints,
@@ -27,6 +28,8 @@ ProcessId = Annotated[str, StringConstraints(pattern=ID_PATTERN, strict=True)]
 Folder = Annotated[str, StringConstraints(pattern=ID_PATTERN, strict=True)]
 #: Files of one `upload`: a folder of so many is brought, and completed, as a whole.
 MAX_FILES = 10_000
+#: What a field may hold, objects and lists alike.
+MAX_ENTRIES = {"inputs": 64, "labels": 32, "process_ids": 50, "files": MAX_FILES}
 #: Lines of one reply of `logs`.
 MAX_LOG_LINES = 10_000
 
@@ -81,10 +84,12 @@ class StartAction(Action):
         default=None, description="Your name for it. Default: RunPod's job id."
     )
     inputs: dict[InputName, Annotated[Input, BeforeValidator(_as_input)]] = Field(
-        default={}, max_length=64, description="What the job finds under `inputs`, by name."
+        default={},
+        max_length=MAX_ENTRIES["inputs"],
+        description="What the job finds under `inputs`, by name.",
     )
     labels: dict[_LabelName, _Label] = Field(
-        default={}, max_length=32, description="Kept with the process, for you."
+        default={}, max_length=MAX_ENTRIES["labels"], description="Kept with the process, for you."
     )
     timeout_seconds: float | None = Field(
         default=None, gt=0, le=7 * 86400, description="Ends an attempt that runs longer."
@@ -166,7 +171,7 @@ class BulkDownloadAction(Action):
     """Links to the artifacts of many processes, or one zip of them all."""
 
     action: Literal["bulk_download"]
-    process_ids: list[ProcessId] = Field(min_length=1, max_length=50)
+    process_ids: list[ProcessId] = Field(min_length=1, max_length=MAX_ENTRIES["process_ids"])
     pattern: Pattern | None = Field(
         default=None, description="A glob over artifact paths; `*` also crosses `/`."
     )
@@ -234,7 +239,8 @@ class UploadAction(Action):
 
     action: Literal["upload"]
     folder: Folder
-    files: list[UploadFile] = Field(default=[], max_length=MAX_FILES)
+    #: The first wrong file alone is told: an error for each of thousands takes too long.
+    files: Annotated[list[UploadFile], FailFast()] = Field(default=[], max_length=MAX_FILES)
     chunk: UploadChunk | None = None
     complete: bool = Field(
         default=False, description="All is there: check `files`, and make the folder ready."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from api.about import AboutActions
 from api.actions import (
@@ -20,6 +21,7 @@ from api.actions import (
     StartAction,
 )
 from api.files import FileActions
+from api.limits import check_size
 from api.logs import LogActions
 from api.parsing import parse_action
 from api.progress import Show, progress_shown
@@ -36,6 +38,9 @@ from storage import PresignUnsupported, StorageFailure, Store
 from utils import WorkerError
 from worker.redaction import Redactor
 from worker.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: How long links in a finished start's reply stay valid.
 LINKS_SECONDS = 3600
@@ -85,10 +90,12 @@ class Answers:
             WorkerError: the request failed.
             HandedBack: a start that another worker has to see through.
         """
-        action = parse_action(job.get("input"))
+        request = job.get("input")
+        small = check_size(request).small
+        action = await _read(small, parse_action, request)
         match action:
             case StartAction():
-                return await self._start(action, job, show)
+                return await self._start(action, job, show, small=small)
             case ProcessStatusAction():
                 return await self._process_status(action)
             case ProcessesAction():
@@ -106,13 +113,15 @@ class Answers:
             case _:
                 return await self._files.answer(action)
 
-    async def _start(self, action: StartAction, job: dict[str, Any], show: Show) -> Reply:
+    async def _start(
+        self, action: StartAction, job: dict[str, Any], show: Show, *, small: bool
+    ) -> Reply:
         if self._settings.role == "control":
             raise Refused(
                 "this worker has the role `control` and runs no jobs; send `start` to the GPU "
                 "endpoint"
             )
-        start = await self._start_of(action, job)
+        start = await self._start_of(action, job, small=small)
         if not action.detach:
             return await self._see_through(start, show)
         if not self._settings.allow_detach:
@@ -124,12 +133,12 @@ class Answers:
             raise HandedBack
         return await self._view(await self._manager.begin(start))
 
-    async def _start_of(self, action: StartAction, job: dict[str, Any]) -> Start:
+    async def _start_of(self, action: StartAction, job: dict[str, Any], *, small: bool) -> Start:
         if action.kind:
-            return self._starts.of(action, job)
+            return await _read(small, self._starts.of, action, job)
         assert action.process_id is not None
         snapshot = await self._lookup.get_patiently(action.process_id)
-        return self._starts.again(snapshot.record, action, job)
+        return await asyncio.to_thread(self._starts.again, snapshot.record, action, job)
 
     async def _see_through(
         self, start: Start, show: Show, *, expires_in: int = LINKS_SECONDS
@@ -194,3 +203,10 @@ class Answers:
         if not snapshot.record.released:
             reply["links"] = {**await self._manager.links(snapshot.record)}
         return reply
+
+
+async def _read(small: bool, read: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
+    """What `read` makes of a request; a large one is read in a thread."""
+    if small:
+        return read(*args, **options)
+    return await asyncio.to_thread(read, *args, **options)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from api.actions import BulkDownloadAction, StartAction
-from api.parsing import check_input, parse_params, process_id_of
+from api.parsing import InvalidRequest, check_input, parse_params, process_id_of
 from attempts.archive import ARCHIVE
 from inputs.sources import Input, is_whole
 from jobs import COMMAND
@@ -17,8 +18,11 @@ from records.delivery import Start
 from records.record import Record
 from records.replies import Reply
 from utils import WorkerError, new_id
-from worker.redaction import MASK, MASKED_BY_PYDANTIC, Redactor, secrets_in
+from worker.redaction import MASK, MASKED_BY_PYDANTIC, MIN_LENGTH, Redactor, secrets_in
 from worker.settings import Settings
+
+#: Each line of a process's log is searched for each of them.
+MAX_SECRETS = 500
 
 
 class CannotRepeat(WorkerError):
@@ -44,7 +48,7 @@ class Starts(NamedTuple):
             check_input(name, asked, self.settings)
         valid = parse_params(action.kind, action.params, self.programs)
         masked = self.redactor.fields(valid)
-        secrets = (*secrets_in(action.params, masked), *_secrets_in_links(action))
+        secrets = _bounded(chain(secrets_in(action.params, masked), _secrets_in_links(action)))
         known = self.redactor.knowing(secrets)
         return Start(
             process_id=_process_id(action.process_id, job),
@@ -81,6 +85,24 @@ class Starts(NamedTuple):
             asked |= {"timeout_seconds": record.timeout_seconds}
             start = self.of(action.model_copy(update=asked), job)
         return start._replace(repeats=record.request_hash)
+
+
+def _bounded(secrets: Iterable[str]) -> tuple[str, ...]:
+    """Those that are long enough to be looked for.
+
+    Raises:
+        InvalidRequest: there are more than MAX_SECRETS.
+    """
+    found: set[str] = set()
+    for value in secrets:
+        if len(value) >= MIN_LENGTH:
+            found.add(value)
+        if len(found) > MAX_SECRETS:
+            raise InvalidRequest(
+                f"the request holds more than {MAX_SECRETS} secret values; the values in the "
+                "queries of links are counted, too"
+            )
+    return tuple(sorted(found))
 
 
 def _left_out(record: Record) -> Iterator[str]:

@@ -345,8 +345,9 @@ class _Folders:
 
     async def _now(self, folder: str) -> Mapping[str, InputFile]:
         if folder not in self._found:
-            contents = await until_answered(lambda: self._folders.contents(folder))
-            self._found[folder] = contents.named(self._completed[folder]).files
+            paths = self._completed[folder]
+            contents = await until_answered(lambda: self._folders.contents(folder, paths))
+            self._found[folder] = contents.files
         return self._found[folder]
 
 

@@ -102,7 +102,8 @@ def in_key(path: str) -> str:
     if _HASHED.fullmatch(path):
         return path  # as a listing shows a key whose path no manifest has told yet
     text = _LIKE_AN_ESCAPE.sub("%{25}", path)
-    text = "".join(each if is_for_keys(each) else _escaped(each) for each in text)
+    if not text.isprintable() or "\\" in text:
+        text = "".join(each if is_for_keys(each) else _escaped(each) for each in text)
     text = text if unicodedata.is_normalized("NFC", text) else _normalized(text)
     if _size(text) <= MAX_IN_KEY and max(map(_size, text.split("/"))) <= MAX_PART_BYTES:
         return text

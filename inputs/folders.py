@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import NamedTuple
 
 from inputs.announcements import Announcements, bound, check_room, news
@@ -96,9 +96,9 @@ class InputFolders:
         Raises:
             UploadRefused: a limit would be exceeded, or a file has too many parts.
         """
-        there = (await self.contents(folder)).named(file.path for file in files)
+        there = await self.contents(folder, [file.path for file in files])
         check_room(there.announcements)
-        check_limits(files, there, self._settings)
+        await asyncio.to_thread(check_limits, files, there, self._settings)
         counts = [self._parts(file) for file in files]
         for file, parts in [*zip(files, counts, strict=True)][skip:]:
             await asyncio.sleep(0)  # thousands of files: others have their turn between two
@@ -157,7 +157,7 @@ class InputFolders:
             UploadRefused: a limit would be exceeded, or a file of this name is there already.
         """
         file_key(folder, path)  # or no file may have this path
-        there = (await self.contents(folder)).named([path])
+        there = await self.contents(folder, [path])
         if path in there.files and not overwrite:
             raise is_there_already(path)
         others = sum(row.size for at, row in there.chunks_of(path).items() if at != offset)
@@ -188,16 +188,16 @@ class InputFolders:
             )
         before = await self.announcements.read(there.announcements)
         paths = {*before.promises, *(file.path for file in announced)}
-        there = there.named(paths)
+        there = await asyncio.to_thread(there.named, paths)
         new = news(announced, before.promises)
         announced = bound(announced, before.promises, there.files)
-        check_limits(announced, there, self._settings)
+        await asyncio.to_thread(check_limits, announced, there, self._settings)
         apart = [file for file in announced if file.upload_id or there.chunks_of(file.path)]
         hashed = {
             file.path for file in apart if await self._put_together(folder, file, there, overwrite)
         }
         if apart:
-            there = (await self.contents(folder)).named(paths)
+            there = await self.contents(folder, paths)
         check_sizes(announced, there.files)
         known = await self._prove(folder, announced, there.files, hashed)
         manifest = await self._list_all(folder, announced, known, paths)
@@ -213,7 +213,7 @@ class InputFolders:
         anew again when another has written the manifest since it was read."""
         while True:
             last = await self._last(folder)
-            there = (await self.contents(folder)).named(paths).files
+            there = (await self.contents(folder, paths)).files
             check_sizes(announced, there)
             if not there:
                 raise UnknownFolder(f"there is no input folder {folder!r}")
@@ -342,10 +342,13 @@ class InputFolders:
         files = list(callers_files(page.objects, prefix))
         return files, page.next.removeprefix(prefix) if page.next else None
 
-    async def contents(self, folder: str) -> FolderContents:
-        """What lies there now, complete or not. One request for 1000 objects."""
+    async def contents(self, folder: str, paths: Iterable[str] = ()) -> FolderContents:
+        """What lies there now, complete or not, with the names of `paths`.
+
+        One request for 1000 objects, which a thread reads: there may be 10,000.
+        """
         rows = [row async for row in list_all(self._store, f"{PREFIX}{folder}/")]
-        return contents_of(folder, rows)
+        return await asyncio.to_thread(lambda: contents_of(folder, rows).named(paths))
 
     async def _facts(self, key: str) -> ObjectFacts | None:
         try:
